@@ -1,0 +1,3 @@
+//! The command `ringfence`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! A cgroup manager for virtual containers.
