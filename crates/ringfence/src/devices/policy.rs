@@ -1,0 +1,316 @@
+//! What all device rules together mean: a default, and exceptions from it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Access, DeviceKind, DeviceRule, Numbers, RuleKind};
+use crate::{Error, Report, Result};
+
+/// What happens to an access that no exception speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It is allowed.
+    Allow,
+    /// It is denied.
+    Deny,
+}
+
+/// Some devices, and an access to them that is not treated as the default has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Exception {
+    /// Character or block.
+    #[serde(rename = "type")]
+    pub kind: DeviceKind,
+    /// Which numbers; in JSON `major` and `minor`, each a number or `"*"`.
+    #[serde(flatten, with = "star")]
+    pub numbers: Numbers,
+    /// The access.
+    pub access: Access,
+}
+
+/// A default and the exceptions from it.
+///
+/// The meaning is that of the kernel's v1 device controller. Under default deny, an access is allowed if one exception
+/// covers all of it: reading and writing at once is not covered by one that reads and another that writes. Under
+/// default allow, it is denied if any exception overlaps it. An exception that is wider than another stays beside it.
+///
+/// JSON: `{"default": "deny", "exceptions": [{"type": "c", "major": 1, "minor": "*", "access": "rwm"}]}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Json", into = "Json")]
+pub struct DevicePolicy {
+    default: Verdict,
+    exceptions: BTreeMap<(DeviceKind, Numbers), Access>,
+}
+
+/// Whether an access is allowed, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Whether it is allowed.
+    pub allowed: bool,
+    /// The exception that decided, as a rule; or the default, as a rule for every device.
+    pub by: DeviceRule,
+}
+
+impl Exception {
+    fn rule(self, allow: bool) -> DeviceRule {
+        let Self { kind, numbers, access } = self;
+        DeviceRule { allow, kind: RuleKind::Only(kind), numbers, access, path: None }
+    }
+}
+
+impl DevicePolicy {
+    /// Every device denied: what a sandbox without rules has.
+    pub fn deny_all() -> Self {
+        Self { default: Verdict::Deny, exceptions: BTreeMap::new() }
+    }
+
+    /// Every device allowed.
+    pub fn allow_all() -> Self {
+        Self { default: Verdict::Allow, exceptions: BTreeMap::new() }
+    }
+
+    /// The policy that rules make, beginning with every device denied; later rules win.
+    ///
+    /// Errors: those of [`DevicePolicy::apply`].
+    pub fn from_rules(rules: &[DeviceRule]) -> Result<(Self, Report)> {
+        let (mut policy, mut report) = (Self::deny_all(), Report::default());
+        for rule in rules {
+            policy.apply(rule, &mut report)?;
+        }
+        Ok((policy, report))
+    }
+
+    /// The policy of a caller's rules with others below them: runtime defaults and a hypervisor's profile.
+    ///
+    /// The others come right after the caller's last rule for every device (first, if there is none): before the
+    /// caller's specific rules, which can so take them away. If those take away a rule of `required`, it is reported.
+    ///
+    /// Errors: those of [`DevicePolicy::apply`].
+    pub fn with_base(
+        caller: &[DeviceRule],
+        base: &[DeviceRule],
+        required: &[DeviceRule],
+    ) -> Result<(Self, Report)> {
+        let resets = caller.iter().rposition(|rule| rule.kind == RuleKind::All).map_or(0, |last| last + 1);
+        let (start, specific) = caller.split_at_checked(resets).unwrap_or((caller, &[]));
+        let (mut policy, mut report) = (Self::deny_all(), Report::default());
+        for rule in start.iter().chain(base).chain(specific) {
+            policy.apply(rule, &mut report)?;
+        }
+        for need in required.iter().filter(|need| !policy.check_rule(need).allowed) {
+            let taken_by = specific.iter().rfind(|rule| !rule.allow && rule.overlaps(need));
+            report.add(
+                "devices",
+                taken_by.map_or_else(|| "deny".to_owned(), DeviceRule::sentence),
+                format!("obeyed, but the hypervisor profile requires {}", need.with_path()),
+            );
+        }
+        Ok((policy, report))
+    }
+
+    /// Applies one more rule, which wins over those before.
+    ///
+    /// A rule for every device resets the policy. One against the default makes an exception. One with the default
+    /// takes from the exceptions that lie within it. What it would have to cut out of a wider exception cannot be
+    /// expressed: reading and writing is an error, of which nothing was applied; where it is only mknod, that stays and
+    /// the report says so.
+    pub fn apply(&mut self, rule: &DeviceRule, report: &mut Report) -> Result<()> {
+        rule.validate()?;
+        let verdict = if rule.allow { Verdict::Allow } else { Verdict::Deny };
+        match rule.kind {
+            RuleKind::All => *self = Self { default: verdict, exceptions: BTreeMap::new() },
+            RuleKind::Only(kind) if verdict != self.default => {
+                self.insert(Exception { kind, numbers: rule.numbers, access: rule.access });
+            }
+            RuleKind::Only(kind) => self.take(kind, rule, report)?,
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, kind: DeviceKind, rule: &DeviceRule, report: &mut Report) -> Result<()> {
+        let touched = |exception: &Exception| {
+            exception.kind == kind
+                && exception.numbers.overlaps(rule.numbers)
+                && exception.access.intersects(rule.access)
+        };
+        let (within, wider): (Vec<_>, Vec<_>) =
+            self.exceptions().filter(touched).partition(|exception| rule.numbers.contains(exception.numbers));
+        let done = if rule.allow { "denied" } else { "allowed" };
+        let read_write = rule.access.minus(Access::MKNOD);
+        if let Some(wide) =
+            wider.iter().find(|wide| read_write.is_some_and(|cut| cut.intersects(wide.access)))
+        {
+            let allowed = format!(
+                "{wide} is {done}, and no cgroup can take a part out of it: name the whole of it, or only its parts"
+            );
+            return Err(Error::invalid("devices", rule.sentence(), allowed));
+        }
+        for wide in wider {
+            report.add("devices", rule.sentence(), format!("mknod stays {done}, by the wider {wide}"));
+        }
+        for Exception { kind, numbers, access } in within {
+            match access.minus(rule.access) {
+                Some(rest) => self.exceptions.insert((kind, numbers), rest),
+                None => self.exceptions.remove(&(kind, numbers)),
+            };
+        }
+        Ok(())
+    }
+
+    /// Adds to the exceptions.
+    pub(super) fn insert(&mut self, Exception { kind, numbers, access }: Exception) {
+        self.exceptions.entry((kind, numbers)).and_modify(|had| *had = had.union(access)).or_insert(access);
+    }
+
+    /// What happens to an access that no exception speaks of.
+    pub fn default_verdict(&self) -> Verdict {
+        self.default
+    }
+
+    /// The exceptions, sorted; no two are for the same type and numbers.
+    pub fn exceptions(&self) -> impl DoubleEndedIterator<Item = Exception> + '_ {
+        self.exceptions.iter().map(|(&(kind, numbers), &access)| Exception { kind, numbers, access })
+    }
+
+    /// Of `wanted`, what the exception for exactly these devices lacks; all of it where there is none.
+    pub(super) fn lacks(&self, wanted: Exception) -> Option<Exception> {
+        let missing = match self.exceptions.get(&(wanted.kind, wanted.numbers)) {
+            Some(had) => wanted.access.minus(*had)?,
+            None => wanted.access,
+        };
+        Some(Exception { access: missing, ..wanted })
+    }
+
+    /// The shortest rules that make this policy, whatever was before.
+    pub fn to_rules(&self) -> Vec<DeviceRule> {
+        let against = self.default == Verdict::Deny;
+        let exceptions = self.exceptions().map(|exception| exception.rule(against));
+        std::iter::once(self.default.rule()).chain(exceptions).collect()
+    }
+
+    /// Whether one access, such as opening a device for reading and writing, is allowed, and by what.
+    pub fn check(&self, kind: DeviceKind, major: u32, minor: u32, access: Access) -> Decision {
+        self.decide(Exception { kind, numbers: Numbers { major: Some(major), minor: Some(minor) }, access })
+    }
+
+    /// Whether all that the rule speaks of is allowed, and by what, or by what a part of it is not. Whether the rule
+    /// itself is to allow or to deny does not matter.
+    pub fn check_rule(&self, rule: &DeviceRule) -> Decision {
+        let of = |kind| self.decide(Exception { kind, numbers: rule.numbers, access: rule.access });
+        match rule.kind {
+            RuleKind::Only(kind) => of(kind),
+            RuleKind::All => Some(of(DeviceKind::Block))
+                .filter(|blocks| !blocks.allowed)
+                .unwrap_or_else(|| of(DeviceKind::Char)),
+        }
+    }
+
+    fn decide(&self, asked: Exception) -> Decision {
+        let decides = |exception: &Exception| match self.default {
+            Verdict::Deny => {
+                exception.numbers.contains(asked.numbers) && exception.access.contains(asked.access)
+            }
+            Verdict::Allow => {
+                exception.numbers.overlaps(asked.numbers) && exception.access.intersects(asked.access)
+            }
+        };
+        // Numbers sort after `*`: from the end, the narrowest comes first.
+        match self.exceptions().rev().find(|exception| exception.kind == asked.kind && decides(exception)) {
+            Some(exception) => {
+                let allowed = self.default == Verdict::Deny;
+                Decision { allowed, by: exception.rule(allowed) }
+            }
+            None => Decision { allowed: self.default == Verdict::Allow, by: self.default.rule() },
+        }
+    }
+}
+
+impl Verdict {
+    /// The rule for every device that sets it.
+    pub(super) fn rule(self) -> DeviceRule {
+        match self {
+            Self::Allow => DeviceRule::allow_all(),
+            Self::Deny => DeviceRule::deny_all(),
+        }
+    }
+}
+
+impl fmt::Display for Exception {
+    /// As the kernel's v1 files have it: `c 1:3 rwm`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.kind, self.numbers, self.access)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Json {
+    default: Verdict,
+    #[serde(default)]
+    exceptions: Vec<Exception>,
+}
+
+impl From<DevicePolicy> for Json {
+    fn from(policy: DevicePolicy) -> Self {
+        Self { default: policy.default, exceptions: policy.exceptions().collect() }
+    }
+}
+
+impl From<Json> for DevicePolicy {
+    fn from(json: Json) -> Self {
+        let mut policy = Self { default: json.default, exceptions: BTreeMap::new() };
+        json.exceptions.into_iter().for_each(|exception| policy.insert(exception));
+        policy
+    }
+}
+
+/// Numbers in JSON: a number or `"*"`.
+mod star {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Numbers;
+
+    #[derive(Serialize, Deserialize)]
+    struct Json {
+        major: Number,
+        minor: Number,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Number {
+        One(u32),
+        Any(String),
+    }
+
+    impl From<Option<u32>> for Number {
+        fn from(number: Option<u32>) -> Self {
+            number.map_or_else(|| Self::Any("*".to_owned()), Self::One)
+        }
+    }
+
+    impl Number {
+        fn read<E: Error>(self) -> Result<Option<u32>, E> {
+            match self {
+                Self::One(number) if number != Numbers::KERNELS_ANY => Ok(Some(number)),
+                Self::Any(star) if star == "*" => Ok(None),
+                _ => Err(E::custom("a device number is 0 to 4294967294 or \"*\"")),
+            }
+        }
+    }
+
+    pub(super) fn serialize<S: Serializer>(numbers: &Numbers, serializer: S) -> Result<S::Ok, S::Error> {
+        Json { major: numbers.major.into(), minor: numbers.minor.into() }.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Numbers, D::Error> {
+        let Json { major, minor } = Json::deserialize(deserializer)?;
+        Ok(Numbers { major: major.read()?, minor: minor.read()? })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,265 @@
+//! What there is on this machine: cgroup mode, hierarchies, what the kernel can do, devices.
+//!
+//! A [`Host`] is a value: the planner is given one and asks the kernel nothing. It comes from [`Host::detect`], from
+//! the JSON of another machine, or from [`Host::standard`].
+
+mod controller;
+mod detect;
+mod devices;
+mod hierarchies;
+mod mountinfo;
+mod probe;
+mod roots;
+mod standard;
+mod topology;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use roots::Roots;
+
+pub use controller::Controller;
+
+use crate::devices::DeviceKind;
+use crate::path::is_page_size;
+use crate::resources::CpuSet;
+use crate::{Error, Result};
+
+/// The host's cgroup mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Version 1 alone.
+    V1,
+    /// Version 1 controllers with a version 2 tree beside them.
+    Hybrid,
+    /// Version 2 alone ("unified").
+    V2,
+}
+
+/// The version of one hierarchy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Version {
+    /// A version 1 hierarchy.
+    V1,
+    /// The version 2 tree.
+    V2,
+}
+
+/// One mounted cgroup hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hierarchy {
+    /// v1 or v2.
+    pub version: Version,
+    /// The directory of its root cgroup, as far as this process sees it.
+    pub root: PathBuf,
+    /// The controllers that it offers. v2: those of `cgroup.controllers` in its root.
+    pub controllers: Vec<Controller>,
+    /// The name of a v1 hierarchy without controllers (`systemd` for `name=systemd`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// A cpuset mounted with `noprefix` has `cpus` where others have `cpuset.cpus`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub noprefix: bool,
+}
+
+/// What this kernel can do, each probed, not concluded from its version.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// `cgroup.kill` (Linux 5.14).
+    pub cgroup_kill: bool,
+    /// Pressure stall information (`cpu.pressure`, …).
+    pub psi: bool,
+    /// `memory.peak` (Linux 5.19; v1's `memory.max_usage_in_bytes` is older than all that is supported).
+    pub memory_peak: bool,
+    /// Swap accounting: `memory.swap.max` or `memory.memsw.limit_in_bytes`.
+    pub swap: bool,
+    /// `cpu.max.burst` or `cpu.cfs_burst_us` (Linux 5.14).
+    pub cpu_burst: bool,
+    /// `cpu.idle` (Linux 5.15).
+    pub cpu_idle: bool,
+    /// CFS bandwidth control: `cpu.max` or `cpu.cfs_quota_us`.
+    pub cpu_quota: bool,
+    /// Real-time group scheduling: `cpu.rt_runtime_us` (v1).
+    pub cpu_rt: bool,
+    /// `hugetlb.*.rsvd` (Linux 5.7).
+    pub hugetlb_rsvd: bool,
+    /// `io.bfq.weight` or `blkio.bfq.weight`.
+    pub bfq_weight: bool,
+    /// `io.weight` (needs `CONFIG_BLK_CGROUP_IOCOST`) or `blkio.weight` (before Linux 5.0).
+    pub io_weight: bool,
+    /// clone3(2) with `CLONE_INTO_CGROUP` (Linux 5.7).
+    pub clone_into_cgroup: bool,
+    /// Programs of type `CGROUP_DEVICE` can be loaded and attached by this process.
+    pub bpf_devices: bool,
+    /// `BPF_F_REPLACE` (Linux 5.6).
+    pub bpf_replace: bool,
+}
+
+/// A device node: its type and numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// Character or block.
+    #[serde(rename = "type")]
+    pub kind: DeviceKind,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+}
+
+/// The facts about a host, as `ringfence features` prints them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// v1, hybrid or v2.
+    pub mode: Mode,
+    /// systemd is process 1.
+    pub systemd: bool,
+    /// The mounted hierarchies, version 1 ones first.
+    pub hierarchies: Vec<Hierarchy>,
+    /// What the kernel can do.
+    pub capabilities: Capabilities,
+    /// Device nodes by path: those that the hypervisor profiles name and that exist.
+    pub devices: BTreeMap<PathBuf, DeviceNode>,
+    /// The block major of the device mapper, from `/proc/devices`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_mapper_major: Option<u32>,
+    /// CPUs that are online.
+    pub cpus: CpuSet,
+    /// Memory nodes that are online.
+    pub mems: CpuSet,
+    /// Size of a page in bytes: memory limits are rounded down to it.
+    pub page_size: u64,
+    /// Sizes of huge pages, as the file names have them (`2MB`).
+    pub huge_page_sizes: Vec<String>,
+    /// This process is not root of the initial user namespace.
+    pub rootless: bool,
+    /// The own cgroup is the root of a cgroup namespace, not of the machine.
+    #[serde(default)]
+    pub namespaced: bool,
+    #[serde(skip)]
+    pub(crate) roots: Roots,
+}
+
+impl Host {
+    /// A host from the JSON that `ringfence features -o json` prints.
+    ///
+    /// # Errors
+    /// The text is no such JSON, or says something that no host can be: a page size that is no power of two, a
+    /// hierarchy at a relative path, a size of huge pages that no file is named after.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let host: Self = serde_json::from_str(text).map_err(|error| {
+            Error::new(crate::ErrorKind::InvalidInput, format!("not the JSON of a host: {error}"))
+                .with_setting("host")
+                .with_source(error)
+        })?;
+        host.check()?;
+        Ok(host)
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.page_size.is_power_of_two() {
+            return Err(Error::invalid("host.page_size", self.page_size, "a power of two is needed"));
+        }
+        if let Some(size) = self.huge_page_sizes.iter().find(|size| !is_page_size(size)) {
+            return Err(Error::invalid("host.huge_page_sizes", size, "a size such as 2MB or 1GB is needed"));
+        }
+        if let Some(odd) = self.hierarchies.iter().find(|hierarchy| !hierarchy.root.is_absolute()) {
+            return Err(Error::invalid(
+                "host.hierarchies.root",
+                odd.root.display(),
+                "an absolute path is needed",
+            ));
+        }
+        if (self.mode != Mode::V1) != self.unified().is_some() {
+            return Err(Error::invalid(
+                "host.mode",
+                self.mode.as_str(),
+                "v1 has no version 2 hierarchy, hybrid and v2 have one",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The hierarchy where this controller's files are, with its place in [`Host::hierarchies`].
+    pub fn hierarchy_of(&self, controller: Controller) -> Option<(usize, &Hierarchy)> {
+        self.hierarchies.iter().enumerate().find(|(_, hierarchy)| hierarchy.controllers.contains(&controller))
+    }
+
+    /// The version 2 hierarchy, with its place in [`Host::hierarchies`].
+    pub fn unified(&self) -> Option<(usize, &Hierarchy)> {
+        self.hierarchies.iter().enumerate().find(|(_, hierarchy)| hierarchy.version == Version::V2)
+    }
+}
+
+impl Mode {
+    /// `v1`, `hybrid` or `v2`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::Hybrid => "hybrid",
+            Self::V2 => "v2",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_survives_its_own_json() {
+        for host in [
+            Host::standard(Mode::V1, false),
+            Host::standard(Mode::Hybrid, true),
+            Host::standard(Mode::V2, true),
+            Host::detect().unwrap(),
+        ] {
+            let json = serde_json::to_string(&host).unwrap();
+            assert_eq!(Host::from_json(&json).unwrap(), host);
+        }
+    }
+
+    #[test]
+    fn json_that_is_no_host_is_refused_with_the_reason() {
+        let good = serde_json::to_value(Host::standard(Mode::V2, false)).unwrap();
+        let with = |key: &str, value: serde_json::Value| {
+            let mut host = good.clone();
+            host[key] = value;
+            Host::from_json(&host.to_string()).unwrap_err().to_string()
+        };
+        assert!(Host::from_json("").unwrap_err().to_string().contains("not the JSON of a host"));
+        assert!(with("mode", "v3".into()).contains("v3"));
+        assert!(with("mode", "v1".into()).contains("host.mode"));
+        assert!(with("page_size", 0.into()).contains("power of two"));
+        assert!(with("huge_page_sizes", serde_json::json!(["../x"])).contains("such as 2MB"));
+        let mut relative = good["hierarchies"].clone();
+        relative[0]["root"] = "sys/fs/cgroup".into();
+        assert!(with("hierarchies", relative).contains("absolute"));
+    }
+
+    #[test]
+    fn capabilities_that_older_json_lacks_are_taken_for_missing() {
+        let mut host = serde_json::to_value(Host::standard(Mode::V2, false)).unwrap();
+        host["capabilities"] = serde_json::json!({"psi": true, "from_the_future": true});
+        let host = Host::from_json(&host.to_string()).unwrap();
+        assert_eq!(host.capabilities, Capabilities { psi: true, ..Capabilities::default() });
+    }
+
+    #[test]
+    fn a_controller_is_found_where_its_files_are() {
+        let hybrid = Host::standard(Mode::Hybrid, false);
+        let (index, memory) = hybrid.hierarchy_of(Controller::Memory).unwrap();
+        assert_eq!((memory.version, &hybrid.hierarchies[index]), (Version::V1, memory));
+        assert_eq!(hybrid.unified().unwrap().1.version, Version::V2);
+        let v2 = Host::standard(Mode::V2, false);
+        assert_eq!(v2.hierarchy_of(Controller::Io).unwrap().1.version, Version::V2);
+        assert_eq!(v2.hierarchy_of(Controller::Devices), None);
+        assert_eq!(Host::standard(Mode::V1, false).unified(), None);
+    }
+}

@@ -1,0 +1,145 @@
+//! A directory of a cgroup file system, and its files, by descriptor.
+//!
+//! Everything below the root of a hierarchy is reached with openat2(2) and `RESOLVE_BENEATH`, so that no symbolic link
+//! and no mount can lead out of it. Every descriptor is close-on-exec.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags};
+use rustix::io::{Errno, Result};
+
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// An open directory of a cgroup hierarchy.
+#[derive(Debug)]
+pub(crate) struct CgroupDir(OwnedFd);
+
+impl CgroupDir {
+    /// Opens the root of a hierarchy by its path.
+    pub(crate) fn open_root(path: &Path) -> Result<Self> {
+        rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map(Self)
+    }
+
+    /// Opens a directory below this one; `""` is this one again.
+    pub(crate) fn open_dir(&self, path: &str) -> Result<Self> {
+        let path = if path.is_empty() { "." } else { path };
+        self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).map(Self)
+    }
+
+    /// Opens a file below this directory.
+    pub(crate) fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
+        let flags = flags | OFlags::CLOEXEC;
+        match rustix::fs::openat2(&self.0, path, flags, Mode::empty(), BENEATH) {
+            Err(Errno::NOSYS) => self.open_checked(path, flags),
+            // RESOLVE_BENEATH gives up when a rename anywhere races with the look-up.
+            Err(Errno::AGAIN) => rustix::fs::openat2(&self.0, path, flags, Mode::empty(), BENEATH),
+            opened => opened,
+        }
+    }
+
+    /// Before Linux 5.6: open, then see that it is still the file system of this directory.
+    fn open_checked(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
+        if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+            return Err(Errno::XDEV);
+        }
+        let fd = rustix::fs::openat(&self.0, path, flags | OFlags::NOFOLLOW, Mode::empty())?;
+        if rustix::fs::fstat(&fd)?.st_dev == rustix::fs::fstat(&self.0)?.st_dev {
+            Ok(fd)
+        } else {
+            Err(Errno::XDEV)
+        }
+    }
+
+    /// Makes a child directory; `name` is one component.
+    pub(crate) fn make_dir(&self, name: &str) -> Result<()> {
+        rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(0o755))
+    }
+
+    /// Removes a child directory; `name` is one component.
+    pub(crate) fn remove_dir(&self, name: &str) -> Result<()> {
+        rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)
+    }
+
+    /// Whether the file exists below this directory.
+    pub(crate) fn has(&self, file: &str) -> bool {
+        rustix::fs::accessat(&self.0, file, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+    }
+
+    /// Writes all of `value` in one write(2), as cgroup files want it.
+    pub(crate) fn write(&self, file: &str, value: &str) -> Result<()> {
+        let fd = self.open(file, OFlags::WRONLY)?;
+        write_once(&fd, value)
+    }
+
+    /// Reads the whole file into `buffer`, which is cleared first.
+    pub(crate) fn read_into(&self, file: &str, buffer: &mut Vec<u8>) -> Result<()> {
+        let fd = self.open(file, OFlags::RDONLY)?;
+        read_all(&fd, buffer)
+    }
+
+    /// Reads the whole file as text, without the newline at its end.
+    pub(crate) fn read(&self, file: &str) -> Result<String> {
+        let mut buffer = Vec::with_capacity(256);
+        self.read_into(file, &mut buffer)?;
+        let mut text = String::from_utf8_lossy(&buffer).into_owned();
+        text.truncate(text.trim_end().len());
+        Ok(text)
+    }
+
+    /// The names of the child directories.
+    pub(crate) fn children(&self) -> Result<Vec<String>> {
+        let fd = self.open(".", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut buffer = Vec::with_capacity(4096);
+        let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            if entry.file_type() == rustix::fs::FileType::Directory {
+                let name = entry.file_name().to_string_lossy();
+                if name != "." && name != ".." {
+                    names.push(name.into_owned());
+                }
+            }
+        }
+        Ok(names)
+    }
+}
+
+impl AsFd for CgroupDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// One write(2); cgroup files take a value whole or not at all.
+pub(crate) fn write_once(fd: impl AsFd, value: &str) -> Result<()> {
+    loop {
+        match rustix::io::write(fd.as_fd(), value.as_bytes()) {
+            Err(Errno::INTR) => {}
+            Ok(written) if written < value.len() => return Err(Errno::IO),
+            done => return done.map(drop),
+        }
+    }
+}
+
+/// Reads from the start to the end of the file with pread(2), so that a kept descriptor can be read again.
+pub(crate) fn read_all(fd: impl AsFd, buffer: &mut Vec<u8>) -> Result<()> {
+    buffer.clear();
+    loop {
+        if buffer.capacity() - buffer.len() < 128 {
+            buffer.reserve(buffer.capacity().max(1024));
+        }
+        let offset = buffer.len() as u64;
+        match rustix::io::pread(fd.as_fd(), rustix::buffer::spare_capacity(buffer), offset) {
+            Err(Errno::INTR) => {}
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}

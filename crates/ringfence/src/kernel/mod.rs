@@ -1,0 +1,8 @@
+//! The only place with raw system calls and `unsafe`.
+
+pub(crate) mod bpf;
+pub(crate) mod dir;
+pub(crate) mod poll;
+pub(crate) mod probe;
+pub(crate) mod proc;
+pub(crate) mod spawn;

@@ -1,0 +1,126 @@
+//! What `/proc` says of a process.
+
+use std::fs;
+
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+/// The flag of a kernel thread in `/proc/PID/stat` (`PF_KTHREAD`).
+const KERNEL_THREAD: u64 = 0x0020_0000;
+
+/// One process, beyond doubt: a PID alone is used again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// Process ID.
+    pub pid: u32,
+    /// Start time in clock ticks after boot (field 22 of `/proc/PID/stat`).
+    pub start_time: u64,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+}
+
+impl ProcessIdentity {
+    /// The identity of a running process; `None` when there is no such process, or it is a zombie.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = Stat::read(pid)?;
+        if stat.state == 'Z' || stat.state == 'X' {
+            return None;
+        }
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(Self { pid, start_time: stat.start_time, boot_id: boot_id.trim_end().to_owned() })
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_some_and(|now| now == *self)
+    }
+}
+
+/// The fields of `/proc/PID/stat` that we use.
+pub(crate) struct Stat {
+    pub(crate) state: char,
+    pub(crate) flags: u64,
+    pub(crate) start_time: u64,
+}
+
+impl Stat {
+    pub(crate) fn read(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The name of the program stands in parentheses and may hold anything, parentheses too.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(bytes);
+        let (_, after_name) = text.rsplit_once(')')?;
+        let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+        // The state is field 3 of the line and the first one here.
+        Some(Self {
+            state: fields.first()?.chars().next()?,
+            flags: fields.get(6)?.parse().ok()?,
+            start_time: fields.get(19)?.parse().ok()?,
+        })
+    }
+
+    pub(crate) fn is_kernel_thread(&self) -> bool {
+        self.flags & KERNEL_THREAD != 0
+    }
+}
+
+/// The name of a thread or process (`comm`).
+pub(crate) fn name(pid: u32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end().to_owned())
+}
+
+/// The threads of a process.
+pub(crate) fn threads(pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Whether a thread sleeps in the freezer of cgroup v2.
+pub(crate) fn is_stopped_by_freezer(tid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{tid}/wchan")).is_ok_and(|wchan| wchan.contains("freez"))
+}
+
+/// The cgroup of a process in each hierarchy: (controllers as `/proc/PID/cgroup` has them, path).
+pub(crate) fn cgroups(pid: u32) -> Option<Vec<(String, String)>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let line = |line: &str| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        Some((controllers.to_owned(), path.to_owned()))
+    };
+    Some(text.lines().filter_map(line).collect())
+}
+
+/// A PID as the kernel's own type; 0 and what does not fit is no process.
+pub(crate) fn pid(raw: u32) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(raw).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_name_with_parentheses_and_spaces_does_not_confuse_the_fields() {
+        let line = b"42 (a) R (b c) S 1 42 42 0 -1 2097216 1 0 0 0 0 0 0 0 20 0 1 0 987654 0 0\n";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!((stat.state, stat.start_time), ('S', 987_654));
+        assert!(stat.is_kernel_thread());
+    }
+
+    #[test]
+    fn this_process_is_alive_and_one_with_another_start_time_is_not() {
+        let me = ProcessIdentity::of(std::process::id()).unwrap();
+        assert!(me.is_alive());
+        assert!(!ProcessIdentity { start_time: me.start_time + 1, ..me }.is_alive());
+    }
+
+    #[test]
+    fn a_truncated_line_is_no_process() {
+        assert!(Stat::parse(b"42 (a) S 1").is_none());
+        assert!(Stat::parse(b"").is_none());
+    }
+}

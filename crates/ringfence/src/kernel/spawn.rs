@@ -1,0 +1,250 @@
+//! Starting a process inside its cgroup: clone3(2) with `CLONE_INTO_CGROUP` on v2, else the child joins by itself
+//! between fork and exec. Never started outside and moved.
+
+use std::ffi::CString;
+use std::mem::{size_of, size_of_val};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::null;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags};
+
+/// A child that was made and has not yet come to exec after this time never will: its cgroup was frozen.
+const EXEC_DEADLINE: Duration = Duration::from_secs(10);
+
+/// clone3(2) since Linux 5.7; libc's constant is too narrow to hold it.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// What the child does, all of it laid out before the fork: between fork and exec nothing may allocate.
+pub(crate) struct Image {
+    pub(crate) program: CString,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) envp: Vec<CString>,
+    pub(crate) directory: Option<CString>,
+    /// Replacements for descriptors 0, 1 and 2.
+    pub(crate) stdio: [Option<OwnedFd>; 3],
+    /// Become leader of a session of its own.
+    pub(crate) new_session: bool,
+    /// Die with the thread that spawned it.
+    pub(crate) parent_death_signal: Option<i32>,
+}
+
+/// Where the child is to live.
+pub(crate) struct Inside<'a> {
+    /// The v2 cgroup to be born in.
+    pub(crate) unified: Option<BorrowedFd<'a>>,
+    /// Files to which the child writes `0` before exec: `cgroup.procs` of each hierarchy that clone3 does not serve.
+    pub(crate) join: &'a [OwnedFd],
+}
+
+/// What the child was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Fork,
+    Join,
+    Stdio,
+    Directory,
+    Exec,
+    /// The child never came to exec.
+    Stuck,
+}
+
+impl Stage {
+    fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Join,
+            2 => Self::Stdio,
+            3 => Self::Directory,
+            _ => Self::Exec,
+        }
+    }
+}
+
+/// Starts the image inside; returns when it has been executed.
+pub(crate) fn spawn(image: &Image, inside: &Inside<'_>) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
+    let fork_failed = |errno| (Stage::Fork, errno);
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(fork_failed)?;
+    let argv = pointers(&image.argv);
+    let envp = pointers(&image.envp);
+    let join: Vec<RawFd> = inside.join.iter().map(AsRawFd::as_raw_fd).collect();
+    let stdio = image.stdio.each_ref().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd));
+    let child = Child { image, argv: &argv, envp: &envp, join: &join, stdio, report: writer.as_raw_fd() };
+
+    let (pid, pidfd) = fork(inside.unified, &child).map_err(fork_failed)?;
+    drop(writer);
+    match outcome(&reader) {
+        Ok(()) => Ok((pid, pidfd)),
+        Err(failure) => {
+            // It has exited by itself, or is stuck; either way it is collected.
+            _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            if failure.0 != Stage::Stuck {
+                _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// A null-terminated array for execve(2).
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([null()]).collect()
+}
+
+/// Reads what the child says: nothing (exec closed the pipe), or where and why it failed.
+fn outcome(reader: &OwnedFd) -> Result<(), (Stage, Errno)> {
+    let deadline = Instant::now() + EXEC_DEADLINE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err((Stage::Stuck, Errno::TIMEDOUT));
+        }
+        let timeout =
+            rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let mut fds = [PollFd::new(reader, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(errno) => return Err((Stage::Fork, errno)),
+        }
+        let mut said = [0_u8; 5];
+        return match rustix::io::read(reader, &mut said) {
+            Ok(0) => Ok(()),
+            Ok(_) => {
+                let [stage, a, b, c, d] = said;
+                Err((Stage::from_byte(stage), Errno::from_raw_os_error(i32::from_ne_bytes([a, b, c, d]))))
+            }
+            Err(Errno::INTR) => continue,
+            Err(errno) => Err((Stage::Fork, errno)),
+        };
+    }
+}
+
+/// fork(2), into the cgroup if one is given.
+fn fork(unified: Option<BorrowedFd<'_>>, child: &Child<'_>) -> Result<(Pid, OwnedFd), Errno> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: all-zero is a valid `clone_args`.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = libc::CLONE_PIDFD as u64;
+    arguments.pidfd = &raw mut pidfd as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(unified) = unified {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = unified.as_raw_fd() as u64;
+    }
+    // SAFETY: no CLONE_VM: the child has its own copy of memory and stack, as after fork(2). It only runs `child`, which
+    // uses async-signal-safe functions and never returns, so that a lock held by another thread of the parent is never
+    // waited for.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    match pid {
+        0 => child.run(),
+        -1 => match last_errno() {
+            // Seccomp filters of container engines answer ENOSYS, as does a kernel before 5.3.
+            Errno::NOSYS if unified.is_none() => plain_fork(child),
+            errno => Err(errno),
+        },
+        pid => {
+            // SAFETY: the kernel stored a descriptor that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok((Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?, pidfd))
+        }
+    }
+}
+
+fn plain_fork(child: &Child<'_>) -> Result<(Pid, OwnedFd), Errno> {
+    // SAFETY: as in `fork`.
+    match unsafe { libc::fork() } {
+        0 => child.run(),
+        -1 => Err(last_errno()),
+        pid => {
+            let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+            Ok((pid, rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
+        }
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Writes `0`, "myself", to a `cgroup.procs` or `tasks` file. Async-signal-safe.
+pub(crate) fn join_self(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    loop {
+        match rustix::io::write(file.as_fd(), b"0") {
+            Err(Errno::INTR) => {}
+            done => return done.map(drop),
+        }
+    }
+}
+
+/// The child's side, between fork and exec.
+struct Child<'a> {
+    image: &'a Image,
+    argv: &'a [*const libc::c_char],
+    envp: &'a [*const libc::c_char],
+    join: &'a [RawFd],
+    stdio: [Option<RawFd>; 3],
+    report: RawFd,
+}
+
+impl Child<'_> {
+    fn run(&self) -> ! {
+        let (stage, errno) = self.prepare().unwrap_or_else(|failure| failure);
+        let [a, b, c, d] = errno.raw_os_error().to_ne_bytes();
+        let said = [stage, a, b, c, d];
+        // SAFETY: plain system calls on an open descriptor and a local buffer; `_exit` does not return.
+        unsafe {
+            libc::write(self.report, said.as_ptr().cast(), size_of_val(&said));
+            libc::_exit(127)
+        }
+    }
+
+    /// Everything up to and including exec, which only returns to say why it failed.
+    fn prepare(&self) -> Result<(u8, Errno), (u8, Errno)> {
+        for fd in self.join {
+            // SAFETY: the parent holds the descriptor open for as long as this child shares its image.
+            join_self(unsafe { BorrowedFd::borrow_raw(*fd) }).map_err(|errno| (1, errno))?;
+        }
+        // SAFETY: async-signal-safe calls with pointers to memory that was laid out before the fork.
+        unsafe {
+            for (target, source) in (0..).zip(self.stdio) {
+                if let Some(source) = source
+                    && replace(source, target) < 0
+                {
+                    return Err((2, last_errno()));
+                }
+            }
+            if let Some(directory) = &self.image.directory
+                && libc::chdir(directory.as_ptr()) < 0
+            {
+                return Err((3, last_errno()));
+            }
+            if self.image.new_session {
+                libc::setsid();
+            }
+            if let Some(signal) = self.image.parent_death_signal {
+                libc::prctl(libc::PR_SET_PDEATHSIG, signal);
+            }
+            // Rust ignores SIGPIPE, and a caller may have blocked signals to wait for them: the program gets neither.
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            libc::execve(self.image.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
+        }
+        Ok((4, last_errno()))
+    }
+}
+
+/// dup2(2) that clears close-on-exec also where source and target are the same.
+///
+/// # Safety
+/// Async-signal-safe; touches no memory.
+unsafe fn replace(source: RawFd, target: RawFd) -> RawFd {
+    // SAFETY: plain system calls.
+    unsafe {
+        if source == target { libc::fcntl(source, libc::F_SETFD, 0) } else { libc::dup2(source, target) }
+    }
+}

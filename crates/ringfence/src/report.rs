@@ -1,0 +1,80 @@
+//! The report: what could not be done on this host, never dropped in silence.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that was asked for and not done, or done in another way than asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportLine {
+    /// The setting, in OCI's words (`memory.swappiness`).
+    pub setting: Cow<'static, str>,
+    /// The value that was asked for.
+    pub value: String,
+    /// Why it was not done, or what was done instead.
+    pub why: Cow<'static, str>,
+    /// Only worth knowing: strict mode minds it not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub note: bool,
+}
+
+/// What could not be done on this host. Empty when everything was done as asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Report {
+    lines: Vec<ReportLine>,
+}
+
+impl Report {
+    /// Adds something that was asked for and is not done: an error in strict mode.
+    pub fn add(
+        &mut self,
+        setting: impl Into<Cow<'static, str>>,
+        value: impl fmt::Display,
+        why: impl Into<Cow<'static, str>>,
+    ) {
+        let (setting, value, why) = (setting.into(), value.to_string(), why.into());
+        self.lines.push(ReportLine { setting, value, why, note: false });
+    }
+
+    /// Adds something worth knowing.
+    pub fn note(
+        &mut self,
+        setting: impl Into<Cow<'static, str>>,
+        value: impl fmt::Display,
+        why: impl Into<Cow<'static, str>>,
+    ) {
+        let (setting, value, why) = (setting.into(), value.to_string(), why.into());
+        self.lines.push(ReportLine { setting, value, why, note: true });
+    }
+
+    /// The lines that strict mode minds.
+    pub fn unsupported(&self) -> impl Iterator<Item = &ReportLine> {
+        self.lines.iter().filter(|line| !line.note)
+    }
+
+    /// The lines, in the order in which the settings were looked at.
+    pub fn lines(&self) -> &[ReportLine] {
+        &self.lines
+    }
+
+    /// Whether everything was done as asked.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// Takes over the lines of `other`.
+    pub fn append(&mut self, other: Self) {
+        self.lines.extend(other.lines);
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.lines {
+            writeln!(f, "{} = {}: {}", line.setting, line.value, line.why)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,253 @@
+//! What a live change leaves behind as the desired state.
+
+use serde::Serialize;
+
+use super::{Cpu, Limit, Memory, Pids, Resources};
+use crate::Version;
+
+impl Resources {
+    /// Makes this the desired state after `change`, on a host whose memory controller is of `version`.
+    ///
+    /// What the change gives, overrides; what it leaves out, stays. Some settings that it leaves out follow those that
+    /// it gives, as they do in the kernel or because they could not stay:
+    /// - a memory limit without swap, where both were set: no limit lifts swap too; on v1 swap (memory plus swap) is
+    ///   raised to the limit if it was lower; on v2, where swap is limited by itself, that part keeps its size;
+    /// - shares replace a weight that was set, and a weight shares;
+    /// - a quota below a burst that was set lowers the burst to it.
+    ///
+    /// Device rules are added behind the present ones; a rule of type `a` among them takes the place of all before it.
+    /// Whether the outcome is consistent, such as a swap given alone that is below the limit, [`Resources::validate`]
+    /// tells.
+    pub fn merge(&mut self, change: &Self, version: Version) {
+        let Self { devices, memory, cpu, pids, unified } = change;
+        merge_rules(&mut self.devices, devices);
+        self.memory.merge(memory, version);
+        self.cpu.merge(cpu);
+        let Pids { limit } = pids;
+        set(&mut self.pids.limit, limit);
+        self.unified.extend(unified.clone());
+    }
+}
+
+impl Memory {
+    fn merge(&mut self, change: &Self, version: Version) {
+        let Self {
+            limit,
+            reservation,
+            swap,
+            kernel,
+            kernel_tcp,
+            swappiness,
+            disable_oom_killer,
+            use_hierarchy,
+            check_before_update,
+        } = change;
+        if let (Some(new), None, Some(old), Some(both)) = (*limit, *swap, self.limit, self.swap) {
+            self.swap = Some(swap_beside(new, old, both, version));
+        }
+        set(&mut self.limit, limit);
+        set(&mut self.reservation, reservation);
+        set(&mut self.swap, swap);
+        set(&mut self.kernel, kernel);
+        set(&mut self.kernel_tcp, kernel_tcp);
+        set(&mut self.swappiness, swappiness);
+        set(&mut self.disable_oom_killer, disable_oom_killer);
+        set(&mut self.use_hierarchy, use_hierarchy);
+        set(&mut self.check_before_update, check_before_update);
+    }
+}
+
+/// What `both`, memory plus swap beside the limit `old`, becomes when the limit alone becomes `new`.
+fn swap_beside(new: Limit, old: Limit, both: Limit, version: Version) -> Limit {
+    match (version, new, old, both) {
+        (Version::V2, Limit::Value(new), Limit::Value(old), Limit::Value(both)) => new
+            .checked_add(both.saturating_sub(old))
+            .filter(|both| i64::try_from(*both).is_ok())
+            .map_or(Limit::Max, Limit::Value),
+        _ => both.max(new),
+    }
+}
+
+impl Cpu {
+    fn merge(&mut self, change: &Self) {
+        let Self {
+            shares,
+            weight,
+            quota,
+            period,
+            burst,
+            idle,
+            realtime_runtime,
+            realtime_period,
+            cpus,
+            mems,
+        } = change;
+        if shares.is_some() || weight.is_some() {
+            self.shares = *shares;
+            self.weight = *weight;
+        }
+        set(&mut self.quota, quota);
+        set(&mut self.period, period);
+        set(&mut self.burst, burst);
+        if let (Some(Limit::Value(quota)), None, Some(left)) = (*quota, *burst, self.burst) {
+            self.burst = Some(left.min(quota));
+        }
+        set(&mut self.idle, idle);
+        set(&mut self.realtime_runtime, realtime_runtime);
+        set(&mut self.realtime_period, realtime_period);
+        set(&mut self.cpus, cpus);
+        set(&mut self.mems, mems);
+    }
+}
+
+fn set<T: Clone>(field: &mut Option<T>, change: &Option<T>) {
+    if change.is_some() {
+        field.clone_from(change);
+    }
+}
+
+fn merge_rules<R: Clone + Serialize>(rules: &mut Vec<R>, change: &[R]) {
+    for rule in change {
+        if resets(rule) {
+            rules.clear();
+        }
+        rules.push(rule.clone());
+    }
+}
+
+/// Whether a device rule, seen as OCI has it, is of type `a`.
+fn resets(rule: &impl Serialize) -> bool {
+    serde_json::to_value(rule).is_ok_and(|rule| rule.get("type").is_some_and(|kind| kind == "a"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn merged(have: Resources, change: Resources, version: Version) -> Resources {
+        let mut merged = have;
+        merged.merge(&change, version);
+        merged
+    }
+
+    #[test]
+    fn a_change_overrides_what_it_gives_and_leaves_the_rest() {
+        let have = Resources::new()
+            .memory_limit(1 << 30)
+            .cpu_quota(50_000)
+            .cpu_period(100_000)
+            .cpuset_cpus("0-3".parse().unwrap())
+            .unified("memory.high", "1000")
+            .unified("memory.low", "10");
+        let change = Resources::new()
+            .cpu_quota(Limit::Max)
+            .pids_limit(7)
+            .memory_swappiness(1)
+            .unified("memory.high", "max");
+        for version in [Version::V1, Version::V2] {
+            assert_eq!(
+                merged(have.clone(), change.clone(), version),
+                Resources::new()
+                    .memory_limit(1 << 30)
+                    .memory_swappiness(1)
+                    .cpu_quota(Limit::Max)
+                    .cpu_period(100_000)
+                    .cpuset_cpus("0-3".parse().unwrap())
+                    .pids_limit(7)
+                    .unified("memory.high", "max")
+                    .unified("memory.low", "10")
+            );
+            assert_eq!(
+                merged(have.clone(), Resources::new(), version),
+                have,
+                "an empty change changes nothing"
+            );
+            assert_eq!(merged(Resources::new(), change.clone(), version), change);
+        }
+    }
+
+    #[test]
+    fn swap_follows_a_memory_limit_that_is_changed_alone() {
+        use Limit::{Max, Value};
+        let top = i64::MAX.cast_unsigned();
+        for (limit, swap, new, v1, v2) in [
+            (Value(100), Value(300), Value(200), Value(300), Value(400)),
+            (Value(100), Value(300), Value(400), Value(400), Value(600)),
+            (Value(100), Value(300), Value(50), Value(300), Value(250)),
+            (Value(100), Value(100), Value(200), Value(200), Value(200)),
+            (Value(100), Value(300), Max, Max, Max),
+            (Value(100), Max, Value(200), Max, Max),
+            (Max, Max, Value(200), Max, Max),
+            (Value(100), Value(101), Value(top), Value(top), Max),
+        ] {
+            for (version, swap_after) in [(Version::V1, v1), (Version::V2, v2)] {
+                let have = Resources::new().memory_limit(limit).memory_swap(swap);
+                let after = merged(have, Resources::new().memory_limit(new), version);
+                assert_eq!(
+                    after,
+                    Resources::new().memory_limit(new).memory_swap(swap_after),
+                    "{version:?}: {limit}, {swap}, then {new}"
+                );
+                after.validate().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn swap_that_is_given_or_was_never_set_follows_nothing() {
+        for version in [Version::V1, Version::V2] {
+            let both = Resources::new().memory_limit(100).memory_swap(300);
+            let change = Resources::new().memory_limit(200).memory_swap(250);
+            assert_eq!(merged(both.clone(), change.clone(), version), change);
+            let limit = Resources::new().memory_limit(100);
+            let change = Resources::new().memory_limit(Limit::Max);
+            assert_eq!(merged(limit, change.clone(), version), change);
+            let too_low = merged(both, Resources::new().memory_swap(50), version);
+            assert_eq!(too_low.validate().unwrap_err().setting(), Some("memory.swap"));
+        }
+    }
+
+    #[test]
+    fn shares_and_weight_replace_each_other() {
+        let shares = Resources::new().cpu_shares(512);
+        let weight = Resources::new().cpu_weight(50);
+        let both = Resources::new().cpu_shares(1024).cpu_weight(100);
+        for (have, change) in [(&shares, &weight), (&weight, &shares), (&both, &shares), (&shares, &both)] {
+            assert_eq!(merged(have.clone(), change.clone(), Version::V2), *change);
+        }
+        assert_eq!(merged(both.clone(), Resources::new(), Version::V2), both);
+    }
+
+    #[test]
+    fn a_burst_that_is_left_over_is_lowered_with_the_quota() {
+        let have = Resources::new().cpu_quota(50_000).cpu_burst(40_000);
+        for (quota, burst) in
+            [(Limit::Value(20_000), 20_000), (Limit::Value(45_000), 40_000), (Limit::Max, 40_000)]
+        {
+            let after = merged(have.clone(), Resources::new().cpu_quota(quota), Version::V2);
+            assert_eq!(after, Resources::new().cpu_quota(quota).cpu_burst(burst));
+        }
+        let asked = merged(have, Resources::new().cpu_quota(20_000).cpu_burst(30_000), Version::V2);
+        assert_eq!(asked.validate().unwrap_err().setting(), Some("cpu.burst"));
+    }
+
+    #[test]
+    fn device_rules_are_added_and_a_rule_of_type_a_drops_those_before_it() {
+        let all = json!({"allow": false, "type": "a", "access": "rwm"});
+        let null = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
+        let disk = json!({"allow": true, "type": "b", "major": 8, "minor": 0, "access": "r"});
+        for (change, after) in [
+            (vec![], vec![&all, &null]),
+            (vec![&disk], vec![&all, &null, &disk]),
+            (vec![&all], vec![&all]),
+            (vec![&disk, &all, &null], vec![&all, &null]),
+            (vec![&null], vec![&all, &null, &null]),
+        ] {
+            let mut rules = vec![all.clone(), null.clone()];
+            merge_rules(&mut rules, &change.into_iter().cloned().collect::<Vec<_>>());
+            assert_eq!(rules.iter().collect::<Vec<_>>(), after);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What a sandbox may use: typed wants, in the shape of OCI's `LinuxResources`.
+//!
+//! Absent means "leave alone". The serde form is OCI's JSON; [`Resources::from_oci_json`] also tells which fields
+//! nobody read.
+
+mod builder;
+mod cpuset;
+mod document;
+mod json;
+mod merge;
+mod oci;
+mod size;
+#[cfg(feature = "oci")]
+mod spec_type;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use cpuset::CpuSet;
+pub use document::SpecFile;
+pub use size::{parse_cpus, parse_limit, parse_size};
+
+use crate::devices::DeviceRule;
+
+/// A limit: a number, or none at all. The kernel's word for none is `max`; OCI's is -1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Limit {
+    /// This much; the unit is the setting's.
+    Value(u64),
+    /// No limit. Greater than every value.
+    Max,
+}
+
+impl From<u64> for Limit {
+    fn from(value: u64) -> Self {
+        Self::Value(value)
+    }
+}
+
+impl fmt::Display for Limit {
+    /// As cgroup v2 files have it: the number, or `max`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(value) => value.fmt(f),
+            Self::Max => f.write_str("max"),
+        }
+    }
+}
+
+/// OCI `LinuxResources`: what the sandbox as a whole may use.
+///
+/// The fields are as a caller gives them; [`Resources::validate`] says whether any host could take them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    /// Device rules, in order; later ones win.
+    #[serde(deserialize_with = "oci::collection", skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceRule>,
+    /// Memory.
+    #[serde(deserialize_with = "oci::section", skip_serializing_if = "oci::is_empty")]
+    pub memory: Memory,
+    /// CPU time, and the CPUs and memory nodes to run on.
+    #[serde(deserialize_with = "oci::section", skip_serializing_if = "oci::is_empty")]
+    pub cpu: Cpu,
+    /// Number of tasks.
+    #[serde(deserialize_with = "oci::section", skip_serializing_if = "oci::is_empty")]
+    pub pids: Pids,
+    /// Files of cgroup v2 by name (`memory.high`), written last; they win over what was derived.
+    #[serde(deserialize_with = "oci::collection", skip_serializing_if = "BTreeMap::is_empty")]
+    pub unified: BTreeMap<String, String>,
+}
+
+/// OCI `LinuxMemory`. Sizes in bytes, at most 2⁶³ − 1; the kernel rounds them down to pages.
+///
+/// `Limit::Value(0)` is a value like others, but has no OCI form: there, 0 is absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Memory {
+    /// Hard limit: `memory.limit_in_bytes` (v1), `memory.max` (v2). OCI: 0 is absent, -1 is [`Limit::Max`].
+    #[serde(with = "oci::limit", skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+    /// Soft limit: `memory.soft_limit_in_bytes` (v1), `memory.low` (v2).
+    #[serde(with = "oci::limit", skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<Limit>,
+    /// Memory plus swap, as in OCI and v1: `memory.memsw.limit_in_bytes` (v1); v2 keeps the difference to the limit
+    /// in `memory.swap.max`.
+    #[serde(with = "oci::limit", skip_serializing_if = "Option::is_none")]
+    pub swap: Option<Limit>,
+    /// Kernel memory limit: obsolete, reported and not written.
+    #[serde(with = "oci::limit", skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Limit>,
+    /// TCP buffer limit: `memory.kmem.tcp.limit_in_bytes` (v1 only).
+    #[serde(rename = "kernelTCP", with = "oci::limit", skip_serializing_if = "Option::is_none")]
+    pub kernel_tcp: Option<Limit>,
+    /// 0 to 100: `memory.swappiness` (v1 only).
+    #[serde(with = "oci::number", skip_serializing_if = "Option::is_none")]
+    pub swappiness: Option<u64>,
+    /// Whether the OOM killer is off: `memory.oom_control` (v1 only).
+    #[serde(rename = "disableOOMKiller", skip_serializing_if = "Option::is_none")]
+    pub disable_oom_killer: Option<bool>,
+    /// Hierarchical accounting: always on in every supported kernel; `false` is reported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_hierarchy: Option<bool>,
+    /// Refuse a limit below what is in use before writing it (v1; on v2 that is always refused unless forced).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check_before_update: Option<bool>,
+}
+
+/// OCI `LinuxCPU`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cpu {
+    /// Relative share, 2 to 262144: `cpu.shares` (v1), converted to `cpu.weight` (v2). OCI: 0 is absent.
+    #[serde(with = "oci::nonzero", skip_serializing_if = "Option::is_none")]
+    pub shares: Option<u64>,
+    /// Relative weight, 1 to 10000, as in v2's `cpu.weight`; not part of OCI. Wins over `shares`; converted on v1.
+    #[serde(with = "oci::number", skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u64>,
+    /// Microseconds of CPU time per period, from 1000. OCI: 0 is absent, -1 is [`Limit::Max`].
+    #[serde(with = "oci::limit", skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Limit>,
+    /// Length of the period in microseconds, 1000 to 1000000. OCI: 0 is absent.
+    #[serde(with = "oci::nonzero", skip_serializing_if = "Option::is_none")]
+    pub period: Option<u64>,
+    /// Microseconds that unused quota may accumulate to; at most the quota; 0 is none. Since Linux 5.14.
+    #[serde(with = "oci::number", skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+    /// 1: run only when nothing else wants to; 0: not so. Since Linux 5.15.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<i64>,
+    /// Microseconds of real-time scheduling per real-time period, -1 for no limit, 0 for none (v1 only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_runtime: Option<i64>,
+    /// Real-time period in microseconds (v1 only). OCI: 0 is absent.
+    #[serde(with = "oci::nonzero", skip_serializing_if = "Option::is_none")]
+    pub realtime_period: Option<u64>,
+    /// CPUs to run on. OCI: "" is absent.
+    #[serde(with = "oci::set", skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<CpuSet>,
+    /// Memory nodes to allocate from. OCI: "" is absent.
+    #[serde(with = "oci::set", skip_serializing_if = "Option::is_none")]
+    pub mems: Option<CpuSet>,
+}
+
+/// OCI `LinuxPids`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pids {
+    /// Number of tasks: `pids.max`, at most 4194304. OCI: -1 is [`Limit::Max`]; 0 means 1, as the runtimes have it:
+    /// nothing beyond the first task.
+    #[serde(with = "oci::pids", skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+}

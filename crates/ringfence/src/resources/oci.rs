@@ -1,0 +1,225 @@
+//! The serde form of OCI's `LinuxResources`: how its JSON says "absent" and "no limit".
+//!
+//! Errors are raised while a value is being read, not afterwards, so that `serde_json` can say where it stands.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// An object, or `null` for an empty one. Derived types alone would take an array too, field by field.
+pub(super) fn section<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    struct Section<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for Section<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_unit<E>(self) -> Result<T, E> {
+            Ok(T::default())
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    deserializer.deserialize_any(Section(PhantomData))
+}
+
+/// A list or map, or `null` for an empty one: what Go writes for a nil slice or map.
+pub(super) fn collection<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Whether a section has nothing in it, so that it need not be written.
+pub(super) fn is_empty<T: Default + PartialEq>(section: &T) -> bool {
+    *section == T::default()
+}
+
+/// Takes a whole number from `least` to `most`, or null for none. `expected` is what a refusal says of it.
+struct Number<T> {
+    least: i128,
+    most: i128,
+    expected: &'static str,
+    /// What a number from 0 stands for.
+    meaning: fn(u64) -> Option<T>,
+    /// What -1 stands for, where `least` lets it through.
+    minus_one: Option<T>,
+}
+
+impl<T> Number<T> {
+    fn take<E: de::Error>(self, number: i128, unexpected: Unexpected<'_>) -> Result<Option<T>, E> {
+        if !(self.least..=self.most).contains(&number) {
+            return Err(E::invalid_value(unexpected, &self));
+        }
+        Ok(match u64::try_from(number) {
+            Ok(number) => (self.meaning)(number),
+            Err(_) => self.minus_one,
+        })
+    }
+}
+
+impl<T> Visitor<'_> for Number<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_unit<E>(self) -> Result<Option<T>, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Option<T>, E> {
+        self.take(number.into(), Unexpected::Unsigned(number))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Option<T>, E> {
+        self.take(number.into(), Unexpected::Signed(number))
+    }
+}
+
+/// A limit of OCI's type int64: 0 is absent, -1 is [`Limit::Max`](crate::Limit::Max).
+///
+/// `Limit::Value(0)` has no form of its own: it is written as 0 and would be read as absent.
+pub(super) mod limit {
+    use serde::{Deserializer, Serializer};
+
+    use super::Number;
+    use crate::Limit;
+
+    pub(crate) fn serialize<S: Serializer>(limit: &Option<Limit>, serializer: S) -> Result<S::Ok, S::Error> {
+        match limit {
+            Some(Limit::Value(value)) => serializer.serialize_u64(*value),
+            Some(Limit::Max) => serializer.serialize_i64(-1),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Limit>, D::Error> {
+        deserializer.deserialize_any(Number {
+            least: -1,
+            most: i64::MAX.into(),
+            expected: "-1 for no limit, or a whole number from 0 to 9223372036854775807",
+            meaning: |number| (number != 0).then_some(Limit::Value(number)),
+            minus_one: Some(Limit::Max),
+        })
+    }
+}
+
+/// The limit of `pids`, where 0 is no absence: it means 1, as the runtimes have it.
+pub(super) mod pids {
+    use serde::{Deserializer, Serializer};
+
+    use super::Number;
+    use crate::Limit;
+
+    pub(crate) fn serialize<S: Serializer>(limit: &Option<Limit>, serializer: S) -> Result<S::Ok, S::Error> {
+        super::limit::serialize(limit, serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Limit>, D::Error> {
+        deserializer.deserialize_any(Number {
+            least: -1,
+            most: i64::MAX.into(),
+            expected: "-1 for no limit, or a whole number of tasks",
+            meaning: |number| Some(Limit::Value(number.max(1))),
+            minus_one: Some(Limit::Max),
+        })
+    }
+}
+
+/// A number of OCI's type uint64 where 0 is absent.
+pub(super) mod nonzero {
+    use serde::{Deserializer, Serialize, Serializer};
+
+    use super::Number;
+
+    pub(crate) fn serialize<S: Serializer>(number: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        number.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        deserializer.deserialize_any(Number {
+            least: 0,
+            most: u64::MAX.into(),
+            expected: "a whole number that is not negative",
+            meaning: |number| (number != 0).then_some(number),
+            minus_one: None,
+        })
+    }
+}
+
+/// A number of OCI's type uint64 where 0 is a value like others.
+pub(super) mod number {
+    use serde::Deserializer;
+
+    use super::Number;
+
+    pub(crate) use super::nonzero::serialize;
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        deserializer.deserialize_any(Number {
+            least: 0,
+            most: u64::MAX.into(),
+            expected: "a whole number that is not negative",
+            meaning: Some,
+            minus_one: None,
+        })
+    }
+}
+
+/// A set of CPUs or memory nodes, where "" is absent.
+pub(super) mod set {
+    use std::fmt;
+
+    use serde::de::{self, Visitor};
+    use serde::{Deserializer, Serialize, Serializer};
+
+    use crate::{CpuSet, Error};
+
+    pub(crate) fn serialize<S: Serializer>(set: &Option<CpuSet>, serializer: S) -> Result<S::Ok, S::Error> {
+        set.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<CpuSet>, D::Error> {
+        struct List;
+
+        impl Visitor<'_> for List {
+            type Value = Option<CpuSet>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list such as \"0-3,8\"")
+            }
+
+            fn visit_unit<E>(self) -> Result<Option<CpuSet>, E> {
+                Ok(None)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Option<CpuSet>, E> {
+                if text.is_empty() {
+                    return Ok(None);
+                }
+                text.parse().map(Some).map_err(|error: Error| E::custom(error.message()))
+            }
+        }
+
+        deserializer.deserialize_any(List)
+    }
+}

@@ -1,0 +1,81 @@
+//! CPU time: `cpu.stat`; on v1 `cpuacct.usage`, `cpuacct.stat` and `cpu.stat`.
+
+use serde::Serialize;
+
+use super::file::File;
+use super::parse;
+use crate::host::Controller::{Cpu, Cpuacct};
+
+/// CPU time and throttling, in microseconds since the cgroup was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CpuStats {
+    /// CPU time used: `usage_usec`; v1: `cpuacct.usage`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage_us: Option<u64>,
+    /// Of it in user mode: `user_usec`; v1: `cpuacct.stat`, in steps of 10 ms. A guest's time counts as user time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_us: Option<u64>,
+    /// Of it in the kernel: `system_usec`; v1: `cpuacct.stat`, in steps of 10 ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_us: Option<u64>,
+    /// Periods of the quota in which something ran: `nr_periods`. On v2 only with the controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub periods: Option<u64>,
+    /// Periods in which the quota ran out: `nr_throttled`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<u64>,
+    /// Time that was spent throttled, summed over the CPUs: `throttled_usec`; v1: `throttled_time`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled_us: Option<u64>,
+    /// Periods in which more than the quota was used: `nr_bursts`, since Linux 5.14.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bursts: Option<u64>,
+    /// Time used above the quota: `burst_usec`; v1: `burst_time`. Since Linux 5.14.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_us: Option<u64>,
+}
+
+pub(super) const FILES: &[File] = &[
+    File::v2(Cpu, "cpu.stat", |stats, contents| stat(&mut stats.cpu, contents)),
+    File::v1(Cpuacct, "cpuacct.usage", |stats, contents| {
+        stats.cpu.usage_us = parse::value(contents).map(microseconds);
+    }),
+    File::v1(Cpuacct, "cpuacct.stat", |stats, contents| v1_accounting(&mut stats.cpu, contents)),
+    File::v1(Cpu, "cpu.stat", |stats, contents| stat(&mut stats.cpu, contents)),
+];
+
+/// `cpu.stat` of both versions: v1 has the counts under the same names, the times in nanoseconds under others.
+fn stat(cpu: &mut CpuStats, contents: &[u8]) {
+    for (name, value) in parse::flat_keyed(contents) {
+        match name {
+            "usage_usec" => cpu.usage_us = Some(value),
+            "user_usec" => cpu.user_us = Some(value),
+            "system_usec" => cpu.system_us = Some(value),
+            "nr_periods" => cpu.periods = Some(value),
+            "nr_throttled" => cpu.throttled = Some(value),
+            "throttled_usec" => cpu.throttled_us = Some(value),
+            "throttled_time" => cpu.throttled_us = Some(microseconds(value)),
+            "nr_bursts" => cpu.bursts = Some(value),
+            "burst_usec" => cpu.burst_us = Some(value),
+            "burst_time" => cpu.burst_us = Some(microseconds(value)),
+            _ => {}
+        }
+    }
+}
+
+/// `cpuacct.stat`, in ticks of `USER_HZ`: 100 per second on every architecture that Rust has a Linux target for.
+fn v1_accounting(cpu: &mut CpuStats, contents: &[u8]) {
+    const TICK_US: u64 = 10_000;
+    for (name, ticks) in parse::flat_keyed(contents) {
+        match name {
+            "user" => cpu.user_us = ticks.checked_mul(TICK_US),
+            "system" => cpu.system_us = ticks.checked_mul(TICK_US),
+            _ => {}
+        }
+    }
+}
+
+const fn microseconds(nanoseconds: u64) -> u64 {
+    nanoseconds / 1000
+}

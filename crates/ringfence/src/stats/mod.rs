@@ -1,0 +1,140 @@
+//! Statistics: what a cgroup uses, typed.
+//!
+//! An absent value (`None`, and a missing key in JSON) is one that this kernel, this cgroup version or this cgroup does
+//! not have; it is never 0 instead. Sizes are in bytes, times in microseconds, and no limit is [`Limit::Max`], in JSON
+//! `"max"`.
+//!
+//! Each controller's file here declares its type and, in a table, the kernel files that fill it on v1 and on v2. The
+//! contents are parsed by pure functions; only [`StatsReader`] touches the kernel.
+
+mod cpu;
+mod file;
+mod hugetlb;
+mod io;
+mod memory;
+mod misc;
+mod parse;
+mod pids;
+mod pressure;
+mod rdma;
+mod reader;
+mod table;
+
+#[cfg(test)]
+mod allocations;
+#[cfg(test)]
+mod fixtures;
+
+use serde::{Serialize, Serializer};
+
+pub use cpu::CpuStats;
+pub use hugetlb::HugetlbStats;
+pub use io::{DeviceNumber, IoStats};
+pub use memory::{MemoryEvents, MemoryStats};
+pub use misc::MiscStats;
+pub use pids::{PidsEvents, PidsStats};
+pub use pressure::{Pressure, PressureStats, Stalled};
+pub use rdma::RdmaStats;
+pub(crate) use reader::Source;
+pub use reader::StatsReader;
+pub use table::Table;
+
+use crate::host::Version;
+use crate::resources::Limit;
+use file::File;
+
+/// One sample of a cgroup's statistics. Its JSON is that of the command's `stats`, without `id` and `parts`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// When the sample was taken: microseconds of wall-clock time since 1970-01-01 00:00 UTC, so that samples of
+    /// several machines can be laid side by side. A step of the clock shows in it.
+    pub at_us: u64,
+    /// CPU time and throttling.
+    #[serde(skip_serializing_if = "absent")]
+    pub cpu: CpuStats,
+    /// Memory and swap.
+    #[serde(skip_serializing_if = "absent")]
+    pub memory: MemoryStats,
+    /// Block devices.
+    #[serde(skip_serializing_if = "absent")]
+    pub io: Table<DeviceNumber, IoStats>,
+    /// Number of tasks.
+    #[serde(skip_serializing_if = "absent")]
+    pub pids: PidsStats,
+    /// Huge pages, by page size as the kernel's files have it (`2MB`).
+    #[serde(skip_serializing_if = "absent")]
+    pub hugetlb: Table<String, HugetlbStats>,
+    /// RDMA resources, by device (`mlx5_0`).
+    #[serde(skip_serializing_if = "absent")]
+    pub rdma: Table<String, RdmaStats>,
+    /// Scalar resources, by name (`sev_es`).
+    #[serde(skip_serializing_if = "absent")]
+    pub misc: Table<String, MiscStats>,
+    /// Time lost waiting (v2 only).
+    #[serde(skip_serializing_if = "absent")]
+    pub pressure: PressureStats,
+}
+
+/// Every kernel file that is read. Within one controller the order matters where a value is made of several files.
+const FILES: [&[File]; 8] = [
+    cpu::FILES,
+    memory::FILES,
+    io::FILES,
+    pids::FILES,
+    hugetlb::FILES,
+    rdma::FILES,
+    misc::FILES,
+    pressure::FILES,
+];
+
+fn files() -> impl Iterator<Item = &'static File> {
+    FILES.into_iter().flatten()
+}
+
+impl Stats {
+    /// Takes in the contents of one kernel file, as found in a snapshot of some machine; false if the file is none that
+    /// statistics are made of. What cannot be understood is left out.
+    ///
+    /// Where a value is made of two files their order matters: `memory.current` before `memory.stat` for the working
+    /// set; on v1 `memory.usage_in_bytes` and `memory.limit_in_bytes` before those of `memory.memsw`, and
+    /// `blkio.throttle` before `blkio.bfq`.
+    pub fn record(&mut self, version: Version, file: &str, contents: &[u8]) -> bool {
+        let found = files()
+            .filter(|known| known.version == version)
+            .find_map(|known| known.key_in(file).map(|key| (known, key)));
+        if let Some((known, key)) = found {
+            known.take.call(self, key, contents);
+        }
+        found.is_some()
+    }
+
+    /// Makes everything absent, and keeps the memory of the tables.
+    fn clear(&mut self) {
+        let Self { at_us, cpu, memory, io, pids, hugetlb, rdma, misc, pressure } = self;
+        *at_us = 0;
+        *cpu = CpuStats::default();
+        memory.clear();
+        io.clear();
+        *pids = PidsStats::default();
+        hugetlb.clear();
+        rdma.clear();
+        misc.clear();
+        *pressure = PressureStats::default();
+    }
+}
+
+/// Whether a part has nothing to say, and so is left out of the JSON.
+fn absent<T: Default + PartialEq>(part: &T) -> bool {
+    *part == T::default()
+}
+
+impl Serialize for Limit {
+    /// The number, or the string `max`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Value(value) => serializer.serialize_u64(*value),
+            Self::Max => serializer.serialize_str("max"),
+        }
+    }
+}

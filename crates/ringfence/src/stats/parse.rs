@@ -1,0 +1,116 @@
+//! The line formats of cgroup files: pure functions of bytes.
+//!
+//! What is malformed is left out, and hides nothing that is not: a line, a value, a number beyond 64 bits.
+
+use crate::resources::Limit;
+
+/// The lines that are text.
+pub(super) fn lines(contents: &[u8]) -> impl Iterator<Item = &str> {
+    contents.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok())
+}
+
+/// A file that is one number.
+pub(super) fn value(contents: &[u8]) -> Option<u64> {
+    number(std::str::from_utf8(contents).ok()?.trim_ascii_end())
+}
+
+/// A file that is one number or `max`.
+pub(super) fn limit(contents: &[u8]) -> Option<Limit> {
+    number_or_max(std::str::from_utf8(contents).ok()?.trim_ascii_end())
+}
+
+/// v1 has no word for "no limit": it is the largest number of whole pages below 2^63, 9223372036854771712 bytes with
+/// pages of 4 KiB. 64 KiB is the largest page size that Linux runs VMs with.
+const V1_UNLIMITED: u64 = (1 << 63) - (64 << 10);
+
+/// A limit in bytes of v1.
+pub(super) fn v1_limit(contents: &[u8]) -> Option<Limit> {
+    value(contents).map(|bytes| if bytes >= V1_UNLIMITED { Limit::Max } else { Limit::Value(bytes) })
+}
+
+/// Lines of `NAME NUMBER` ("flat keyed").
+pub(super) fn flat_keyed(contents: &[u8]) -> impl Iterator<Item = (&str, u64)> {
+    words(contents).filter_map(|(name, text)| Some((name, number(text)?)))
+}
+
+/// Lines of `NAME NUMBER`, where the number can be `max`.
+pub(super) fn flat_keyed_limits(contents: &[u8]) -> impl Iterator<Item = (&str, Limit)> {
+    words(contents).filter_map(|(name, text)| Some((name, number_or_max(text)?)))
+}
+
+/// The number of one line of a flat keyed file.
+pub(super) fn value_of(contents: &[u8], name: &str) -> Option<u64> {
+    flat_keyed(contents).find_map(|(other, value)| (other == name).then_some(value))
+}
+
+/// The `NAME=TEXT` words of the rest of a line of `KEY NAME=TEXT …` ("nested keyed").
+pub(super) fn assignments(rest: &str) -> impl Iterator<Item = (&str, &str)> {
+    rest.split_ascii_whitespace().filter_map(|word| word.split_once('='))
+}
+
+/// A decimal number, without a sign.
+pub(super) fn number(text: &str) -> Option<u64> {
+    text.starts_with(|first: char| first.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// A decimal number, or `max`.
+pub(super) fn number_or_max(text: &str) -> Option<Limit> {
+    if text == "max" { Some(Limit::Max) } else { number(text).map(Limit::Value) }
+}
+
+/// Lines of two words.
+fn words(contents: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    lines(contents).filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let pair = (words.next()?, words.next()?);
+        words.next().is_none().then_some(pair)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_a_whole_number_and_nothing_else() {
+        let table: [(&[u8], Option<u64>); 9] = [
+            (b"0\n", Some(0)),
+            (b"18446744073709551615\n", Some(u64::MAX)),
+            (b"18446744073709551616\n", None),
+            (b"7", Some(7)),
+            (b"-1\n", None),
+            (b"+1\n", None),
+            (b"", None),
+            (b"1 2\n", None),
+            (b"\xff\n", None),
+        ];
+        for (contents, expected) in table {
+            assert_eq!(value(contents), expected, "{contents:?}");
+        }
+    }
+
+    #[test]
+    fn no_limit_is_max_in_the_words_of_either_version() {
+        type Parse = fn(&[u8]) -> Option<Limit>;
+        let table: [(Parse, &[u8], Option<Limit>); 8] = [
+            (limit, b"max\n", Some(Limit::Max)),
+            (limit, b"0\n", Some(Limit::Value(0))),
+            (limit, b"maximum\n", None),
+            (v1_limit, b"9223372036854771712\n", Some(Limit::Max)), // pages of 4 KiB
+            (v1_limit, b"9223372036854710272\n", Some(Limit::Max)), // pages of 64 KiB
+            (v1_limit, b"9223372036854775807\n", Some(Limit::Max)),
+            (v1_limit, b"268435456\n", Some(Limit::Value(268435456))),
+            (v1_limit, b"-1\n", None),
+        ];
+        for (parse, contents, expected) in table {
+            assert_eq!(parse(contents), expected, "{:?}", String::from_utf8_lossy(contents));
+        }
+    }
+
+    #[test]
+    fn a_malformed_line_does_not_hide_the_others() {
+        let contents =
+            b"anon 1\nfile\n\n slab x\n\xff\xfe 3\nshmem 4 4\nsock 18446744073709551616\nkernel 5\nunfinished 6";
+        assert_eq!(flat_keyed(contents).collect::<Vec<_>>(), [("anon", 1), ("kernel", 5), ("unfinished", 6)]);
+    }
+}
