@@ -1,19 +1,81 @@
 //! A cgroup manager for virtual containers.
+//!
+//! A virtual container (a Kata-style pod, a microVM, any VM sandbox) is a virtual machine on a Linux host: a VMM process,
+//! its vCPU and I/O threads, helpers. Ringfence puts all of it into cgroups, opens to it exactly the devices that a
+//! hypervisor needs, applies OCI `LinuxResources`, measures, freezes, and takes everything away again without leaving
+//! anything behind: on cgroup v1, hybrid and v2.
+//!
+//! What will be done is a value, worked out before anything is touched, for this host or for any other:
+//!
+//! ```
+//! use ringfence::{Host, Limit, Mode, Profile, Resources, Sandbox, SandboxConfig};
+//!
+//! let want = Resources::new().memory_limit(256 << 20).memory_swap(256 << 20).pids_limit(64);
+//! let config = SandboxConfig::new("vm1".parse()?).resources(want).profile(Profile::Qemu);
+//! let plan = Sandbox::plan(&Host::standard(Mode::V2, false), &config)?;
+//! assert!(plan.to_string().contains("/sys/fs/cgroup/ringfence/vm1/memory.swap.max <- 0"));
+//! # Ok::<(), ringfence::Error>(())
+//! ```
+//!
+//! Doing it needs a host with cgroups, and the right to make them:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use ringfence::{Command, Host, Remaining, Resources, Sandbox, SandboxConfig};
+//!
+//! const SOON: Duration = Duration::from_secs(5);
+//!
+//! let host = Host::detect()?;                                        // once per process
+//! let config = SandboxConfig::new("vm1".parse()?).resources(Resources::new().memory_limit(256 << 20));
+//! let (vm, report) = Sandbox::create(&host, &config)?;               // all of it, or nothing
+//! print!("{report}");                                                // what this host cannot do
+//! let vmm = vm.spawn(&Command::new("qemu-system-x86_64").args(["-S"]))?; // never outside, not for an instant
+//! vm.change(&Resources::new().cpu_quota(150_000))?;                  // merges; all or nothing
+//! println!("{:?}", vm.stats_reader()?.sample()?.memory.current);
+//! let state = serde_json::to_string(&vm.state()).expect("a state is JSON");
+//! // … in another process:
+//! let vm = Sandbox::restore(&host, serde_json::from_str(&state).expect("a state"))?;
+//! vm.freeze(SOON)?;
+//! vm.thaw(SOON)?;
+//! vm.destroy(Remaining::Kill, SOON)?;
+//! # drop(vmm);
+//! # Ok::<(), ringfence::Error>(())
+//! ```
 
+mod cgroup;
+mod command;
+mod destroy;
 pub mod devices;
+mod driver;
 mod error;
+mod freeze;
 mod host;
 mod kernel;
+mod leftovers;
 mod path;
+mod plan;
 mod report;
 pub mod resources;
+mod sandbox;
+mod state;
 pub mod stats;
+mod store;
+mod tasks;
 
+pub use cgroup::{Cgroup, STATISTICS};
+pub use command::{Child, Command, null};
+pub use destroy::{Failures, Outcome, Remaining};
 pub use devices::{DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
 pub use host::{Capabilities, Controller, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
+pub use leftovers::Leftover;
 pub use path::{CgroupPath, SandboxId, Subpath, SystemdName};
+pub use plan::{Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
+pub use sandbox::{ChangeOptions, Overhead, Sandbox, SandboxConfig, Status};
+pub use state::{Phase, STATE_VERSION, State};
 pub use stats::StatsReader;
+pub use store::{Entry, Store};
+pub use tasks::Task;

@@ -1,0 +1,422 @@
+//! One cgroup, in all hierarchies of the host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::command::{Child, Command};
+use crate::devices::filter::{DeviceFilter, Earlier, Override};
+use crate::devices::{DevicePolicy, runtime_defaults};
+use crate::driver::cgroupfs::{Dirs, carry_out, observe};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::{Controller, Hierarchy, Host, Version};
+use crate::kernel::dir::CgroupDir;
+use crate::kernel::spawn::{Inside, join_self};
+use crate::kernel::{proc, spawn};
+use crate::leftovers;
+use crate::path::CgroupPath;
+use crate::plan::{self, DeviceWant, Dir, Plan, Unsupported, Want};
+use crate::report::Report;
+use crate::resources::Resources;
+use crate::stats::{Source, StatsReader};
+
+/// The controllers that statistics need, where nothing else is configured.
+pub const STATISTICS: &[Controller] =
+    &[Controller::Cpu, Controller::Memory, Controller::Io, Controller::Pids];
+
+/// One cgroup: a directory of the same path in every v1 hierarchy, or the one directory of v2, or both.
+///
+/// Holds an open descriptor for each directory. All methods take `&self` and block.
+#[derive(Debug)]
+pub struct Cgroup {
+    pub(crate) host: Host,
+    /// Below the root of each hierarchy.
+    pub(crate) path: String,
+    pub(crate) dirs: Vec<(Dir, Arc<CgroupDir>)>,
+    /// Made by us, or restored: processes inside are ours.
+    pub(crate) ours: bool,
+    /// The parent is the default one, which goes with its last cgroup.
+    pub(crate) parent_is_default: bool,
+    /// Our device program (v2), as far as this process knows of one.
+    pub(crate) filter: Mutex<Filter>,
+}
+
+/// Our device program on v2. A process that attached it can replace it without CAP_SYS_ADMIN; another one cannot.
+#[derive(Debug, Default)]
+pub(crate) enum Filter {
+    #[default]
+    Unknown,
+    /// Its number, from a state.
+    Id(u32),
+    Held(DeviceFilter),
+}
+
+impl Filter {
+    fn as_earlier(&self) -> Earlier<'_> {
+        match self {
+            Self::Unknown => Earlier::Unknown,
+            Self::Id(id) => Earlier::Id(*id),
+            Self::Held(filter) => Earlier::Held(filter),
+        }
+    }
+
+    fn id(&self) -> Option<u32> {
+        match self {
+            Self::Unknown => None,
+            Self::Id(id) => Some(*id),
+            Self::Held(filter) => Some(filter.id()),
+        }
+    }
+}
+
+impl From<Option<DeviceFilter>> for Filter {
+    fn from(filter: Option<DeviceFilter>) -> Self {
+        filter.map_or(Self::Unknown, Self::Held)
+    }
+}
+
+impl Cgroup {
+    /// Makes the cgroup in every hierarchy and writes the limits; nothing is left behind on failure.
+    ///
+    /// Device rules are taken on top of the runtime defaults; without any rule everything else is denied.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] if there is such a cgroup in any hierarchy; otherwise the setting that failed.
+    pub fn create(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<(Self, Report)> {
+        let (policy, mut report) = DevicePolicy::with_base(&resources.devices, &runtime_defaults(), &[])?;
+        let resolved = path.resolve(&CgroupPath::default_parent(), None)?;
+        let want = Want {
+            path: resolved.as_str(),
+            create: true,
+            base: &Resources::default(),
+            change: resources,
+            devices: Some(DeviceWant {
+                before: None,
+                policy: &policy,
+                running: false,
+                overriding: Override::Refuse,
+            }),
+            force: false,
+            evacuate: false,
+            statistics: STATISTICS,
+            unsupported: Unsupported::Report,
+        };
+        let (mut cgroup, created) = Self::create_as(host, &want)?;
+        cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
+        report.append(created);
+        Ok((cgroup, report))
+    }
+
+    /// Plans and makes what is wanted.
+    pub(crate) fn create_as(host: &Host, want: &Want<'_>) -> Result<(Self, Report)> {
+        let mut dirs = Dirs::new(host, Vec::new());
+        let plan = Self::plan_with(host, want, &mut dirs)?;
+        let mut report = plan.report().clone();
+        let done = carry_out(&plan, &mut dirs, Earlier::Unknown)?;
+        report.append(done.report);
+        let dirs = Self::open_all(host, want.path, &mut dirs)?;
+        let (path, filter) = (want.path.to_owned(), Mutex::new(done.filter.into()));
+        Ok((Self { host: host.clone(), path, dirs, ours: true, parent_is_default: false, filter }, report))
+    }
+
+    /// Opens a cgroup that exists in at least one hierarchy, by its path alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if it exists in none.
+    pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
+        let resolved = path.resolve(&CgroupPath::default_parent(), None)?;
+        let mut cgroup = Self::open_at(host, resolved.as_str())?;
+        cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
+        Ok(cgroup)
+    }
+
+    pub(crate) fn open_at(host: &Host, path: &str) -> Result<Self> {
+        let dirs = Self::open_all(host, path, &mut Dirs::new(host, Vec::new()))?;
+        if dirs.is_empty() {
+            return Err(
+                Error::new(ErrorKind::NotFound, "there is no such cgroup in any hierarchy").with_value(path)
+            );
+        }
+        let (path, filter) = (path.to_owned(), Mutex::default());
+        Ok(Self { host: host.clone(), path, dirs, ours: false, parent_is_default: false, filter })
+    }
+
+    /// The directories of the path that exist.
+    fn open_all(host: &Host, path: &str, open: &mut Dirs<'_>) -> Result<Vec<(Dir, Arc<CgroupDir>)>> {
+        let mut dirs = Vec::with_capacity(host.hierarchies.len());
+        for hierarchy in 0..host.hierarchies.len() {
+            let dir = Dir::new(hierarchy, path);
+            match open.take(&dir) {
+                Ok(opened) => dirs.push((dir, opened)),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(Error::kernel("cannot open the cgroup", dir.full(host), errno)),
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// The steps that [`Cgroup::create`] or [`Cgroup::change`] would take.
+    pub(crate) fn plan_with(host: &Host, want: &Want<'_>, dirs: &mut Dirs<'_>) -> Result<Plan> {
+        let observed = observe(host, dirs, want.path, &plan::needs(host, want))?;
+        plan::plan(host, want, &observed)
+    }
+
+    /// Changes limits of a cgroup: all of them or none.
+    ///
+    /// Device rules are not changed here: what a cgroup may open is known to its [`Sandbox`](crate::Sandbox).
+    ///
+    /// # Errors
+    /// The setting that failed; everything is then as it was.
+    pub fn change(&self, change: &Resources) -> Result<Report> {
+        self.change_as(&self.want(&Resources::default(), change))
+    }
+
+    pub(crate) fn want<'a>(&'a self, base: &'a Resources, change: &'a Resources) -> Want<'a> {
+        Want {
+            path: &self.path,
+            create: false,
+            base,
+            change,
+            devices: None,
+            force: false,
+            evacuate: false,
+            statistics: &[],
+            unsupported: Unsupported::Report,
+        }
+    }
+
+    pub(crate) fn change_as(&self, want: &Want<'_>) -> Result<Report> {
+        let mut dirs = Dirs::new(&self.host, self.dirs.clone());
+        let plan = Self::plan_with(&self.host, want, &mut dirs)?;
+        let mut report = plan.report().clone();
+        let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = carry_out(&plan, &mut dirs, filter.as_earlier())?;
+        if done.filter.is_some() {
+            *filter = done.filter.into();
+        }
+        report.append(done.report);
+        Ok(report)
+    }
+
+    /// The number of our device program (v2).
+    pub(crate) fn filter_id(&self) -> Option<u32> {
+        self.filter.lock().unwrap_or_else(PoisonError::into_inner).id()
+    }
+
+    /// Controller → directory; the v2 tree is `unified`, a v1 hierarchy without controllers `name=NAME`.
+    pub fn paths(&self) -> BTreeMap<String, PathBuf> {
+        let mut paths = BTreeMap::new();
+        for (dir, _) in &self.dirs {
+            let Some(hierarchy) = self.host.hierarchies.get(dir.hierarchy) else { continue };
+            let full = dir.full(&self.host);
+            match (hierarchy.version, &hierarchy.name) {
+                (Version::V2, _) => drop(paths.insert("unified".to_owned(), full)),
+                (Version::V1, Some(name)) => drop(paths.insert(format!("name={name}"), full)),
+                (Version::V1, None) => {
+                    let names =
+                        hierarchy.controllers.iter().map(|controller| controller.v1_name().to_owned());
+                    paths.extend(names.map(|name| (name, full.clone())));
+                }
+            }
+        }
+        paths
+    }
+
+    pub(crate) fn version(&self, dir: &Dir) -> Version {
+        self.host.hierarchies.get(dir.hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version)
+    }
+
+    /// Says on the directory whose it is.
+    pub(crate) fn mark(&self, text: &str) {
+        let hierarchy = leftovers::marked_hierarchy(&self.host);
+        if let Some((_, open)) = self.dirs.iter().find(|(dir, _)| dir.hierarchy == hierarchy) {
+            leftovers::mark(open, text);
+        }
+    }
+
+    /// The directory in the v2 tree.
+    pub(crate) fn unified(&self) -> Option<&Arc<CgroupDir>> {
+        self.dirs.iter().find(|(dir, _)| self.version(dir) == Version::V2).map(|(_, open)| open)
+    }
+
+    /// The directory in the hierarchy of a controller.
+    pub(crate) fn dir_of(&self, controller: Controller) -> Option<(Version, &Arc<CgroupDir>)> {
+        let (index, hierarchy) = self.host.hierarchy_of(controller)?;
+        let (_, open) = self.dirs.iter().find(|(dir, _)| dir.hierarchy == index)?;
+        Some((hierarchy.version, open))
+    }
+
+    /// The processes in the cgroup and in cgroups below it.
+    pub fn processes(&self) -> Result<BTreeSet<u32>> {
+        let mut pids = BTreeSet::new();
+        for (dir, open) in &self.dirs {
+            members(open, &mut pids)
+                .map_err(|errno| Error::kernel("cannot list the processes", dir.full(&self.host), errno))?;
+        }
+        Ok(pids)
+    }
+
+    /// Joins a running process with all its threads, in every hierarchy; on failure it is put back where it was.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] where the cgroup is frozen, or holds processes and is not ours.
+    pub fn join(&self, pid: u32) -> Result<()> {
+        self.refuse_frozen()?;
+        if !self.ours && !self.processes()?.is_empty() {
+            let why = "the cgroup holds processes and was not made here: joining it is refused";
+            return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
+        }
+        let before = proc::cgroups(pid).ok_or_else(|| no_such_process(pid))?;
+        for (position, (dir, open)) in self.dirs.iter().enumerate() {
+            if let Err(errno) = write_pid(open, pid) {
+                for (dir, _) in self.dirs.iter().take(position) {
+                    self.put_back(dir, pid, &before);
+                }
+                return Err(join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Best effort: the cgroup it came from may be out of our sight or reach.
+    fn put_back(&self, dir: &Dir, pid: u32, before: &[(String, String)]) {
+        let Some(hierarchy) = self.host.hierarchies.get(dir.hierarchy) else { return };
+        let is_this = |names: &str| match hierarchy.version {
+            Version::V2 => names.is_empty(),
+            Version::V1 => names.split(',').any(|name| match (&hierarchy.name, name.strip_prefix("name=")) {
+                (Some(known), Some(name)) => known == name,
+                (None, None) => hierarchy.controllers.iter().any(|controller| controller.v1_name() == name),
+                _ => false,
+            }),
+        };
+        if let Some((_, path)) = before.iter().find(|(names, _)| is_this(names))
+            && let Ok(root) = self.host.root(dir.hierarchy)
+            && let Ok(old) = root.open_dir(path.trim_start_matches('/'))
+        {
+            _ = write_pid(&old, pid);
+        }
+    }
+
+    /// Starts a command inside: born there on v2, joined by itself before exec on v1. It never runs outside.
+    ///
+    /// # Errors
+    /// What could not be done, with the errno; a program that cannot be found or executed has a path and ENOENT or EACCES.
+    pub fn spawn(&self, command: &Command) -> Result<Child> {
+        self.refuse_frozen()?;
+        let born_inside = self.host.capabilities.clone_into_cgroup;
+        let unified = self.unified().filter(|_| born_inside);
+        let join = self.join_files(born_inside)?;
+        let inside = Inside { unified: unified.map(|open| open.as_fd()), join: &join };
+        let image = command.image()?;
+        let (pid, pidfd) =
+            spawn::spawn(&image, &inside).map_err(|(stage, errno)| command.failed(stage, errno))?;
+        Ok(Child::new(pid, pidfd))
+    }
+
+    /// `cgroup.procs` of each hierarchy, open for writing; without v2's where a process is born into it.
+    fn join_files(&self, skip_unified: bool) -> Result<Vec<OwnedFd>> {
+        let wanted = self.dirs.iter().filter(|(dir, _)| !(skip_unified && self.version(dir) == Version::V2));
+        wanted
+            .map(|(dir, open)| {
+                open.open("cgroup.procs", OFlags::WRONLY).map_err(|errno| {
+                    Error::kernel("cannot open for joining", dir.full(&self.host).join("cgroup.procs"), errno)
+                })
+            })
+            .collect()
+    }
+
+    /// A closure for `pre_exec` of std's and tokio's `Command`: the child joins the cgroup by itself before exec.
+    ///
+    /// It only writes to descriptors that are opened here, so that it is async-signal-safe.
+    pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static> {
+        self.refuse_frozen()?;
+        let files = self.join_files(false)?;
+        Ok(move || files.iter().try_for_each(|file| join_self(file.as_fd()).map_err(std::io::Error::from)))
+    }
+
+    /// A reader of statistics that keeps its descriptors between samples.
+    pub fn stats_reader(&self) -> Result<StatsReader> {
+        let sources: Vec<_> = self
+            .dirs
+            .iter()
+            .filter_map(|(dir, open)| {
+                let Hierarchy { version, controllers, .. } = self.host.hierarchies.get(dir.hierarchy)?;
+                Some(Source { version: *version, controllers, dir: open })
+            })
+            .collect();
+        StatsReader::open(&sources)
+    }
+
+    fn refuse_frozen(&self) -> Result<()> {
+        if self.is_frozen()? {
+            let why = "the cgroup is frozen: what joins it never runs; thaw it first";
+            return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
+        }
+        Ok(())
+    }
+}
+
+/// The processes of a directory and of those below it.
+pub(crate) fn members(dir: &CgroupDir, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
+    match dir.read("cgroup.procs") {
+        Ok(list) => pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok())),
+        // Removed meanwhile: nobody is in it.
+        Err(Errno::NODEV | Errno::NOENT) => return Ok(()),
+        // A threaded part: its processes are listed in the domain above.
+        Err(Errno::OPNOTSUPP) => {}
+        Err(errno) => return Err(errno),
+    }
+    for child in dir.children()? {
+        match dir.open_dir(&child) {
+            Ok(child) => members(&child, pids)?,
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// EINVAL is the answer while a task is still being born: briefly retried.
+fn write_pid(dir: &CgroupDir, pid: u32) -> Result<(), Errno> {
+    let pid = pid.to_string();
+    for _ in 0..10 {
+        match dir.write("cgroup.procs", &pid) {
+            Err(Errno::INVAL) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            done => return done,
+        }
+    }
+    Err(Errno::INVAL)
+}
+
+fn no_such_process(pid: u32) -> Error {
+    Error::new(ErrorKind::NotFound, "there is no such process").with_setting("pid").with_value(pid)
+}
+
+fn join_error(errno: Errno, pid: u32) -> Error {
+    let (kind, message) = match errno {
+        Errno::SRCH => (ErrorKind::NotFound, "the process is gone"),
+        Errno::OPNOTSUPP => (
+            ErrorKind::Kernel,
+            "the cgroup takes no processes: it is threaded (join its domain instead) or an invalid domain",
+        ),
+        Errno::BUSY => (
+            ErrorKind::Kernel,
+            "the cgroup has controllers enabled for its children, so it takes no processes",
+        ),
+        Errno::ACCESS | Errno::PERM => (
+            ErrorKind::Kernel,
+            "no permission: an unprivileged caller moves processes only within a delegated subtree that holds both",
+        ),
+        Errno::NOSPC => (ErrorKind::Kernel, "the cpuset of the cgroup has no CPUs or memory nodes"),
+        Errno::INVAL => (
+            ErrorKind::Kernel,
+            "this process cannot be moved (a kernel thread, or a real-time task without budget)",
+        ),
+        _ => (ErrorKind::Kernel, "cannot join the process"),
+    };
+    Error::new(kind, message).with_errno(errno).with_setting("pid").with_value(pid)
+}

@@ -1,0 +1,264 @@
+//! The command that is started inside a cgroup, and its child process.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::spawn::{Image, Stage};
+
+/// A program to start, like `std::process::Command`; [`Cgroup::spawn`](crate::Cgroup::spawn) and
+/// [`Sandbox::spawn`](crate::Sandbox::spawn) start it inside.
+#[derive(Debug)]
+pub struct Command {
+    program: OsString,
+    args: Vec<OsString>,
+    env: Option<Vec<(OsString, OsString)>>,
+    directory: Option<PathBuf>,
+    stdio: [Option<OwnedFd>; 3],
+    new_session: bool,
+    parent_death_signal: Option<i32>,
+}
+
+impl Command {
+    /// A program: a path, or a name that is looked up in `PATH`.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        Self {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            env: None,
+            directory: None,
+            stdio: [None, None, None],
+            new_session: false,
+            parent_death_signal: None,
+        }
+    }
+
+    /// Adds arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// The whole environment; without it the child has this process's.
+    pub fn env(mut self, env: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        self.env = Some(env.into_iter().collect());
+        self
+    }
+
+    /// The working directory.
+    pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// What the child has as standard input; without it this process's.
+    pub fn stdin(mut self, fd: impl Into<OwnedFd>) -> Self {
+        self.stdio[0] = Some(fd.into());
+        self
+    }
+
+    /// What the child has as standard output; without it this process's.
+    pub fn stdout(mut self, fd: impl Into<OwnedFd>) -> Self {
+        self.stdio[1] = Some(fd.into());
+        self
+    }
+
+    /// What the child has as standard error; without it this process's.
+    pub fn stderr(mut self, fd: impl Into<OwnedFd>) -> Self {
+        self.stdio[2] = Some(fd.into());
+        self
+    }
+
+    /// Makes the child the leader of a session of its own, out of reach of the terminal's signals.
+    pub fn new_session(mut self) -> Self {
+        self.new_session = true;
+        self
+    }
+
+    /// The signal that the child gets when the thread that spawned it ends (`PR_SET_PDEATHSIG`).
+    pub fn parent_death_signal(mut self, signal: i32) -> Self {
+        self.parent_death_signal = Some(signal);
+        self
+    }
+
+    /// Everything laid out for the moment between fork and exec.
+    pub(crate) fn image(&self) -> Result<Image> {
+        let program = self.resolve()?;
+        let mut argv = vec![c_string(&self.program)?];
+        for arg in &self.args {
+            argv.push(c_string(arg)?);
+        }
+        let variable = |(name, value): (&OsStr, &OsStr)| {
+            let mut entry = name.to_owned();
+            entry.push("=");
+            entry.push(value);
+            c_string(&entry)
+        };
+        let envp = match &self.env {
+            Some(env) => env.iter().map(|(name, value)| variable((name, value))).collect::<Result<_>>()?,
+            None => {
+                std::env::vars_os().map(|(name, value)| variable((&name, &value))).collect::<Result<_>>()?
+            }
+        };
+        let mut stdio = [None, None, None];
+        for (copy, fd) in stdio.iter_mut().zip(&self.stdio) {
+            if let Some(fd) = fd {
+                let failed =
+                    |error| Error::new(ErrorKind::Kernel, "cannot duplicate a descriptor").with_source(error);
+                *copy = Some(fd.try_clone().map_err(failed)?);
+            }
+        }
+        Ok(Image {
+            program: c_string(program.as_os_str())?,
+            argv,
+            envp,
+            directory: self
+                .directory
+                .as_ref()
+                .map(|directory| c_string(directory.as_os_str()))
+                .transpose()?,
+            stdio,
+            new_session: self.new_session,
+            parent_death_signal: self.parent_death_signal,
+        })
+    }
+
+    /// The file to execute: as execvp(3), the first in `PATH` that is executable.
+    fn resolve(&self) -> Result<PathBuf> {
+        if self.program.as_bytes().contains(&b'/') {
+            return Ok(PathBuf::from(&self.program));
+        }
+        let path = match &self.env {
+            Some(env) => env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()),
+            None => std::env::var_os("PATH"),
+        };
+        let path = path.unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        let mut refused = None;
+        for directory in std::env::split_paths(&path) {
+            let candidate = directory.join(&self.program);
+            match rustix::fs::access(&candidate, rustix::fs::Access::EXEC_OK) {
+                Ok(()) if candidate.is_file() => return Ok(candidate),
+                Err(Errno::ACCESS) => refused = Some(candidate),
+                _ => {}
+            }
+        }
+        Err(match refused {
+            Some(path) => Error::kernel("the program cannot be executed", path, Errno::ACCESS),
+            None => Error::kernel("the program is not in PATH", &self.program, Errno::NOENT),
+        }
+        .with_kind(ErrorKind::Program))
+    }
+
+    pub(crate) fn failed(&self, stage: Stage, errno: Errno) -> Error {
+        let program = Path::new(&self.program);
+        match stage {
+            Stage::Exec => {
+                Error::kernel("the program cannot be executed", program, errno).with_kind(ErrorKind::Program)
+            }
+            Stage::Directory => Error::kernel(
+                "cannot change to the directory",
+                self.directory.as_deref().unwrap_or(program),
+                errno,
+            ),
+            Stage::Stdio => Error::kernel("cannot set up standard input and output", program, errno),
+            Stage::Join => Error::kernel("the child cannot join its cgroup", program, errno),
+            Stage::Stuck => {
+                let why = "the child never came to exec: its cgroup was frozen; it was killed";
+                Error::kernel(why, program, errno).with_kind(ErrorKind::TimedOut)
+            }
+            Stage::Fork => {
+                let why = match errno {
+                    Errno::AGAIN => {
+                        "cannot fork: a limit on tasks is reached (pids.limit of the cgroup, or RLIMIT_NPROC)"
+                    }
+                    Errno::BUSY => "cannot fork into the cgroup: it has controllers enabled for its children",
+                    Errno::OPNOTSUPP => "cannot fork into the cgroup: it is an invalid domain",
+                    _ => "cannot fork into the cgroup",
+                };
+                Error::kernel(why, program, errno)
+            }
+        }
+    }
+}
+
+fn c_string(text: &OsStr) -> Result<CString> {
+    CString::new(text.as_bytes())
+        .map_err(|_| Error::invalid("command", text.to_string_lossy(), "a string without NUL bytes"))
+}
+
+/// A process that was started inside. Dropping it neither kills it nor waits for it.
+#[derive(Debug)]
+pub struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Child {
+    pub(crate) fn new(pid: Pid, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd }
+    }
+
+    /// The process ID.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Sends a signal by number; a process that has ended is not an error.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        let given = Signal::from_named_raw(signal)
+            .ok_or_else(|| Error::invalid("signal", signal, "the number of a signal"))?;
+        match rustix::process::pidfd_send_signal(&self.pidfd, given) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(Error::new(ErrorKind::Kernel, "cannot send the signal")
+                .with_value(signal)
+                .with_errno(errno)),
+        }
+    }
+
+    /// Waits until it ends.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        loop {
+            match rustix::process::waitpid(Some(self.pid), WaitOptions::empty()) {
+                Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw())),
+                Ok(None) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.wait_error(errno)),
+            }
+        }
+    }
+
+    /// The status, if it has ended.
+    pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
+        match rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG) {
+            Ok(status) => Ok(status.map(|(_, status)| ExitStatus::from_raw(status.as_raw()))),
+            Err(Errno::INTR) => Ok(None),
+            Err(errno) => Err(self.wait_error(errno)),
+        }
+    }
+
+    fn wait_error(&self, errno: Errno) -> Error {
+        Error::new(ErrorKind::Kernel, "cannot wait for the child").with_value(self.pid()).with_errno(errno)
+    }
+}
+
+/// The pidfd: readable when the process has ended.
+impl AsFd for Child {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// `/dev/null`, for [`Command::stdin`] and the others.
+pub fn null() -> Result<OwnedFd> {
+    let opened = File::options().read(true).write(true).open("/dev/null");
+    opened
+        .map(OwnedFd::from)
+        .map_err(|error| Error::new(ErrorKind::Kernel, "cannot open /dev/null").with_source(error))
+}

@@ -1,0 +1,331 @@
+//! The end of a cgroup: killing or moving what is inside, and removing it in every hierarchy.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::Signal;
+use serde::Serialize;
+
+use crate::cgroup::{Cgroup, members};
+use crate::driver::cgroupfs::Dirs;
+use crate::error::{Error, ErrorKind, Result};
+use crate::freeze::event;
+use crate::host::{Controller, Version};
+use crate::kernel::dir::{CgroupDir, read_all};
+use crate::kernel::poll::{Deadline, wait_for_change};
+use crate::kernel::proc;
+use crate::leftovers::mark_drained;
+use crate::plan::Dir;
+
+/// What becomes of processes that are still inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remaining {
+    /// Nothing is removed while there are any.
+    Refuse,
+    /// They live on, within the limits of the parent: on v1 in the parent, on v2 in a leaf `drained` beside.
+    Drain,
+    /// They are killed.
+    Kill,
+}
+
+/// What [`Cgroup::destroy`] did.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// Processes that were killed.
+    pub killed: BTreeSet<u32>,
+    /// Processes that were moved out.
+    pub moved: BTreeSet<u32>,
+    /// Directories that were removed.
+    pub removed: Vec<PathBuf>,
+}
+
+/// All that went wrong at once; the source of the error that [`Cgroup::destroy`] returns.
+#[derive(Debug)]
+pub struct Failures(Vec<Error>);
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sentences: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&sentences.join("; "))
+    }
+}
+
+impl std::error::Error for Failures {}
+
+/// The leaf that takes what is drained where the parent itself cannot.
+const DRAINED: &str = "drained";
+
+impl Cgroup {
+    /// Sends a signal to every process inside, once.
+    pub fn signal(&self, signal: i32) -> Result<BTreeSet<u32>> {
+        let given = Signal::from_named_raw(signal)
+            .ok_or_else(|| Error::invalid("signal", signal, "the number of a signal"))?;
+        let pids = self.processes()?;
+        for pid in &pids {
+            send(*pid, given);
+        }
+        Ok(pids)
+    }
+
+    /// Kills every process inside, those that are being forked meanwhile too, and returns when none is left.
+    ///
+    /// A frozen cgroup is thawed: frozen tasks do not die. Kernel threads cannot be killed and are moved out.
+    pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
+        let deadline = Deadline::after(timeout);
+        let mut outcome = Outcome::default();
+        self.kill_until_empty(deadline, &mut outcome)?;
+        Ok(outcome.killed)
+    }
+
+    fn kill_until_empty(&self, deadline: Deadline, outcome: &mut Outcome) -> Result<()> {
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let pids = self.processes()?;
+            if pids.is_empty() {
+                // Thawed all the same, so that what joins later runs.
+                _ = self.write_thawed();
+                return Ok(());
+            }
+            let kernel = self.kill_once(&pids);
+            outcome.killed.extend(pids.difference(&kernel));
+            if !kernel.is_empty() {
+                self.drain_once(&kernel, outcome)?;
+            }
+            if deadline.is_over() {
+                let why = format!("processes live on after SIGKILL: {pids:?}");
+                return Err(Error::new(ErrorKind::TimedOut, why).with_value(&self.path));
+            }
+            deadline.sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// One pass: `cgroup.kill` (Linux 5.14) where there is one, and a signal for each, so that what is in a v1 hierarchy
+    /// alone is reached too. Frozen while at it, v1 lets nothing fork; it dies when it thaws. Returns the kernel threads.
+    fn kill_once(&self, pids: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let killed = self.host.capabilities.cgroup_kill
+            && self.unified().is_some_and(|dir| dir.write("cgroup.kill", "1").is_ok());
+        let v1_freezer = self.freezer().ok().filter(|(version, _)| *version == Version::V1);
+        if let (false, Some((_, dir))) = (killed, &v1_freezer) {
+            _ = dir.write("freezer.state", "FROZEN");
+        }
+        let mut kernel = BTreeSet::new();
+        if !killed || v1_freezer.is_some() {
+            let mut again = BTreeSet::new();
+            let listed = if self.dirs.iter().try_for_each(|(_, dir)| members(dir, &mut again)).is_ok() {
+                &again
+            } else {
+                pids
+            };
+            for pid in listed {
+                send(*pid, Signal::KILL);
+            }
+        }
+        for pid in pids {
+            if proc::Stat::read(*pid).is_some_and(|stat| stat.is_kernel_thread()) {
+                kernel.insert(*pid);
+            }
+        }
+        _ = self.write_thawed();
+        kernel
+    }
+
+    /// Removes the cgroup in every hierarchy; the caller says what becomes of processes that are still inside.
+    ///
+    /// What is gone already is skipped. A failure in one hierarchy does not stop the others.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] when there are processes and they were to be refused: nothing is changed then. Otherwise all
+    /// failures in one, as the error's source.
+    pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
+        let deadline = Deadline::after(timeout);
+        let mut outcome = Outcome::default();
+        let mut failures = Vec::new();
+        match remaining {
+            Remaining::Refuse => {
+                let pids = self.processes()?;
+                if !pids.is_empty() {
+                    let why =
+                        format!("processes are still inside: {pids:?}; say whether to kill or to drain them");
+                    return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
+                }
+            }
+            Remaining::Drain => failures.extend(self.drain_until_empty(deadline, &mut outcome).err()),
+            Remaining::Kill => failures.extend(self.kill_until_empty(deadline, &mut outcome).err()),
+        }
+        failures.extend(self.wait_until_unpopulated(deadline).err());
+        for (dir, _) in &self.dirs {
+            failures.extend(self.remove_tree(dir, deadline, &mut outcome).err());
+        }
+        if self.parent_is_default {
+            self.remove_empty_parent(&mut outcome);
+        }
+        match failures.pop() {
+            None => Ok(outcome),
+            Some(only) if failures.is_empty() => Err(only),
+            Some(last) => {
+                let kind = last.kind();
+                failures.push(last);
+                let failures = Failures(failures);
+                let why = format!("not all of the cgroup could be removed: {failures}");
+                Err(Error::new(kind, why).with_value(&self.path).with_source(failures))
+            }
+        }
+    }
+
+    fn drain_until_empty(&self, deadline: Deadline, outcome: &mut Outcome) -> Result<()> {
+        _ = self.write_thawed();
+        loop {
+            let pids = self.processes()?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            self.drain_once(&pids, outcome)?;
+            if deadline.is_over() {
+                let why = format!("processes are still inside: {pids:?}");
+                return Err(Error::new(ErrorKind::TimedOut, why).with_value(&self.path));
+            }
+        }
+    }
+
+    /// Moves these processes out, in every hierarchy in which they are. One that vanished does not stop the rest.
+    fn drain_once(&self, pids: &BTreeSet<u32>, outcome: &mut Outcome) -> Result<()> {
+        for (dir, open) in &self.dirs {
+            let failed = |errno| Error::kernel("cannot drain into the parent", dir.full(&self.host), errno);
+            let mut here = BTreeSet::new();
+            members(open, &mut here).map_err(failed)?;
+            here.retain(|pid| pids.contains(pid));
+            if here.is_empty() {
+                continue;
+            }
+            let target = self.drain_target(dir).map_err(failed)?;
+            for pid in here {
+                match target.write("cgroup.procs", &pid.to_string()) {
+                    Ok(()) => drop(outcome.moved.insert(pid)),
+                    Err(Errno::SRCH) => {}
+                    Err(errno) => return Err(failed(errno)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// v1: the parent. v2, where a parent with controllers for its children takes no processes, and below the root, which
+    /// would be out of every limit: the leaf `drained` in the parent.
+    fn drain_target(&self, dir: &Dir) -> Result<std::sync::Arc<CgroupDir>, Errno> {
+        let mut dirs = Dirs::new(&self.host, Vec::new());
+        let parent_dir = dir.parent().ok_or(Errno::INVAL)?;
+        let parent = dirs.get(&parent_dir)?;
+        if self.version(dir) == Version::V1 && !parent_dir.path.is_empty() {
+            return Ok(parent);
+        }
+        match parent.make_dir(DRAINED) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let leaf = parent.open_dir(DRAINED)?;
+        mark_drained(&leaf);
+        let hierarchy = self.host.hierarchies.get(dir.hierarchy);
+        if self.version(dir) == Version::V1
+            && hierarchy.is_some_and(|hierarchy| hierarchy.controllers.contains(&Controller::Cpuset))
+        {
+            let noprefix = hierarchy.is_some_and(|hierarchy| hierarchy.noprefix);
+            for file in if noprefix { ["cpus", "mems"] } else { ["cpuset.cpus", "cpuset.mems"] } {
+                leaf.write(file, &parent.read(file)?)?;
+            }
+        }
+        Ok(std::sync::Arc::new(leaf))
+    }
+
+    /// v2 says when the last task has really gone.
+    fn wait_until_unpopulated(&self, deadline: Deadline) -> Result<()> {
+        let Some(dir) = self.unified() else { return Ok(()) };
+        let failed = |errno| Error::kernel("cannot wait for the cgroup to become empty", &self.path, errno);
+        let events = match dir.open("cgroup.events", OFlags::RDONLY) {
+            Ok(events) => events,
+            Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
+            Err(errno) => return Err(failed(errno)),
+        };
+        let mut buffer = Vec::with_capacity(64);
+        loop {
+            match read_all(&events, &mut buffer) {
+                Err(Errno::NODEV) => return Ok(()),
+                read => read.map_err(failed)?,
+            }
+            if !event(&String::from_utf8_lossy(&buffer), "populated") {
+                return Ok(());
+            }
+            if deadline.is_over() {
+                return Err(Error::new(ErrorKind::TimedOut, "still populated").with_value(&self.path));
+            }
+            wait_for_change(&events, deadline.left()).map_err(failed)?;
+        }
+    }
+
+    /// Depth first; EBUSY goes away when the last task has left, so it is retried until the deadline.
+    fn remove_tree(&self, dir: &Dir, deadline: Deadline, outcome: &mut Outcome) -> Result<()> {
+        let full = dir.full(&self.host);
+        let failed = |errno| Error::kernel("cannot remove the cgroup", &full, errno);
+        let mut dirs = Dirs::new(&self.host, self.dirs.clone());
+        let Some(parent) = dir.parent() else { return Ok(()) };
+        let parent = match dirs.get(&parent) {
+            Ok(parent) => parent,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(failed(errno)),
+        };
+        let mut pause = Duration::from_micros(100);
+        loop {
+            match parent.remove_dir(dir.name()) {
+                Ok(()) => {
+                    outcome.removed.push(full);
+                    return Ok(());
+                }
+                Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
+                Err(Errno::BUSY | Errno::NOTEMPTY) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+            let children = dirs.get(dir).and_then(|open| open.children()).unwrap_or_default();
+            for child in children {
+                self.remove_tree(
+                    &Dir::new(dir.hierarchy, format!("{}/{child}", dir.path)),
+                    deadline,
+                    outcome,
+                )?;
+            }
+            if deadline.is_over() {
+                return Err(failed(Errno::BUSY).with_kind(ErrorKind::Busy));
+            }
+            deadline.sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+    }
+
+    /// The default parent goes with its last cgroup, and with a leaf of drained processes that have ended; another cgroup
+    /// inside keeps it.
+    fn remove_empty_parent(&self, outcome: &mut Outcome) {
+        for (dir, _) in &self.dirs {
+            let Some(parent) = dir.parent().filter(|parent| !parent.path.is_empty()) else { continue };
+            let Some(above) = parent.parent() else { continue };
+            let mut dirs = Dirs::new(&self.host, Vec::new());
+            let Ok(above) = dirs.get(&above) else { continue };
+            let removed = above.remove_dir(parent.name()).or_else(|_| {
+                dirs.get(&parent)?.remove_dir(DRAINED)?;
+                above.remove_dir(parent.name())
+            });
+            if removed.is_ok() {
+                outcome.removed.push(parent.full(&self.host));
+            }
+        }
+    }
+}
+
+/// Sends a signal to a process that may be gone.
+fn send(pid: u32, signal: Signal) {
+    if let Some(pid) = proc::pid(pid) {
+        _ = rustix::process::kill_process(pid, signal);
+    }
+}

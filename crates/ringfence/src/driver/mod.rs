@@ -1,0 +1,4 @@
+//! Carrying a plan out.
+
+pub(crate) mod cgroupfs;
+mod undo;

@@ -1,0 +1,177 @@
+//! Freezing and thawing: v1's freezer, or `cgroup.freeze` of v2 (Linux 5.2). Always confirmed, always with a deadline.
+
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::{Controller, Version};
+use crate::kernel::dir::{CgroupDir, read_all};
+use crate::kernel::poll::{Deadline, wait_for_change};
+use crate::kernel::proc;
+use crate::report::Report;
+
+/// v1 has nothing to wait on.
+const PAUSE: Duration = Duration::from_millis(1);
+/// v2 wakes us; this is for what it cannot tell (kernel threads that never freeze).
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+impl Cgroup {
+    /// Stops every task inside, and returns when all have stopped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] when they have not in time; they are then thawed again.
+    pub fn freeze(&self, timeout: Duration) -> Result<()> {
+        let deadline = Deadline::after(timeout);
+        let frozen = match self.freezer()? {
+            (Version::V1, dir) => freeze_v1(dir, deadline),
+            (Version::V2, dir) => freeze_v2(dir, deadline),
+        };
+        match frozen {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.write_thawed()?;
+                let why = format!("not all tasks stopped within {timeout:?}; thawed again");
+                Err(Error::new(ErrorKind::TimedOut, why).with_value(&self.path))
+            }
+            Err(errno) => Err(self.freezer_error("cannot freeze", errno)),
+        }
+    }
+
+    /// Lets the tasks run again. Under a frozen ancestor they stay stopped: that is in the report, and not waited for.
+    pub fn thaw(&self, timeout: Duration) -> Result<Report> {
+        let deadline = Deadline::after(timeout);
+        let mut report = Report::default();
+        self.write_thawed()?;
+        let (version, dir) = self.freezer()?;
+        loop {
+            if !frozen_now(version, dir)
+                .map_err(|errno| self.freezer_error("cannot see whether it thawed", errno))?
+            {
+                return Ok(report);
+            }
+            if let Some(ancestor) = self.frozen_ancestor(version)? {
+                report.note("thaw", &self.path, format!("still stopped: {ancestor} above it is frozen"));
+                return Ok(report);
+            }
+            if deadline.is_over() {
+                return Err(Error::new(ErrorKind::TimedOut, "not thawed in time").with_value(&self.path));
+            }
+            deadline.sleep(PAUSE);
+        }
+    }
+
+    /// Whether tasks are stopped, or about to be, by this cgroup or one above it.
+    pub fn is_frozen(&self) -> Result<bool> {
+        let frozen = |(version, dir)| match frozen_now(version, dir) {
+            // Before Linux 5.2 v2 has no freezer.
+            Err(Errno::NOENT) => Ok(false),
+            result => result.map_err(|errno| self.freezer_error("cannot see whether it is frozen", errno)),
+        };
+        self.freezer().map_or(Ok(false), frozen)
+    }
+
+    /// v1's freezer where it is mounted, else v2's tree.
+    pub(crate) fn freezer(&self) -> Result<(Version, &CgroupDir)> {
+        if let Some((Version::V1, dir)) = self.dir_of(Controller::Freezer) {
+            return Ok((Version::V1, dir));
+        }
+        let unified =
+            self.unified().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this host has no freezer"))?;
+        Ok((Version::V2, unified))
+    }
+
+    pub(crate) fn write_thawed(&self) -> Result<()> {
+        let (version, dir) = self.freezer()?;
+        let written = match version {
+            Version::V1 => dir.write("freezer.state", "THAWED"),
+            Version::V2 => dir.write("cgroup.freeze", "0"),
+        };
+        written.map_err(|errno| self.freezer_error("cannot thaw", errno))
+    }
+
+    /// The nearest ancestor that is frozen by itself.
+    fn frozen_ancestor(&self, version: Version) -> Result<Option<String>> {
+        let controller = self.host.hierarchy_of(Controller::Freezer).map(|(index, _)| index);
+        let unified = self.host.unified().map(|(index, _)| index);
+        let index = if version == Version::V1 { controller } else { unified };
+        let Some(index) = index else { return Ok(None) };
+        let root =
+            self.host.root(index).map_err(|errno| self.freezer_error("cannot open the root", errno))?;
+        let mut path = self.path.as_str();
+        while let Some((above, _)) = path.rsplit_once('/') {
+            path = above;
+            let Ok(dir) = root.open_dir(path) else { continue };
+            let frozen = match version {
+                Version::V1 => dir.read("freezer.self_freezing"),
+                Version::V2 => dir.read("cgroup.freeze"),
+            };
+            if frozen.is_ok_and(|frozen| frozen == "1") {
+                return Ok(Some(path.to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn freezer_error(&self, what: &'static str, errno: Errno) -> Error {
+        Error::kernel(what, &self.path, errno)
+    }
+}
+
+fn frozen_now(version: Version, dir: &CgroupDir) -> Result<bool, Errno> {
+    match version {
+        Version::V1 => Ok(dir.read("freezer.state")? != "THAWED"),
+        Version::V2 => Ok(event(&dir.read("cgroup.events")?, "frozen") || dir.read("cgroup.freeze")? == "1"),
+    }
+}
+
+/// A flag of `cgroup.events`.
+pub(crate) fn event(events: &str, name: &str) -> bool {
+    events.lines().filter_map(|line| line.split_once(' ')).any(|(key, value)| key == name && value == "1")
+}
+
+/// A task that forks while the freezer walks the tasks can be missed: write again until the state says FROZEN.
+fn freeze_v1(dir: &CgroupDir, deadline: Deadline) -> Result<bool, Errno> {
+    loop {
+        dir.write("freezer.state", "FROZEN")?;
+        if dir.read("freezer.state")? == "FROZEN" {
+            return Ok(true);
+        }
+        if deadline.is_over() {
+            return Ok(false);
+        }
+        deadline.sleep(PAUSE);
+    }
+}
+
+fn freeze_v2(dir: &CgroupDir, deadline: Deadline) -> Result<bool, Errno> {
+    let events = dir.open("cgroup.events", OFlags::RDONLY)?;
+    dir.write("cgroup.freeze", "1")?;
+    let mut buffer = Vec::with_capacity(64);
+    loop {
+        read_all(&events, &mut buffer)?;
+        if event(&String::from_utf8_lossy(&buffer), "frozen") {
+            return Ok(true);
+        }
+        if deadline.is_over() {
+            return Ok(false);
+        }
+        wait_for_change(&events, LOOK_AGAIN.min(deadline.left()))?;
+        if only_kernel_threads_run(dir) {
+            return Ok(true);
+        }
+    }
+}
+
+/// A kernel thread inside (vhost before Linux 6.4, KVM's huge-page worker before 6.14) keeps `frozen 0` for ever:
+/// frozen is then that every other task has stopped.
+fn only_kernel_threads_run(dir: &CgroupDir) -> bool {
+    let Ok(threads) = dir.read("cgroup.threads") else { return false };
+    let (kernel, user): (Vec<u32>, Vec<u32>) = threads
+        .lines()
+        .filter_map(|tid| tid.parse().ok())
+        .partition(|tid| proc::Stat::read(*tid).is_some_and(|stat| stat.is_kernel_thread()));
+    !kernel.is_empty() && user.into_iter().all(proc::is_stopped_by_freezer)
+}

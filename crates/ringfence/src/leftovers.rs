@@ -1,0 +1,123 @@
+//! Directories that are ours and of which nobody knows any more: found by the mark that they carry.
+//!
+//! The mark is an extended attribute (`trusted.ringfence`; kernfs has had these since Linux 3.7) on the cgroup's directory
+//! in one hierarchy: in the v2 tree where there is one, else in the first of v1. It names the store that the sandbox is
+//! kept in, so that one store's garbage is not another's sandbox.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+
+use rustix::fs::XattrFlags;
+use serde::Serialize;
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::kernel::dir::CgroupDir;
+use crate::kernel::proc::Stat;
+use crate::plan::Dir;
+use crate::store::Store;
+
+const MARK: &str = "trusted.ringfence";
+/// The mark of a leaf that took drained processes; nobody's when it is empty.
+const DRAINED: &str = "drained";
+/// An empty cgroup that a process makes to look at, and removes at once.
+const PROBE: &str = "ringfence-probe-";
+
+/// A cgroup that is ours and that no state speaks of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Leftover {
+    /// The path below the root of each hierarchy.
+    pub path: String,
+    /// What it was.
+    pub why: &'static str,
+}
+
+/// Marks a directory. Where the kernel or the lack of privilege forbids it, the directory goes without.
+pub(crate) fn mark(dir: impl AsFd, text: &str) {
+    _ = rustix::fs::fsetxattr(dir, MARK, text.as_bytes(), XattrFlags::empty());
+}
+
+/// Marks a leaf as taking what is drained.
+pub(crate) fn mark_drained(dir: impl AsFd) {
+    mark(dir, DRAINED);
+}
+
+fn mark_of(dir: &CgroupDir) -> Option<String> {
+    let mut buffer = [0_u8; 512];
+    let length = rustix::fs::fgetxattr(dir, MARK, &mut buffer).ok()?;
+    String::from_utf8(buffer.get(..length)?.to_vec()).ok()
+}
+
+/// The hierarchy that carries the marks.
+pub(crate) fn marked_hierarchy(host: &Host) -> usize {
+    host.unified().map_or(0, |(index, _)| index)
+}
+
+impl Store {
+    /// The text that marks cgroups of sandboxes that are kept here.
+    pub fn mark(&self) -> String {
+        let directory = std::path::absolute(self.directory()).unwrap_or_else(|_| self.directory().to_owned());
+        format!("store:{}", directory.display())
+    }
+
+    /// Cgroups that carry this store's mark and of which it has no state; leaves of drained processes that are empty;
+    /// and what a process left that died while it probed the host.
+    pub fn leftovers(&self, host: &Host) -> Result<Vec<Leftover>> {
+        let hierarchy = marked_hierarchy(host);
+        let root = host.root(hierarchy).map_err(|errno| {
+            Error::kernel("cannot open the root", Dir::new(hierarchy, "").full(host), errno)
+        })?;
+        let mut found = Vec::new();
+        self.search(&root, "", &mut found);
+        // After the search: a state is written before its cgroup is made, so that what was made meanwhile is known now.
+        let mut known = BTreeSet::new();
+        for id in self.ids()? {
+            known.extend(self.load(&id)?.map(|state| state.cgroup));
+        }
+        found.retain(|leftover| !known.contains(&leftover.path));
+        Ok(found)
+    }
+
+    fn search(&self, dir: &CgroupDir, path: &str, found: &mut Vec<Leftover>) {
+        for name in dir.children().unwrap_or_default() {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
+            // One that vanishes meanwhile is no leftover.
+            let Ok(child) = dir.open_dir(&name) else { continue };
+            let why = match mark_of(&child) {
+                Some(mark) if mark == self.mark() => Some("a sandbox without a state"),
+                Some(mark) if mark == DRAINED && is_empty(&child) => {
+                    Some("took drained processes, and is empty")
+                }
+                _ if name.strip_prefix(PROBE).is_some_and(is_of_dead_process) => {
+                    Some("a probe that was cut short")
+                }
+                _ => None,
+            };
+            match why {
+                Some(why) => found.push(Leftover { path, why }),
+                None => self.search(&child, &path, found),
+            }
+        }
+    }
+}
+
+fn is_empty(dir: &CgroupDir) -> bool {
+    let mut pids = BTreeSet::new();
+    crate::cgroup::members(dir, &mut pids).is_ok() && pids.is_empty()
+}
+
+/// `PID-NUMBER`, with a PID that is nobody's.
+fn is_of_dead_process(name: &str) -> bool {
+    name.split('-').next().and_then(|pid| pid.parse().ok()).is_some_and(|pid| Stat::read(pid).is_none())
+}
+
+impl Leftover {
+    /// The cgroup, as ours: whatever is inside was put there by us.
+    pub fn cgroup(&self, host: &Host) -> Result<Cgroup> {
+        let mut cgroup = Cgroup::open_at(host, &self.path)?;
+        cgroup.ours = true;
+        cgroup.parent_is_default = self.path.starts_with("ringfence/");
+        Ok(cgroup)
+    }
+}

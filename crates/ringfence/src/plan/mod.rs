@@ -1,0 +1,428 @@
+//! The planner: from what is wanted, what the host is and what is there now, to ordered steps.
+//!
+//! Pure: no system call, no clock. [`needs`] says what must be read first; [`plan`] makes the steps. v1 and v2 are two
+//! translations into the same steps.
+
+pub(crate) mod convert;
+mod step;
+mod v1;
+mod v2;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustix::io::Errno;
+
+pub(crate) use step::{Action, Dir, Reaction, Undo, Verify};
+pub use step::{Plan, Step};
+
+use crate::devices::DevicePolicy;
+use crate::devices::filter::Override;
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::{Controller, Host, Version};
+use crate::report::Report;
+use crate::resources::Resources;
+
+/// What is done about a setting that this host does not have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unsupported {
+    /// A line in the report.
+    #[default]
+    Report,
+    /// An error, before anything is changed ("strict").
+    Refuse,
+}
+
+/// The device policy that is wanted, and the one that was.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DeviceWant<'a> {
+    pub(crate) before: Option<&'a DevicePolicy>,
+    pub(crate) policy: &'a DevicePolicy,
+    /// Processes run inside, and would notice a moment in which everything is refused.
+    pub(crate) running: bool,
+    pub(crate) overriding: Override,
+}
+
+/// v1's list of what is allowed.
+pub(crate) const DEVICES_LIST: &str = "devices.list";
+
+/// Everything that is wanted of one cgroup.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Want<'a> {
+    /// Below the root of each hierarchy.
+    pub(crate) path: &'a str,
+    /// Whether the cgroup is to be made; else it is changed.
+    pub(crate) create: bool,
+    /// What was wanted before: gives meaning to a change that says only half.
+    pub(crate) base: &'a Resources,
+    /// What is to become different.
+    pub(crate) change: &'a Resources,
+    pub(crate) devices: Option<DeviceWant<'a>>,
+    /// Lower a memory limit below what is in use.
+    pub(crate) force: bool,
+    /// Move processes out of a namespace root that holds some, so that it can enable controllers.
+    pub(crate) evacuate: bool,
+    /// Controllers that statistics need, beside those that carry limits (v2).
+    pub(crate) statistics: &'a [Controller],
+    pub(crate) unsupported: Unsupported,
+}
+
+/// What must be read before planning.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReadSet {
+    /// Files of the cgroup itself.
+    pub(crate) files: BTreeSet<(usize, Cow<'static, str>)>,
+    /// v1 cpusets: these two files of the nearest ancestors, up to the first where both have a value.
+    pub(crate) inherited: Option<(usize, [&'static str; 2])>,
+}
+
+impl ReadSet {
+    fn file(&mut self, hierarchy: usize, file: impl Into<Cow<'static, str>>) {
+        self.files.insert((hierarchy, file.into()));
+    }
+}
+
+/// What was read: by hierarchy, path and file. A file that is missing was not there; of a cgroup that is yet to be made,
+/// nothing is: the kernel's defaults hold.
+#[derive(Debug, Default)]
+pub(crate) struct Observed(BTreeMap<(usize, String, Cow<'static, str>), String>);
+
+impl Observed {
+    pub(crate) fn insert(&mut self, hierarchy: usize, path: &str, file: Cow<'static, str>, content: String) {
+        self.0.insert((hierarchy, path.to_owned(), file), content);
+    }
+
+    fn get(&self, hierarchy: usize, path: &str, file: &str) -> Option<&str> {
+        self.0.get(&(hierarchy, path.to_owned(), Cow::Owned(file.to_owned()))).map(String::as_str)
+    }
+}
+
+/// The steps while they are being thought out.
+struct Draft<'a> {
+    host: &'a Host,
+    want: &'a Want<'a>,
+    observed: &'a Observed,
+    steps: Vec<Step>,
+    report: Report,
+}
+
+impl Draft<'_> {
+    fn leaf(&self, hierarchy: usize) -> Dir {
+        Dir::new(hierarchy, self.want.path)
+    }
+
+    /// What the file of the cgroup holds now; `None` for a new cgroup.
+    fn now(&self, hierarchy: usize, file: &str) -> Option<&str> {
+        self.observed.get(hierarchy, self.want.path, file)
+    }
+
+    /// A number that the file holds now; `None` too where it says `max` or -1.
+    fn now_number(&self, hierarchy: usize, file: &str) -> Option<u64> {
+        self.now(hierarchy, file)?.parse().ok()
+    }
+
+    fn push(&mut self, step: Step) -> &mut Step {
+        self.steps.push(step);
+        let last = self.steps.len() - 1;
+        #[expect(clippy::indexing_slicing, reason = "it was pushed on the line before")]
+        &mut self.steps[last]
+    }
+
+    /// Writes a file of the cgroup; undone by writing what it holds now.
+    fn write(
+        &mut self,
+        hierarchy: usize,
+        setting: impl Into<Cow<'static, str>>,
+        file: impl Into<Cow<'static, str>>,
+        value: impl ToString,
+    ) -> &mut Step {
+        let file = file.into();
+        let undo = match self.now(hierarchy, &file) {
+            // An empty write is no write at all; a newline clears a set.
+            Some("") => Undo::Write(vec![(file.clone(), "\n".to_owned())]),
+            Some(now) => Undo::Write(now.lines().map(|line| (file.clone(), line.to_owned())).collect()),
+            None => Undo::Nothing,
+        };
+        let dir = self.leaf(hierarchy);
+        let step = self.push(Step::new(Action::Write { dir, file, value: value.to_string() }));
+        step.setting = Some(setting.into());
+        step.undo = undo;
+        step
+    }
+}
+
+/// What [`plan`] must know of the cgroup, and of its ancestors.
+pub(crate) fn needs(host: &Host, want: &Want<'_>) -> ReadSet {
+    let mut set = ReadSet::default();
+    for (index, hierarchy) in host.hierarchies.iter().enumerate() {
+        match hierarchy.version {
+            Version::V1 => v1::needs(host, want, index, &mut set),
+            Version::V2 => v2::needs(host, want, index, &mut set),
+        }
+    }
+    set
+}
+
+/// The ordered steps that make the cgroup, or change it, and the report of what cannot be done here.
+pub(crate) fn plan(host: &Host, want: &Want<'_>, observed: &Observed) -> Result<Plan> {
+    want.change.validate()?;
+    let mut draft = Draft { host, want, observed, steps: Vec::new(), report: Report::default() };
+    if want.create {
+        v1::make_dirs(&mut draft);
+        v2::make_dirs(&mut draft);
+    }
+    cpuset(&mut draft)?;
+    devices(&mut draft)?;
+    memory(&mut draft)?;
+    cpu(&mut draft)?;
+    pids(&mut draft);
+    v2::unified(&mut draft)?;
+    let Draft { steps, report, .. } = draft;
+    if want.unsupported == Unsupported::Refuse {
+        refuse(&report)?;
+    }
+    Ok(Plan { host: host.clone(), steps, report })
+}
+
+/// Strict mode: the first thing that cannot be done is the error.
+pub(crate) fn refuse(report: &Report) -> Result<()> {
+    match report.unsupported().next() {
+        None => Ok(()),
+        Some(line) => Err(Error::new(ErrorKind::Unsupported, line.why.clone())
+            .with_setting(line.setting.clone())
+            .with_value(&line.value)),
+    }
+}
+
+fn cpuset(draft: &mut Draft<'_>) -> Result<()> {
+    let cpu = &draft.want.change.cpu;
+    match draft.host.hierarchy_of(Controller::Cpuset) {
+        Some((index, hierarchy)) => match hierarchy.version {
+            Version::V1 => v1::cpuset(draft, index),
+            Version::V2 => v2::cpuset(draft, index),
+        },
+        None => {
+            for (setting, set) in [("cpu.cpus", &cpu.cpus), ("cpu.mems", &cpu.mems)] {
+                if let Some(set) = set {
+                    draft.report.add(setting, set, "this host offers no cpuset controller");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn devices(draft: &mut Draft<'_>) -> Result<()> {
+    let Some(wanted) = draft.want.devices else { return Ok(()) };
+    let policy = wanted.policy;
+    if wanted.before == Some(policy) {
+        return Ok(());
+    }
+    if let Some((index, _)) = draft.host.hierarchy_of(Controller::Devices) {
+        return v1::devices(draft, index, &wanted);
+    }
+    let value = format!("{} exceptions", policy.exceptions().count());
+    match draft.host.unified() {
+        Some((index, _)) if draft.host.capabilities.bpf_devices => {
+            let dir = draft.leaf(index);
+            let step = draft.push(Step::new(Action::DeviceFilter {
+                dir,
+                policy: policy.clone(),
+                overriding: wanted.overriding,
+            }));
+            step.setting = Some("devices".into());
+            step.undo = Undo::DeviceFilter;
+        }
+        Some(_) => {
+            let why = "a device filter needs CAP_SYS_ADMIN (or CAP_BPF and CAP_NET_ADMIN) and a kernel with BPF device programs";
+            draft.report.add("devices", value, why);
+        }
+        None => draft.report.add("devices", value, "this host offers no devices controller"),
+    }
+    Ok(())
+}
+
+fn memory(draft: &mut Draft<'_>) -> Result<()> {
+    let memory = &draft.want.change.memory;
+    if *memory == Default::default() {
+        return Ok(());
+    }
+    if let Some(limit) = memory.kernel {
+        draft.report.add("memory.kernel", limit, "limits on kernel memory are obsolete: it counts as memory");
+    }
+    if memory.use_hierarchy == Some(false) {
+        draft.report.add("memory.useHierarchy", false, "accounting is always hierarchical");
+    }
+    match draft.host.hierarchy_of(Controller::Memory) {
+        Some((index, hierarchy)) => match hierarchy.version {
+            Version::V1 => v1::memory(draft, index),
+            Version::V2 => v2::memory(draft, index),
+        },
+        None => {
+            for (setting, limit) in [
+                ("memory.limit", memory.limit),
+                ("memory.reservation", memory.reservation),
+                ("memory.swap", memory.swap),
+            ] {
+                if let Some(limit) = limit {
+                    draft.report.add(setting, limit, "this host offers no memory controller");
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+fn cpu(draft: &mut Draft<'_>) -> Result<()> {
+    match draft.host.hierarchy_of(Controller::Cpu) {
+        Some((index, hierarchy)) => match hierarchy.version {
+            Version::V1 => v1::cpu(draft, index),
+            Version::V2 => v2::cpu(draft, index),
+        },
+        None => {
+            let cpu = &draft.want.change.cpu;
+            let report = &mut draft.report;
+            let why = "this host offers no cpu controller";
+            for (setting, value) in
+                [("cpu.shares", cpu.shares), ("cpu.weight", cpu.weight), ("cpu.period", cpu.period)]
+            {
+                if let Some(value) = value {
+                    report.add(setting, value, why);
+                }
+            }
+            if let Some(quota) = cpu.quota {
+                report.add("cpu.quota", quota, why);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn pids(draft: &mut Draft<'_>) {
+    let Some(limit) = draft.want.change.pids.limit else { return };
+    match draft.host.hierarchy_of(Controller::Pids) {
+        // The file and its words are the same in both versions.
+        Some((index, _)) => {
+            draft.write(index, "pids.limit", "pids.max", limit).verify(lowered(limit, "a number or \"max\""));
+        }
+        None => draft.report.add("pids.limit", limit, "this host offers no pids controller"),
+    }
+}
+
+/// A limit that takes something away is read back.
+fn lowered(limit: crate::Limit, allowed: &'static str) -> Verify {
+    match limit {
+        crate::Limit::Max => Verify::Accepted,
+        crate::Limit::Value(_) => Verify::ReadsBack { allowed },
+    }
+}
+
+/// The CPU bandwidth that will be in force: quota, period and burst, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bandwidth {
+    quota: crate::Limit,
+    period: u64,
+    burst: u64,
+}
+
+impl Bandwidth {
+    /// What a new cgroup has.
+    const NEW: Self = Self { quota: crate::Limit::Max, period: 100_000, burst: 0 };
+
+    /// What is asked for on top of what is there. A burst that the caller did not set goes down with the quota; one that
+    /// was set and is above it is an error, as it is the kernel's EINVAL.
+    fn changed(self, cpu: &crate::resources::Cpu) -> Result<Self> {
+        let quota = cpu.quota.unwrap_or(self.quota);
+        let period = cpu.period.unwrap_or(self.period);
+        let burst = match (cpu.burst, quota) {
+            (Some(burst), crate::Limit::Value(quota)) if burst > quota => {
+                return Err(Error::invalid("cpu.burst", burst, format!("at most the quota, {quota} µs")));
+            }
+            (Some(burst), _) => burst,
+            (None, crate::Limit::Value(quota)) => self.burst.min(quota),
+            (None, crate::Limit::Max) => self.burst,
+        };
+        Ok(Self { quota, period, burst })
+    }
+}
+
+/// `cpu.idle` and the weight beside it, which the kernel lets nobody write while `cpu.idle` is 1 and forgets when it
+/// becomes 0. The steps: weight then idle = 1; idle = 0 then weight. `file` and `value` are the version's own weight.
+fn weight_and_idle(
+    draft: &mut Draft<'_>,
+    index: usize,
+    (setting, file, verify): (&'static str, &'static str, Verify),
+    changed: Option<u64>,
+    wanted_before: Option<u64>,
+) {
+    let idle_now = draft.now(index, "cpu.idle") == Some("1");
+    let idle = draft.want.change.cpu.idle;
+    if idle.is_some() && !draft.host.capabilities.cpu_idle {
+        draft.report.add("cpu.idle", idle.unwrap_or_default(), "this kernel has no cpu.idle (Linux 5.15)");
+    }
+    let idle = idle.filter(|_| draft.host.capabilities.cpu_idle).map(|idle| idle == 1);
+    let weight_now = draft.now(index, file).map(str::to_owned);
+    match (idle_now, idle.unwrap_or(idle_now)) {
+        (true, true) => {
+            if let Some(weight) = changed {
+                draft.report.add(
+                    setting,
+                    weight,
+                    "the cgroup is idle (cpu.idle = 1): its weight counts again when it is not",
+                );
+            }
+        }
+        (true, false) => {
+            draft.write(index, "cpu.idle", "cpu.idle", 0);
+            if let Some(weight) = changed.or(wanted_before) {
+                // Writing cpu.idle = 1 again takes the weight with it.
+                draft.write(index, setting, file, weight).verify(verify).undo = Undo::Nothing;
+            }
+        }
+        (false, idle) => {
+            if let Some(weight) = changed {
+                draft.write(index, setting, file, weight).verify(verify);
+            }
+            if idle {
+                let step = draft.write(index, "cpu.idle", "cpu.idle", 1);
+                if let Undo::Write(writes) = &mut step.undo {
+                    writes.extend(weight_now.map(|weight| (file.into(), weight)));
+                }
+            } else if draft.want.change.cpu.idle == Some(0)
+                && draft.host.capabilities.cpu_idle
+                && draft.want.create
+            {
+                // A new cgroup is not idle: nothing to write.
+            }
+        }
+    }
+}
+
+const NOT_VALID_HERE: Reaction = Reaction::Explain(
+    "the kernel does not take this value here, beside the values of the cgroup's parent and children",
+);
+
+/// The errnos of a CPU set that the parent does not have, or that lacks what the tasks need.
+fn explain_set(step: &mut Step) -> &mut Step {
+    step.on(Errno::INVAL, Reaction::Explain("not online, or not a list such as 0-3,8"))
+        .on(Errno::RANGE, Reaction::Explain("not on this machine"))
+        .on(Errno::ACCESS, Reaction::Explain("the parent cgroup does not have all of it"))
+        .on(Errno::NOSPC, Reaction::Explain("a set that is in use cannot become empty"))
+        .on(Errno::BUSY, Reaction::Explain("a child cgroup uses what would be taken away"))
+}
+
+/// The burst to write, if it changes and this kernel has it.
+fn supported_burst(draft: &mut Draft<'_>, now: u64, then: u64) -> Option<u64> {
+    let asked = draft.want.change.cpu.burst;
+    if draft.host.capabilities.cpu_burst {
+        return (asked.is_some() || then != now).then_some(then);
+    }
+    if let Some(burst) = asked.filter(|burst| *burst > 0) {
+        draft.report.add("cpu.burst", burst, "this kernel has no CPU burst (Linux 5.14)");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+//! The ordered steps of a plan: what is done, how it is verified, what each refusal means, and how it is undone.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+use crate::devices::DevicePolicy;
+use crate::devices::filter::Override;
+use crate::host::{Controller, Host, Mode};
+use crate::report::Report;
+use crate::resources::CpuSet;
+
+/// A cgroup in one hierarchy: the index of the hierarchy in [`Host::hierarchies`], and the path below its root.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Dir {
+    pub(crate) hierarchy: usize,
+    pub(crate) path: String,
+}
+
+impl Dir {
+    pub(crate) fn new(hierarchy: usize, path: impl Into<String>) -> Self {
+        Self { hierarchy, path: path.into() }
+    }
+
+    /// The parent, or `None` for the root of the hierarchy.
+    pub(crate) fn parent(&self) -> Option<Self> {
+        if self.path.is_empty() {
+            return None;
+        }
+        let parent = self.path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        Some(Self::new(self.hierarchy, parent))
+    }
+
+    /// The last component; `""` for the root.
+    pub(crate) fn name(&self) -> &str {
+        self.path.rsplit_once('/').map_or(self.path.as_str(), |(_, name)| name)
+    }
+
+    /// The path in the file system, as this process sees it.
+    pub(crate) fn full(&self, host: &Host) -> PathBuf {
+        let root =
+            host.hierarchies.get(self.hierarchy).map(|hierarchy| hierarchy.root.clone()).unwrap_or_default();
+        if self.path.is_empty() { root } else { root.join(&self.path) }
+    }
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Makes the directory. An ancestor may exist already, the cgroup itself may not.
+    MakeDir { dir: Dir, ancestor: bool },
+    /// Enables controllers for the children of `dir`: all at once, one at a time on failure. Those that are only `wanted`
+    /// (for statistics) may be refused; the `required` ones carry limits.
+    EnableControllers { dir: Dir, required: Vec<Controller>, wanted: Vec<Controller>, evacuate: bool },
+    /// Writes one value to one file.
+    Write { dir: Dir, file: Cow<'static, str>, value: String },
+    /// Loads and attaches the eBPF program of the policy, atomically in the place of our earlier one.
+    DeviceFilter { dir: Dir, policy: DevicePolicy, overriding: Override },
+}
+
+/// How the executor sees that the kernel did what was asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Verify {
+    /// The write succeeding is proof enough.
+    #[default]
+    Accepted,
+    /// The file reads back this value; otherwise the error says which values the kernel takes.
+    ReadsBack { allowed: &'static str },
+    /// The set in this file lies within what was asked. cgroup v2 accepts CPUs that the parent lacks and then runs
+    /// elsewhere.
+    Within { file: &'static str, asked: CpuSet },
+    /// `devices.list` equals the policy.
+    DeviceList(DevicePolicy),
+}
+
+/// What to do when the kernel refuses a step with a certain errno.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reaction {
+    /// Try again after the next step.
+    Defer,
+    /// Try again for a moment: a child cgroup that was removed counts for a little longer (v1 devices).
+    DeviceReset,
+    /// Fail, with this explanation.
+    Explain(&'static str),
+    /// Fail, with what it means of a device rule (v1).
+    DeviceRule,
+    /// Fail, with the memory in use now and at its peak (v1 files).
+    MemoryInUse,
+}
+
+/// How a step is taken back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Undo {
+    /// Nothing to take back, or removing the new directory does it.
+    #[default]
+    Nothing,
+    /// The directory goes, if this step made it.
+    RemoveDir,
+    /// These files get these values, in this order.
+    Write(Vec<(Cow<'static, str>, String)>),
+    /// The program that was replaced is put back.
+    DeviceFilter,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub(crate) action: Action,
+    /// The setting in OCI's words, where the step carries one.
+    pub(crate) setting: Option<Cow<'static, str>>,
+    /// Only if this plan made the directory: an ancestor that exists keeps what it has.
+    pub(crate) only_if_made: bool,
+    pub(crate) verify: Verify,
+    pub(crate) reactions: Vec<(Errno, Reaction)>,
+    pub(crate) undo: Undo,
+}
+
+impl Step {
+    pub(crate) fn new(action: Action) -> Self {
+        Self {
+            action,
+            setting: None,
+            only_if_made: false,
+            verify: Verify::Accepted,
+            reactions: Vec::new(),
+            undo: Undo::Nothing,
+        }
+    }
+
+    pub(crate) fn on(&mut self, errno: Errno, reaction: Reaction) -> &mut Self {
+        self.reactions.push((errno, reaction));
+        self
+    }
+
+    pub(crate) fn verify(&mut self, verify: Verify) -> &mut Self {
+        self.verify = verify;
+        self
+    }
+
+    pub(crate) fn reaction(&self, errno: Errno) -> Option<Reaction> {
+        self.reactions.iter().find(|(known, _)| *known == errno).map(|(_, reaction)| *reaction)
+    }
+}
+
+/// An ordered list of steps that create a cgroup or change one, and what cannot be done on this host.
+///
+/// `Display` is for people; the serde form is the JSON of `ringfence plan`.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub(crate) host: Host,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) report: Report,
+}
+
+impl Plan {
+    /// The steps in the order in which they are carried out.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// What this host cannot do.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The step's full path, as printed.
+    fn path(&self, step: &Step) -> PathBuf {
+        match &step.action {
+            Action::MakeDir { dir, .. } | Action::DeviceFilter { dir, .. } => dir.full(&self.host),
+            Action::EnableControllers { dir, .. } => dir.full(&self.host).join("cgroup.subtree_control"),
+            Action::Write { dir, file, .. } => dir.full(&self.host).join(file.as_ref()),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for step in &self.steps {
+            let path = self.path(step);
+            let path = path.display();
+            match &step.action {
+                Action::MakeDir { .. } => writeln!(f, "make_dir            {path}")?,
+                Action::EnableControllers { required, wanted, .. } => {
+                    write!(f, "enable_controllers  {path} <-")?;
+                    for controller in required.iter().chain(wanted) {
+                        write!(f, " +{controller}")?;
+                    }
+                    writeln!(f)?;
+                }
+                Action::Write { value, .. } => {
+                    writeln!(f, "write               {path} <- {}", value.trim_end())?
+                }
+                Action::DeviceFilter { policy, .. } => {
+                    writeln!(f, "device_filter       {path} ({} exceptions)", policy.exceptions().count())?;
+                }
+            }
+        }
+        for line in self.report.lines() {
+            writeln!(f, "report              {} = {}: {}", line.setting, line.value, line.why)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct HostSummary {
+    mode: Mode,
+    systemd: bool,
+}
+
+/// A step beside the plan that knows the host's paths.
+struct Printed<'a>(&'a Plan, &'a Step);
+
+impl Serialize for Printed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(plan, step) = self;
+        let mut map = serializer.serialize_map(None)?;
+        let op = match &step.action {
+            Action::MakeDir { .. } => "make_dir",
+            Action::EnableControllers { .. } => "enable_controllers",
+            Action::Write { .. } => "write",
+            Action::DeviceFilter { .. } => "device_filter",
+        };
+        map.serialize_entry("op", op)?;
+        if let Some(setting) = &step.setting {
+            map.serialize_entry("setting", setting)?;
+        }
+        map.serialize_entry("path", &plan.path(step))?;
+        match &step.action {
+            Action::MakeDir { .. } => {}
+            Action::EnableControllers { required, wanted, .. } => {
+                let names: Vec<_> =
+                    required.iter().chain(wanted).map(|controller| controller.as_str()).collect();
+                map.serialize_entry("controllers", &names)?;
+            }
+            Action::Write { value, .. } => map.serialize_entry("value", value)?,
+            Action::DeviceFilter { policy, .. } => {
+                map.serialize_entry("default", &policy.default_verdict())?;
+                map.serialize_entry("exceptions", &policy.exceptions().collect::<Vec<_>>())?;
+            }
+        }
+        map.end()
+    }
+}
+
+impl Serialize for Plan {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(4))?;
+        map.serialize_entry("host", &HostSummary { mode: self.host.mode, systemd: self.host.systemd })?;
+        map.serialize_entry("driver", "cgroupfs")?;
+        let steps: Vec<_> = self.steps.iter().map(|step| Printed(self, step)).collect();
+        map.serialize_entry("steps", &steps)?;
+        map.serialize_entry("report", &self.report)?;
+        map.end()
+    }
+}

@@ -1,0 +1,464 @@
+//! The planner is pure: every row of the tables of settings is tested here, for any host, without a kernel.
+
+use super::*;
+use crate::resources::{CpuSet, Limit};
+use crate::{Mode, Resources};
+
+const MIB: u64 = 1 << 20;
+
+fn want<'a>(base: &'a Resources, change: &'a Resources, create: bool) -> Want<'a> {
+    Want {
+        path: "ringfence/a",
+        create,
+        base,
+        change,
+        devices: None,
+        force: false,
+        evacuate: false,
+        statistics: &[],
+        unsupported: Unsupported::Report,
+    }
+}
+
+/// The writes to files of the cgroup itself: `file value`.
+fn writes(plan: &Plan) -> Vec<String> {
+    let own = |step: &Step| match &step.action {
+        Action::Write { dir, file, value } if dir.path == "ringfence/a" => Some(format!("{file} {value}")),
+        _ => None,
+    };
+    plan.steps.iter().filter_map(own).collect()
+}
+
+fn created(host: &Host, change: &Resources) -> Plan {
+    plan(host, &want(&Resources::default(), change, true), &Observed::default()).unwrap()
+}
+
+/// A change of a cgroup whose files hold this now.
+fn try_changed(
+    host: &Host,
+    base: &Resources,
+    change: &Resources,
+    now: &[(&'static str, &str)],
+) -> Result<Plan> {
+    let mut observed = Observed::default();
+    let want = want(base, change, false);
+    for (index, file) in needs(host, &want).files {
+        if let Some((_, content)) = now.iter().find(|(name, _)| *name == file) {
+            observed.insert(index, want.path, file, (*content).to_owned());
+        }
+    }
+    plan(host, &want, &observed)
+}
+
+fn changed(host: &Host, change: &Resources, now: &[(&'static str, &str)]) -> Vec<String> {
+    writes(&try_changed(host, &Resources::default(), change, now).unwrap())
+}
+
+fn v1() -> Host {
+    Host::standard(Mode::V1, false)
+}
+
+fn v2() -> Host {
+    Host::standard(Mode::V2, false)
+}
+
+fn set(text: &str) -> CpuSet {
+    text.parse().unwrap()
+}
+
+/// Creation on v1 fills the cpuset first; these are the writes after that.
+fn created_on_v1(change: &Resources) -> Vec<String> {
+    let mut all = writes(&created(&v1(), change));
+    all.retain(|write| !write.starts_with("cpuset."));
+    all
+}
+
+#[test]
+fn each_setting_becomes_the_files_of_its_version() {
+    let new = Resources::new;
+    let cases: &[(Resources, &[&str], &[&str])] = &[
+        (new(), &[], &[]),
+        (new().memory_limit(64 * MIB), &["memory.limit_in_bytes 67108864"], &["memory.max 67108864"]),
+        (
+            new().memory_limit(64 * MIB).memory_swap(64 * MIB),
+            &["memory.limit_in_bytes 67108864", "memory.memsw.limit_in_bytes 67108864"],
+            &["memory.max 67108864", "memory.swap.max 0"],
+        ),
+        (
+            new().memory_limit(64 * MIB).memory_swap(96 * MIB),
+            &["memory.limit_in_bytes 67108864", "memory.memsw.limit_in_bytes 100663296"],
+            &["memory.max 67108864", "memory.swap.max 33554432"],
+        ),
+        (
+            new().memory_limit(Limit::Max),
+            &["memory.memsw.limit_in_bytes -1", "memory.limit_in_bytes -1"],
+            &["memory.max max", "memory.swap.max max"],
+        ),
+        (new().memory_reservation(MIB), &["memory.soft_limit_in_bytes 1048576"], &["memory.low 1048576"]),
+        (new().memory_limit(MIB + 1), &["memory.limit_in_bytes 1048577"], &["memory.max 1048576"]),
+        (new().memory_swappiness(60), &["memory.swappiness 60"], &[]),
+        (new().disable_oom_killer(true), &["memory.oom_control 1"], &[]),
+        (new().memory_kernel_tcp(MIB), &["memory.kmem.tcp.limit_in_bytes 1048576"], &[]),
+        (new().memory_kernel(MIB), &[], &[]),
+        (new().cpu_shares(1024), &["cpu.shares 1024"], &["cpu.weight 100"]),
+        (new().cpu_shares(2), &["cpu.shares 2"], &["cpu.weight 1"]),
+        (new().cpu_weight(100), &["cpu.shares 1024"], &["cpu.weight 100"]),
+        (new().cpu_quota(20_000), &["cpu.cfs_quota_us 20000"], &["cpu.max 20000 100000"]),
+        (new().cpu_quota(Limit::Max), &["cpu.cfs_quota_us -1"], &["cpu.max max 100000"]),
+        (
+            new().cpu_quota(20_000).cpu_period(50_000),
+            &["cpu.cfs_quota_us 20000", "cpu.cfs_period_us 50000"],
+            &["cpu.max 20000 50000"],
+        ),
+        (
+            new().cpu_quota(20_000).cpu_burst(10_000),
+            &["cpu.cfs_quota_us 20000", "cpu.cfs_burst_us 10000"],
+            &["cpu.max 20000 100000", "cpu.max.burst 10000"],
+        ),
+        (new().cpu_idle(true), &["cpu.idle 1"], &["cpu.idle 1"]),
+        (
+            new().cpu_shares(1024).cpu_idle(true),
+            &["cpu.shares 1024", "cpu.idle 1"],
+            &["cpu.weight 100", "cpu.idle 1"],
+        ),
+        (new().cpu_realtime_period(1_000_000), &["cpu.rt_period_us 1000000"], &[]),
+        (new().cpu_realtime_runtime(1000), &["cpu.rt_runtime_us 1000"], &[]),
+        (new().pids_limit(10), &["pids.max 10"], &["pids.max 10"]),
+        (new().pids_limit(Limit::Max), &["pids.max max"], &["pids.max max"]),
+        (new().cpuset_cpus(set("0-1")), &[], &["cpuset.cpus 0-1"]),
+    ];
+    for (resources, on_v1, on_v2) in cases {
+        assert_eq!(created_on_v1(resources), *on_v1, "{resources:?}");
+        assert_eq!(writes(&created(&v2(), resources)), *on_v2, "{resources:?}");
+    }
+}
+
+#[test]
+fn what_v2_does_not_have_is_in_the_report_and_an_error_in_strict_mode() {
+    let cases = [
+        (Resources::new().memory_swappiness(60), "memory.swappiness"),
+        (Resources::new().disable_oom_killer(true), "memory.disableOOMKiller"),
+        (Resources::new().memory_kernel(MIB), "memory.kernel"),
+        (Resources::new().memory_kernel_tcp(MIB), "memory.kernelTCP"),
+        (Resources::new().cpu_realtime_runtime(1), "cpu.realtimeRuntime"),
+        (Resources::new().cpu_realtime_period(1), "cpu.realtimePeriod"),
+    ];
+    for (resources, setting) in cases {
+        let lines = created(&v2(), &resources).report.lines().to_vec();
+        assert_eq!(lines.iter().map(|line| line.setting.as_ref()).collect::<Vec<_>>(), [setting]);
+        let nothing = Resources::default();
+        let strict = Want { unsupported: Unsupported::Refuse, ..want(&nothing, &resources, true) };
+        let error = plan(&v2(), &strict, &Observed::default()).unwrap_err();
+        assert_eq!((error.kind(), error.setting()), (ErrorKind::Unsupported, Some(setting)));
+    }
+}
+
+#[test]
+fn a_missing_controller_or_capability_is_reported_for_each_setting() {
+    let mut host = v2();
+    for hierarchy in &mut host.hierarchies {
+        hierarchy.controllers.clear();
+    }
+    let everything = Resources::new()
+        .memory_limit(MIB)
+        .memory_swap(MIB)
+        .memory_reservation(MIB)
+        .cpu_shares(2)
+        .cpu_quota(1000)
+        .cpu_period(1000)
+        .cpuset_cpus(set("0"))
+        .cpuset_mems(set("0"))
+        .pids_limit(1);
+    let planned = created(&host, &everything);
+    assert_eq!(writes(&planned), [""; 0]);
+    let settings: Vec<_> = planned.report.lines().iter().map(|line| line.setting.as_ref()).collect();
+    let expected = [
+        "cpu.cpus",
+        "cpu.mems",
+        "memory.limit",
+        "memory.reservation",
+        "memory.swap",
+        "cpu.shares",
+        "cpu.period",
+        "cpu.quota",
+        "pids.limit",
+    ];
+    assert_eq!(settings, expected);
+
+    let mut host = v1();
+    host.capabilities = Default::default();
+    let planned =
+        created(&host, &Resources::new().memory_limit(MIB).memory_swap(MIB).cpu_quota(1000).cpu_idle(true));
+    let settings: Vec<_> = planned.report.lines().iter().map(|line| line.setting.as_ref()).collect();
+    assert_eq!(settings, ["memory.swap", "cpu.idle", "cpu.quota"]);
+}
+
+#[test]
+fn v1_keeps_the_limit_of_memory_below_that_of_memory_and_swap_at_every_step() {
+    const NONE: &str = "9223372036854771712";
+    let limits = |limit, swap| [("memory.limit_in_bytes", limit), ("memory.memsw.limit_in_bytes", swap)];
+    let grow = Resources::new().memory_limit(200).memory_swap(300);
+    assert_eq!(
+        changed(&v1(), &grow, &limits("100", "100")),
+        ["memory.memsw.limit_in_bytes 300", "memory.limit_in_bytes 200"]
+    );
+    assert_eq!(
+        changed(&v1(), &grow, &limits("400", "400")),
+        ["memory.limit_in_bytes 200", "memory.memsw.limit_in_bytes 300"]
+    );
+    assert_eq!(
+        changed(&v1(), &grow, &limits(NONE, NONE)),
+        ["memory.limit_in_bytes 200", "memory.memsw.limit_in_bytes 300"]
+    );
+    // Above the present memory+swap, without one given: raised with it.
+    assert_eq!(
+        changed(&v1(), &Resources::new().memory_limit(500), &limits("100", "300")),
+        ["memory.memsw.limit_in_bytes 500", "memory.limit_in_bytes 500"]
+    );
+    assert_eq!(
+        changed(&v1(), &Resources::new().memory_limit(200), &limits("100", "300")),
+        ["memory.limit_in_bytes 200"]
+    );
+    assert_eq!(
+        changed(&v1(), &Resources::new().memory_limit(Limit::Max), &limits("100", "300")),
+        ["memory.memsw.limit_in_bytes -1", "memory.limit_in_bytes -1"]
+    );
+    assert_eq!(
+        changed(&v1(), &Resources::new().memory_swap(400), &limits("100", "300")),
+        ["memory.memsw.limit_in_bytes 400"]
+    );
+}
+
+#[test]
+fn swap_without_a_limit_of_memory_is_an_error_in_both_versions() {
+    for host in [v1(), v2()] {
+        let swap = Resources::new().memory_swap(MIB);
+        let error = plan(&host, &want(&Resources::default(), &swap, true), &Observed::default()).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.setting()),
+            (ErrorKind::InvalidInput, Some("memory.swap")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn v2_refuses_a_limit_below_what_is_in_use_unless_forced() {
+    let now = [("memory.max", "max"), ("memory.swap.max", "max"), ("memory.current", "5000000")];
+    let nothing = Resources::default();
+    let lower = Resources::new().memory_limit(4 * MIB);
+    let error = try_changed(&v2(), &nothing, &lower, &now).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::Busy, Some("memory.limit")));
+    assert!(error.to_string().contains("5000000"), "{error}");
+    assert_eq!(changed(&v2(), &Resources::new().memory_limit(5 * MIB), &now), ["memory.max 5242880"]);
+    let mut forced = want(&nothing, &lower, false);
+    forced.force = true;
+    let mut observed = Observed::default();
+    observed.insert(0, "ringfence/a", "memory.current".into(), "5000000".to_owned());
+    assert_eq!(writes(&plan(&v2(), &forced, &observed).unwrap()), ["memory.max 4194304"]);
+}
+
+#[test]
+fn v1_refuses_before_writing_where_the_caller_wants_that() {
+    let now = [("memory.limit_in_bytes", "9000000"), ("memory.usage_in_bytes", "5000000")];
+    let mut lower = Resources::new().memory_limit(4 * MIB);
+    lower.memory.check_before_update = Some(true);
+    let error = try_changed(&v1(), &Resources::default(), &lower, &now).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+}
+
+#[test]
+fn on_v2_a_lone_half_of_the_bandwidth_keeps_the_other() {
+    let now = [("cpu.max", "20000 50000"), ("cpu.max.burst", "0")];
+    assert_eq!(changed(&v2(), &Resources::new().cpu_quota(30_000), &now), ["cpu.max 30000 50000"]);
+    assert_eq!(changed(&v2(), &Resources::new().cpu_period(40_000), &now), ["cpu.max 20000 40000"]);
+    assert_eq!(changed(&v2(), &Resources::new().cpu_quota(Limit::Max), &now), ["cpu.max max 50000"]);
+}
+
+#[test]
+fn the_burst_never_exceeds_the_quota_at_any_step() {
+    for (host, quota, burst) in
+        [(v1(), "cpu.cfs_quota_us", "cpu.cfs_burst_us"), (v2(), "cpu.max", "cpu.max.burst")]
+    {
+        let v1 = quota == "cpu.cfs_quota_us";
+        let value = |us: u64| if v1 { format!("{quota} {us}") } else { format!("{quota} {us} 100000") };
+        let text = if v1 { "20000" } else { "20000 100000" };
+        let now = [(quota, text), (burst, "15000"), ("cpu.cfs_period_us", "100000")];
+        let new = Resources::new;
+        // A burst that was left over goes down with the quota, before it.
+        assert_eq!(changed(&host, &new().cpu_quota(10_000), &now), [format!("{burst} 10000"), value(10_000)]);
+        assert_eq!(changed(&host, &new().cpu_quota(30_000), &now), [value(30_000)]);
+        // Raising: the quota first.
+        assert_eq!(
+            changed(&host, &new().cpu_quota(30_000).cpu_burst(25_000), &now),
+            [value(30_000), format!("{burst} 25000")]
+        );
+        // Lowering: the burst first.
+        assert_eq!(
+            changed(&host, &new().cpu_quota(10_000).cpu_burst(5_000), &now),
+            [format!("{burst} 5000"), value(10_000)]
+        );
+        let error = try_changed(&host, &Resources::default(), &new().cpu_burst(20_001), &now).unwrap_err();
+        assert_eq!(error.setting(), Some("cpu.burst"));
+    }
+}
+
+#[test]
+fn an_idle_cgroup_takes_its_weight_when_it_is_idle_no_more() {
+    for (host, file, was, value) in
+        [(v1(), "cpu.shares", "512", "cpu.shares 2048"), (v2(), "cpu.weight", "50", "cpu.weight 170")]
+    {
+        let new = Resources::new;
+        let weight = |value: &str| value.split_once(' ').unwrap().0.to_owned();
+        let idle = [(file, was), ("cpu.idle", "1")];
+        let busy = [(file, was), ("cpu.idle", "0")];
+        let names = |all: Vec<String>| all.iter().map(|write| weight(write)).collect::<Vec<_>>();
+        assert_eq!(names(changed(&host, &new().cpu_shares(2048).cpu_idle(true), &busy)), [file, "cpu.idle"]);
+        assert_eq!(names(changed(&host, &new().cpu_shares(2048).cpu_idle(false), &idle)), ["cpu.idle", file]);
+        // What was wanted before comes back, since the kernel forgets it.
+        let base = new().cpu_shares(2048);
+        let back = writes(&try_changed(&host, &base, &new().cpu_idle(false), &idle).unwrap());
+        assert_eq!(back.len(), 2, "{back:?}");
+        assert!(back[1].starts_with(&weight(value)), "{back:?}");
+        // A weight alone cannot be written: reported.
+        let planned = try_changed(&host, &Resources::default(), &new().cpu_shares(2048), &idle).unwrap();
+        assert_eq!((writes(&planned).len(), planned.report.lines().len()), (0, 1));
+        // Undoing idle = 1 brings the weight back that idle = 0 resets.
+        let planned = try_changed(&host, &Resources::default(), &new().cpu_idle(true), &busy).unwrap();
+        let undo = Undo::Write(vec![("cpu.idle".into(), "0".into()), (file.into(), was.into())]);
+        assert_eq!(planned.steps[0].undo, undo);
+    }
+}
+
+#[test]
+fn a_change_is_undone_by_what_the_files_hold_now() {
+    let now = [("pids.max", "max"), ("cpuset.cpus", ""), ("memory.max", "1048576")];
+    let change = Resources::new().pids_limit(5).cpuset_cpus(set("0")).memory_limit(2 * MIB);
+    let planned = try_changed(&v2(), &Resources::default(), &change, &now).unwrap();
+    let undo: Vec<_> = planned.steps.iter().map(|step| step.undo.clone()).collect();
+    let write = |file: &'static str, value: &str| Undo::Write(vec![(file.into(), value.to_owned())]);
+    assert_eq!(undo, [write("cpuset.cpus", "\n"), write("memory.max", "1048576"), write("pids.max", "max")]);
+}
+
+#[test]
+fn a_new_v1_cpuset_is_filled_top_down_before_anything_can_join() {
+    let planned = created(&v1(), &Resources::new().cpuset_cpus(set("1")));
+    let fills: Vec<_> = planned
+        .steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::Write { dir, file, value } if file.starts_with("cpuset.") => {
+                Some((format!("{}/{file} {value}", dir.path), step.only_if_made))
+            }
+            _ => None,
+        })
+        .collect();
+    let expected = [
+        ("ringfence/cpuset.cpus 0-1".to_owned(), true),
+        ("ringfence/a/cpuset.cpus 1".to_owned(), false),
+        ("ringfence/cpuset.mems 0".to_owned(), true),
+        ("ringfence/a/cpuset.mems 0".to_owned(), true),
+    ];
+    assert_eq!(fills, expected);
+}
+
+#[test]
+fn what_an_existing_parent_holds_is_inherited_and_where_it_is_empty_it_is_filled() {
+    let host = v1();
+    let (index, _) = host.hierarchy_of(Controller::Cpuset).unwrap();
+    let (nothing, change) = (Resources::default(), Resources::default());
+    let want = want(&nothing, &change, true);
+    let filled = |parent: &str| {
+        let mut observed = Observed::default();
+        observed.insert(index, "ringfence", "cpuset.cpus".into(), parent.to_owned());
+        observed.insert(index, "ringfence", "cpuset.mems".into(), "0".to_owned());
+        observed.insert(index, "", "cpuset.cpus".into(), "0-1".to_owned());
+        observed.insert(index, "", "cpuset.mems".into(), "0".to_owned());
+        let planned = plan(&host, &want, &observed).unwrap();
+        let cpus = |step: &Step| match &step.action {
+            Action::Write { dir, file, value } if file == "cpuset.cpus" => {
+                Some(format!("{} {value}", dir.path))
+            }
+            _ => None,
+        };
+        planned.steps.iter().filter_map(cpus).collect::<Vec<_>>()
+    };
+    assert_eq!(filled("1"), ["ringfence/a 1"]);
+    assert_eq!(filled(""), ["ringfence 0-1", "ringfence/a 0-1"]);
+}
+
+#[test]
+fn v2_enables_what_is_limited_and_what_statistics_need_and_nothing_else() {
+    let nothing = Resources::default();
+    let change = Resources::new().pids_limit(5).cpuset_cpus(set("0"));
+    let mut want = want(&nothing, &change, true);
+    want.statistics = &[Controller::Cpu, Controller::Pids];
+    let planned = plan(&v2(), &want, &Observed::default()).unwrap();
+    let told: Vec<_> = planned
+        .steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::EnableControllers { dir, required, wanted, .. } => {
+                Some((dir.path.clone(), required.clone(), wanted.clone()))
+            }
+            Action::MakeDir { dir, .. } => Some((dir.path.clone(), Vec::new(), Vec::new())),
+            _ => None,
+        })
+        .collect();
+    let (required, wanted) = (vec![Controller::Cpuset, Controller::Pids], vec![Controller::Cpu]);
+    let expected = [
+        (String::new(), required.clone(), wanted.clone()),
+        ("ringfence".to_owned(), Vec::new(), Vec::new()),
+        ("ringfence".to_owned(), required, wanted),
+        ("ringfence/a".to_owned(), Vec::new(), Vec::new()),
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn unified_wins_over_what_was_derived_and_comes_last_in_order() {
+    let change = Resources::new()
+        .memory_limit(MIB)
+        .pids_limit(7)
+        .unified("pids.max", "9")
+        .unified("memory.high", "4096")
+        .unified("cpu.weight", "50");
+    assert_eq!(
+        writes(&created(&v2(), &change)),
+        ["memory.max 1048576", "cpu.weight 50", "memory.high 4096", "pids.max 9"]
+    );
+}
+
+#[test]
+fn unified_is_refused_where_there_is_no_v2_and_for_controllers_that_are_not_there() {
+    let refused = |host: &Host, key: &str| {
+        let change = Resources::new().unified(key, "1");
+        plan(host, &want(&Resources::default(), &change, true), &Observed::default()).unwrap_err()
+    };
+    assert!(refused(&v1(), "memory.high").to_string().contains("v1"));
+    let error = refused(&v2(), "nosuch.high");
+    assert_eq!(error.setting(), Some("unified.nosuch.high"));
+    let hybrid = Host::standard(Mode::Hybrid, false);
+    assert_eq!(refused(&hybrid, "memory.high").kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn on_hybrid_each_controller_is_where_it_is_mounted_and_every_hierarchy_gets_the_directory() {
+    let host = Host::standard(Mode::Hybrid, false);
+    let planned = created(&host, &Resources::new().memory_limit(MIB).pids_limit(3));
+    let made = |step: &&Step| matches!(&step.action, Action::MakeDir { ancestor: false, .. });
+    assert_eq!(planned.steps.iter().filter(made).count(), host.hierarchies.len());
+    let mut written = writes(&planned);
+    written.retain(|write| !write.starts_with("cpuset."));
+    assert_eq!(written, ["memory.limit_in_bytes 1048576", "pids.max 3"]);
+}
+
+#[test]
+fn a_plan_reads_only_what_ordering_and_undo_require() {
+    let nothing = Resources::default();
+    let change = Resources::new().pids_limit(5);
+    assert_eq!(needs(&v2(), &want(&nothing, &change, true)), ReadSet::default());
+    let set = needs(&v2(), &want(&nothing, &change, false));
+    assert_eq!(set.files.into_iter().map(|(_, file)| file).collect::<Vec<_>>(), ["pids.max"]);
+    assert_eq!(set.inherited, None);
+}

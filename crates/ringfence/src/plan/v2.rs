@@ -1,0 +1,312 @@
+//! Version 2: one directory, with the controllers that are needed enabled above it.
+
+use rustix::io::Errno;
+
+use super::{
+    Action, Bandwidth, Dir, Draft, NOT_VALID_HERE, Reaction, ReadSet, Step, Verify, Want, convert,
+    explain_set, lowered, v1, weight_and_idle,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::{Controller, Hierarchy, Host};
+use crate::resources::{Limit, Resources};
+
+pub(super) fn needs(_host: &Host, want: &Want<'_>, index: usize, set: &mut ReadSet) {
+    if want.create {
+        return;
+    }
+    let Resources { memory, cpu, pids, unified, .. } = want.change;
+    if memory.limit.is_some() || memory.swap.is_some() {
+        for file in ["memory.max", "memory.swap.max", "memory.current"] {
+            set.file(index, file);
+        }
+    }
+    if memory.reservation.is_some() {
+        set.file(index, "memory.low");
+    }
+    if cpu.shares.is_some() || cpu.weight.is_some() || cpu.idle.is_some() {
+        set.file(index, "cpu.weight");
+        set.file(index, "cpu.idle");
+    }
+    if cpu.quota.is_some() || cpu.period.is_some() || cpu.burst.is_some() {
+        set.file(index, "cpu.max");
+        set.file(index, "cpu.max.burst");
+    }
+    for (wanted, file) in [
+        (cpu.cpus.is_some(), "cpuset.cpus"),
+        (cpu.mems.is_some(), "cpuset.mems"),
+        (pids.limit.is_some(), "pids.max"),
+    ] {
+        if wanted {
+            set.file(index, file);
+        }
+    }
+    for key in unified.keys() {
+        set.file(index, key.clone());
+    }
+}
+
+/// The controllers without which a limit of these resources has no file.
+fn limited(resources: &Resources) -> Vec<Controller> {
+    let Resources { memory, cpu, pids, unified, .. } = resources;
+    let mut controllers = Vec::new();
+    if cpu.cpus.is_some() || cpu.mems.is_some() {
+        controllers.push(Controller::Cpuset);
+    }
+    if cpu.shares.is_some()
+        || cpu.weight.is_some()
+        || cpu.idle.is_some()
+        || cpu.quota.is_some()
+        || cpu.period.is_some()
+        || cpu.burst.is_some()
+    {
+        controllers.push(Controller::Cpu);
+    }
+    if memory.limit.is_some() || memory.swap.is_some() || memory.reservation.is_some() {
+        controllers.push(Controller::Memory);
+    }
+    if pids.limit.is_some() {
+        controllers.push(Controller::Pids);
+    }
+    for key in unified.keys() {
+        if let Some(controller) = controller_of(key)
+            && !controllers.contains(&controller)
+        {
+            controllers.push(controller);
+        }
+    }
+    controllers
+}
+
+/// The controller that a file belongs to, by the part of its name before the first dot.
+fn controller_of(file: &str) -> Option<Controller> {
+    Controller::from_v2(file.split('.').next()?)
+}
+
+/// mkdir each level and enable in it, while it is empty, what the next level needs.
+pub(super) fn make_dirs(draft: &mut Draft<'_>) {
+    let Some((index, hierarchy)) = draft.host.unified() else { return };
+    let (required, wanted) = enabled(hierarchy, draft.want);
+    let leaf = draft.leaf(index);
+    let first = draft.steps.len();
+    v1::make_dir(draft, &leaf);
+    if required.is_empty() && wanted.is_empty() {
+        return;
+    }
+    let enable = |dir: Dir| {
+        let evacuate = draft.want.evacuate && dir.path.is_empty();
+        let (required, wanted) = (required.clone(), wanted.clone());
+        Step::new(Action::EnableControllers { dir, required, wanted, evacuate })
+    };
+    let mut steps = Vec::new();
+    for step in draft.steps.split_off(first) {
+        if let Action::MakeDir { dir, .. } = &step.action
+            && let Some(parent) = dir.parent()
+        {
+            steps.push(enable(parent));
+        }
+        steps.push(step);
+    }
+    draft.steps.extend(steps);
+}
+
+fn enabled(hierarchy: &Hierarchy, want: &Want<'_>) -> (Vec<Controller>, Vec<Controller>) {
+    let offered = |controller: &Controller| hierarchy.controllers.contains(controller);
+    let required: Vec<_> = limited(want.change).into_iter().filter(offered).collect();
+    let wanted = want.statistics.iter().copied().filter(offered);
+    let wanted = wanted.filter(|controller| !required.contains(controller)).collect();
+    (required, wanted)
+}
+
+pub(super) fn cpuset(draft: &mut Draft<'_>, index: usize) {
+    let cpu = &draft.want.change.cpu;
+    let sets = [
+        ("cpu.cpus", "cpuset.cpus", "cpuset.cpus.effective", &cpu.cpus),
+        ("cpu.mems", "cpuset.mems", "cpuset.mems.effective", &cpu.mems),
+    ];
+    for (setting, file, effective, set) in sets {
+        if let Some(set) = set {
+            let step = draft.write(index, setting, file, set);
+            explain_set(step).verify(Verify::Within { file: effective, asked: set.clone() });
+        }
+    }
+}
+
+pub(super) fn memory(draft: &mut Draft<'_>, index: usize) -> Result<()> {
+    limit_and_swap(draft, index)?;
+    let memory = &draft.want.change.memory;
+    if let Some(limit) = memory.reservation {
+        draft.write(index, "memory.reservation", "memory.low", limit);
+    }
+    let report = &mut draft.report;
+    if let Some(limit) = memory.kernel_tcp {
+        report.add(
+            "memory.kernelTCP",
+            limit,
+            "cgroup v2 counts TCP buffers as memory and has no limit of their own",
+        );
+    }
+    if let Some(swappiness) = memory.swappiness {
+        report.add("memory.swappiness", swappiness, "cgroup v2 has no per-cgroup swappiness");
+    }
+    if memory.disable_oom_killer == Some(true) {
+        report.add("memory.disableOOMKiller", true, "cgroup v2 cannot switch the OOM killer off");
+    }
+    Ok(())
+}
+
+/// OCI's swap is memory plus swap; v2 limits swap alone.
+fn limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
+    let (base, change) = (&draft.want.base.memory, &draft.want.change.memory);
+    let swap = match (change.limit, change.swap) {
+        (None, None) => return Ok(()),
+        (limit, Some(swap)) => {
+            let now = || draft.now_number(index, "memory.max").map_or(Limit::Max, Limit::Value);
+            Some(convert::swap_to_v2(limit.or(base.limit).unwrap_or_else(now), swap)?)
+        }
+        // Without a limit of memory, one of swap alone would be left behind.
+        (Some(Limit::Max), None) => Some(Limit::Max),
+        (Some(Limit::Value(_)), None) => None,
+    };
+    if let Some(limit) = change.limit {
+        refuse_below_usage(draft, index, limit)?;
+        draft
+            .write(index, "memory.limit", "memory.max", paged(draft, limit))
+            .verify(lowered(limit, "a size in bytes"));
+    }
+    match swap {
+        Some(swap) if draft.host.capabilities.swap => {
+            let now = draft.now_number(index, "memory.swap.max").map_or(Limit::Max, Limit::Value);
+            if !draft.want.create && swap < now {
+                let why =
+                    "in force from now on; what is in swap already stays there (v2 does not reclaim swap)";
+                draft.report.note("memory.swap", swap, why);
+            }
+            let value = paged(draft, swap);
+            draft.write(index, "memory.swap", "memory.swap.max", value);
+        }
+        Some(swap @ Limit::Value(_)) => {
+            draft.report.add("memory.swap", swap, "swap accounting is off in this kernel");
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The kernel rounds down to pages; so do we, to read back what was written.
+fn paged(draft: &Draft<'_>, limit: Limit) -> Limit {
+    match limit {
+        Limit::Value(bytes) => Limit::Value(convert::page_floor(bytes, draft.host.page_size)),
+        Limit::Max => Limit::Max,
+    }
+}
+
+/// v2 takes a limit below what is in use, and kills at once.
+fn refuse_below_usage(draft: &Draft<'_>, index: usize, limit: Limit) -> Result<()> {
+    match (draft.now_number(index, "memory.current"), limit) {
+        (Some(usage), Limit::Value(limit)) if limit < usage && !draft.want.force => {
+            let why = format!(
+                "below the {usage} bytes in use: the kernel would kill at once (force it to have that)"
+            );
+            Err(Error::new(ErrorKind::Busy, why).with_setting("memory.limit").with_value(limit))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn cpu(draft: &mut Draft<'_>, index: usize) -> Result<()> {
+    let (base, change) = (&draft.want.base.cpu, &draft.want.change.cpu);
+    let weight = |cpu: &crate::resources::Cpu| cpu.weight.or(cpu.shares.map(convert::shares_to_weight));
+    let setting = if change.weight.is_some() { "cpu.weight" } else { "cpu.shares" };
+    weight_and_idle(draft, index, (setting, "cpu.weight", Verify::Accepted), weight(change), weight(base));
+    bandwidth(draft, index)?;
+    let realtime = [
+        ("cpu.realtimeRuntime", change.realtime_runtime.map(|runtime| runtime.to_string())),
+        ("cpu.realtimePeriod", change.realtime_period.map(|period| period.to_string())),
+    ];
+    for (setting, value) in realtime {
+        if let Some(value) = value {
+            draft.report.add(setting, value, "cgroup v2 has no real-time limits");
+        }
+    }
+    Ok(())
+}
+
+/// `cpu.max` and `cpu.max.burst`: the kernel refuses a burst above the quota at every moment, so that the burst goes down
+/// before the quota and up after it.
+fn bandwidth(draft: &mut Draft<'_>, index: usize) -> Result<()> {
+    let change = &draft.want.change.cpu;
+    if change.quota.is_none() && change.period.is_none() && change.burst.is_none() {
+        return Ok(());
+    }
+    if !draft.host.capabilities.cpu_quota {
+        let quota = change.quota.unwrap_or(Limit::Max);
+        draft.report.add(
+            "cpu.quota",
+            quota,
+            "this kernel has no CPU bandwidth control (CONFIG_CFS_BANDWIDTH)",
+        );
+        return Ok(());
+    }
+    let (quota, period) =
+        draft.now(index, "cpu.max").and_then(|text| text.split_once(' ')).unwrap_or(("max", ""));
+    let now = Bandwidth {
+        quota: quota.parse().map_or(Limit::Max, Limit::Value),
+        period: period.parse().unwrap_or(Bandwidth::NEW.period),
+        burst: draft.now_number(index, "cpu.max.burst").unwrap_or(0),
+    };
+    let then = now.changed(change)?;
+    let burst = super::supported_burst(draft, now.burst, then.burst);
+    if let Some(burst) = burst.filter(|burst| *burst < now.burst) {
+        draft.write(index, "cpu.burst", "cpu.max.burst", burst);
+    }
+    if change.quota.is_some() || change.period.is_some() {
+        let setting = if change.quota.is_some() { "cpu.quota" } else { "cpu.period" };
+        let value = format!("{} {}", then.quota, then.period);
+        let step = draft.write(index, setting, "cpu.max", value);
+        step.verify(Verify::ReadsBack {
+            allowed: "a quota of 1000 µs and more, a period of 1000 to 1000000 µs",
+        });
+        step.on(Errno::INVAL, NOT_VALID_HERE);
+    }
+    if let Some(burst) = burst.filter(|burst| *burst >= now.burst) {
+        draft.write(index, "cpu.burst", "cpu.max.burst", burst);
+    }
+    Ok(())
+}
+
+/// The caller's own files, in the fixed order of their names, in the place of what was derived for the same file.
+pub(super) fn unified(draft: &mut Draft<'_>) -> Result<()> {
+    let wanted = &draft.want.change.unified;
+    let Some((key, value)) = wanted.first_key_value() else { return Ok(()) };
+    let Some((index, hierarchy)) = draft.host.unified() else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "unified settings need cgroup v2, and this host has v1 alone",
+        )
+        .with_setting(format!("unified.{key}"))
+        .with_value(value));
+    };
+    for (key, value) in wanted {
+        let refuse = |why: String| {
+            Err(Error::new(ErrorKind::Unsupported, why)
+                .with_setting(format!("unified.{key}"))
+                .with_value(value))
+        };
+        match controller_of(key) {
+            None => return refuse("the part before the dot is no controller of cgroup v2".to_owned()),
+            Some(controller) if !hierarchy.controllers.contains(&controller) => {
+                return refuse(format!("this host's cgroup v2 does not offer the {} controller", controller));
+            }
+            Some(_) => {}
+        }
+        draft.steps.retain(|step| match &step.action {
+            Action::Write { dir, file, .. } => dir.hierarchy != index || file != key,
+            _ => true,
+        });
+        draft
+            .write(index, format!("unified.{key}"), key.clone(), value)
+            .on(Errno::NOENT, Reaction::Explain("this kernel has no such file"))
+            .on(Errno::INVAL, NOT_VALID_HERE);
+    }
+    Ok(())
+}

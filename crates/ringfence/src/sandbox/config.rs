@@ -1,0 +1,155 @@
+//! What a sandbox should be.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::STATISTICS;
+use crate::devices::Profile;
+use crate::devices::filter::Override;
+use crate::error::Result;
+use crate::host::Controller;
+use crate::path::CgroupPath;
+use crate::plan::{DeviceWant, Unsupported, Want};
+use crate::report::Report;
+use crate::resources::Resources;
+use crate::state::State;
+use crate::store::Store;
+
+/// Where the VMM's own threads are: those that do not run the guest's CPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Overhead {
+    /// With the workload, in one cgroup; limits hold for both as a whole.
+    #[default]
+    Together,
+}
+
+/// What a sandbox should be: a path, resources, a profile, and what to do where the host lacks something.
+#[derive(Debug, Clone)]
+pub struct SandboxConfig {
+    pub(crate) path: CgroupPath,
+    pub(crate) resources: Resources,
+    pub(crate) profile: Profile,
+    pub(crate) overhead: Overhead,
+    pub(crate) unsupported: Unsupported,
+    parent: CgroupPath,
+    name_prefix: Option<String>,
+    pub(crate) unread: Report,
+    evacuate: bool,
+    statistics: Vec<Controller>,
+    pub(crate) mark: Option<String>,
+    pub(crate) override_device_programs: bool,
+}
+
+impl SandboxConfig {
+    /// A sandbox at this path without limits, with the devices of the `default` profile.
+    pub fn new(path: CgroupPath) -> Self {
+        Self {
+            path,
+            resources: Resources::default(),
+            profile: Profile::Default,
+            overhead: Overhead::Together,
+            unsupported: Unsupported::Report,
+            parent: CgroupPath::default_parent(),
+            name_prefix: None,
+            unread: Report::default(),
+            evacuate: false,
+            statistics: STATISTICS.to_vec(),
+            mark: None,
+            override_device_programs: false,
+        }
+    }
+
+    /// What it may use, device rules included.
+    pub fn resources(mut self, resources: Resources) -> Self {
+        self.resources = resources;
+        self
+    }
+
+    /// The devices that the hypervisor needs.
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
+        self
+    }
+
+    /// Where the VMM's own threads are.
+    pub fn overhead(mut self, overhead: Overhead) -> Self {
+        self.overhead = overhead;
+        self
+    }
+
+    /// Report what this host cannot do, or refuse.
+    pub fn unsupported(mut self, unsupported: Unsupported) -> Self {
+        self.unsupported = unsupported;
+        self
+    }
+
+    /// The parent of relative paths; `/ringfence` unless given.
+    pub fn parent(mut self, parent: CgroupPath) -> Self {
+        self.parent = parent;
+        self
+    }
+
+    /// Goes before the last component of the path (Kata: `kata_`, which hides the cgroup from cAdvisor).
+    pub fn name_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.name_prefix = Some(prefix.into());
+        self
+    }
+
+    /// In a container on v2: move the processes of the namespace's root to a leaf, so that it can enable controllers.
+    pub fn evacuate(mut self, evacuate: bool) -> Self {
+        self.evacuate = evacuate;
+        self
+    }
+
+    /// The fields of the document, from which the resources were read, that nobody reads: part of the report.
+    pub fn unread(mut self, unread: Report) -> Self {
+        self.unread = unread;
+        self
+    }
+
+    /// The v2 controllers that statistics need, enabled beside those that carry limits; cpu, memory, io and pids unless
+    /// given.
+    pub fn statistics(mut self, controllers: impl IntoIterator<Item = Controller>) -> Self {
+        self.statistics = controllers.into_iter().collect();
+        self
+    }
+
+    /// On v2, where a program of another manager above was attached with `BPF_F_ALLOW_OVERRIDE`: attach ours all the
+    /// same, which is then the only one that is asked. Reported. Without this it is an error.
+    pub fn override_device_programs(mut self, allow: bool) -> Self {
+        self.override_device_programs = allow;
+        self
+    }
+
+    /// Marks the cgroup as kept in this store, so that [`Store::leftovers`] finds it if its state is lost.
+    pub fn kept_in(mut self, store: &Store) -> Self {
+        self.mark = Some(store.mark());
+        self
+    }
+
+    /// The path below the root of each hierarchy.
+    pub(crate) fn resolve(&self) -> Result<String> {
+        let path = self.path.resolve(&self.parent, self.name_prefix.as_deref())?;
+        Ok(path.as_str().to_owned())
+    }
+
+    pub(crate) fn want<'a>(&'a self, state: &'a State, nothing: &'a Resources) -> Want<'a> {
+        Want {
+            path: &state.cgroup,
+            create: true,
+            base: nothing,
+            change: &self.resources,
+            devices: Some(DeviceWant {
+                before: None,
+                policy: &state.devices,
+                running: false,
+                overriding: Override::from_allowed(self.override_device_programs),
+            }),
+            force: false,
+            evacuate: self.evacuate,
+            statistics: &self.statistics,
+            unsupported: self.unsupported,
+        }
+    }
+}

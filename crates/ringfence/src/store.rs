@@ -1,0 +1,187 @@
+//! The states of sandboxes in a directory: one file and one lock each.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::poll::Deadline;
+use crate::path::SandboxId;
+use crate::state::State;
+
+/// A directory of states, readable by its owner alone. A state is replaced by a rename, never written in place.
+#[derive(Debug, Clone)]
+pub struct Store {
+    directory: PathBuf,
+}
+
+/// A sandbox under its lock: no other process acts on it until this is dropped.
+#[derive(Debug)]
+pub struct Entry {
+    directory: PathBuf,
+    id: SandboxId,
+    lock: File,
+}
+
+impl Store {
+    /// A store in this directory, which is made with the first entry.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Locks a sandbox, whether there is a state of it or not.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] when another process holds it for longer than `timeout`.
+    pub fn lock(&self, id: &SandboxId, timeout: Duration) -> Result<Entry> {
+        let path = self.directory.join(format!("{id}.lock"));
+        let deadline = Deadline::after(timeout);
+        loop {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.directory)
+                .map_err(|error| io_error("cannot make the state directory", &self.directory, error))?;
+            let file = match File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)
+            {
+                // The last entry's process has just removed the directory.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !deadline.is_over() => continue,
+                opened => opened.map_err(|error| io_error("cannot open the lock", &path, error))?,
+            };
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if is_still(&file, &path) => {
+                    return Ok(Entry { directory: self.directory.clone(), id: id.clone(), lock: file });
+                }
+                // The one before us removed the sandbox and the lock with it.
+                Ok(()) => continue,
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(errno) => return Err(Error::kernel("cannot lock", &path, errno)),
+            }
+            if deadline.is_over() {
+                let why = format!("another process is at work on this sandbox; not free within {timeout:?}");
+                return Err(Error::new(ErrorKind::Locked, why).with_value(id).with_path(&path));
+            }
+            deadline.sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The state of a sandbox, as it was last written. Needs no lock: a state is always whole.
+    pub fn load(&self, id: &SandboxId) -> Result<Option<State>> {
+        load(&self.directory, id)
+    }
+
+    /// The sandboxes of which there is a state, in order.
+    pub fn ids(&self) -> Result<Vec<SandboxId>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error("cannot list the state directory", &self.directory, error)),
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry =
+                entry.map_err(|error| io_error("cannot list the state directory", &self.directory, error))?;
+            if let Some(id) = entry.file_name().to_str().and_then(|name| name.strip_suffix(".json"))
+                && let Ok(id) = id.parse()
+            {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+}
+
+impl Entry {
+    /// The sandbox's ID.
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    /// The state as it was last written.
+    pub fn load(&self) -> Result<Option<State>> {
+        load(&self.directory, &self.id)
+    }
+
+    /// Writes the state: to a temporary file, synced, then renamed over the old one.
+    pub fn save(&self, state: &State) -> Result<()> {
+        let temporary = self.directory.join(format!("{}.tmp", self.id));
+        let path = self.directory.join(format!("{}.json", self.id));
+        let failed = |error: std::io::Error| io_error("cannot write the state", &path, error);
+        let text = serde_json::to_vec_pretty(state).map_err(|error| failed(error.into()))?;
+        let mut file = File::options()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(failed)?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
+        fs::rename(&temporary, &path).map_err(failed)?;
+        File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(failed)
+    }
+
+    /// Removes the state; the lock goes when this is dropped.
+    pub fn remove(self) -> Result<()> {
+        for suffix in ["json", "tmp"] {
+            let path = self.directory.join(format!("{}.{suffix}", self.id));
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(io_error("cannot remove the state", &path, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An entry without a state leaves no lock behind, and the last one no directory.
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let lock = self.directory.join(format!("{}.lock", self.id));
+        if !self.directory.join(format!("{}.json", self.id)).exists() && is_still(&self.lock, &lock) {
+            _ = fs::remove_file(lock);
+            _ = fs::remove_dir(&self.directory);
+        }
+    }
+}
+
+/// Whether the path still names this file.
+fn is_still(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+fn load(directory: &Path, id: &SandboxId) -> Result<Option<State>> {
+    let path = directory.join(format!("{id}.json"));
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("cannot read the state", &path, error)),
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        Error::new(ErrorKind::State, format!("the state of the sandbox cannot be read: {error}"))
+            .with_path(&path)
+    })
+}
+
+fn io_error(what: &'static str, path: &Path, error: std::io::Error) -> Error {
+    let named = Error::new(ErrorKind::State, what).with_path(path);
+    match Errno::from_io_error(&error) {
+        Some(errno) => named.with_errno(errno),
+        None => named.with_source(error),
+    }
+}

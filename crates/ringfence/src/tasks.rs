@@ -1,0 +1,36 @@
+//! The processes and threads of a cgroup, with their names.
+
+use serde::Serialize;
+
+use crate::cgroup::Cgroup;
+use crate::error::Result;
+use crate::kernel::proc;
+
+/// One process, or one thread of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Task {
+    /// Process ID.
+    pub pid: u32,
+    /// Thread ID; that of the process for its first thread.
+    pub tid: u32,
+    /// The kernel's name of it (`comm`).
+    pub name: String,
+    /// The path of its cgroup below the root of the hierarchy.
+    pub cgroup: String,
+}
+
+impl Cgroup {
+    /// The processes inside, or all their threads. What ends meanwhile is left out.
+    pub fn tasks(&self, threads: bool) -> Result<Vec<Task>> {
+        let mut tasks = Vec::new();
+        for pid in self.processes()? {
+            for tid in if threads { proc::threads(pid) } else { vec![pid] } {
+                if let Some(name) = proc::name(tid) {
+                    tasks.push(Task { pid, tid, name, cgroup: self.path.clone() });
+                }
+            }
+        }
+        tasks.sort_by_key(|task| (task.pid, task.tid));
+        Ok(tasks)
+    }
+}
