@@ -1,0 +1,66 @@
+//! `create`: makes the cgroups and writes every limit.
+
+use clap::Args;
+use ringfence::{Entry, Error, ErrorKind, Host, Phase, ProcessIdentity, Result, Sandbox, SandboxId};
+
+use crate::commands::show::Shown;
+use crate::context::{Context, unfinished};
+use crate::exit::Exit;
+use crate::limits::{Wanted, node_on};
+
+/// Make a sandbox: its cgroups, with every limit, and no process yet
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Name of the new sandbox
+    id: SandboxId,
+
+    #[command(flatten)]
+    wanted: Wanted,
+}
+
+impl Create {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let host = context.host()?;
+        let (_entry, sandbox) = make(context, &host, &self.id, &self.wanted, None)?;
+        let state = sandbox.state();
+        let shown = Shown::of(&self.id, &state, Some(&sandbox))?;
+        context.output.report(&state.report);
+        context.output.done(&shown, &shown)?;
+        Ok(Exit::Done)
+    }
+}
+
+/// Makes a sandbox and records it, written ahead; it is still under its lock.
+pub fn make(
+    context: &Context,
+    host: &Host,
+    id: &SandboxId,
+    wanted: &Wanted,
+    holder: Option<ProcessIdentity>,
+) -> Result<(Entry, Sandbox)> {
+    let config = wanted.config(context, id, node_on(host))?;
+    let mut intent = Sandbox::intent(host, &config)?;
+    intent.holder = holder.clone();
+    let entry = context.store(host).lock(id, context.global.timeout)?;
+    if let Some(state) = entry.load()? {
+        let why = match state.phase {
+            Phase::Ready => "there is such a sandbox already",
+            phase => unfinished(phase),
+        };
+        return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(id));
+    }
+    context.announce(|| Sandbox::plan(host, &config))?;
+    entry.save(&intent)?;
+    match Sandbox::create(host, &config) {
+        Ok((sandbox, _)) => {
+            sandbox.set_holder(holder);
+            entry.save(&sandbox.state())?;
+            Ok((entry, sandbox))
+        }
+        Err(error) => {
+            // The library has undone everything: nothing is left to be recorded.
+            entry.remove()?;
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `exec`: one more command in a sandbox that exists.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use ringfence::{Result, SandboxId};
+
+use crate::commands::run::command;
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::supervise::Supervisor;
+
+/// Run a command inside a sandbox that exists
+///
+/// Signals are passed on to it. Exit status: the command's own, 128+signal if it was killed; 127 if it was not found, 126
+/// if it could not be executed; 2 for bad input, 125 for every other failure of ringfence.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Name of the sandbox
+    id: SandboxId,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Exec {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let host = context.host()?;
+        let supervisor = Supervisor::new()?;
+        let (entry, sandbox) = context.open(&host, &self.id)?;
+        let child = sandbox.spawn(&command(&self.command, false)?)?;
+        drop((entry, sandbox));
+        Ok(supervisor.wait(&child)?.into())
+    }
+}

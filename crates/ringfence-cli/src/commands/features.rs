@@ -1,0 +1,56 @@
+//! `features`: what this build and this host can do.
+
+use std::fmt;
+
+use clap::Args;
+use ringfence::{Host, Result};
+use serde::Serialize;
+
+use crate::commands::show::DRIVER;
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::output::Format;
+
+/// Print what this build and this host can do: JSON, unless a table is asked for; input of `plan --host`
+#[derive(Debug, Args)]
+pub struct Features {}
+
+#[derive(Debug, Serialize)]
+struct Printed {
+    version: &'static str,
+    drivers: [&'static str; 1],
+    #[serde(flatten)]
+    host: Host,
+}
+
+impl Features {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let printed =
+            Printed { version: env!("CARGO_PKG_VERSION"), drivers: [DRIVER], host: context.host()? };
+        context.output.clone().or(Format::Json).object(&printed, &printed)?;
+        Ok(Exit::Done)
+    }
+}
+
+impl fmt::Display for Printed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, host, .. } = self;
+        writeln!(f, "{:<13}{version}", "ringfence")?;
+        let systemd = if host.systemd { ", systemd" } else { "" };
+        writeln!(f, "{:<13}{}{systemd}", "mode", host.mode.as_str())?;
+        for (number, hierarchy) in host.hierarchies.iter().enumerate() {
+            let heading = if number == 0 { "hierarchies" } else { "" };
+            let names = hierarchy.controllers.iter().map(|controller| controller.as_str());
+            let names = names.chain(hierarchy.name.as_deref()).collect::<Vec<_>>().join(",");
+            writeln!(f, "{heading:<13}{:<32} {names}", hierarchy.root.display())?;
+        }
+        let able = serde_json::to_value(&host.capabilities).map_err(|_| fmt::Error)?;
+        let able = able.as_object().into_iter().flatten().filter(|(_, able)| able.as_bool() == Some(true));
+        let able: Vec<_> = able.map(|(name, _)| name.as_str()).collect();
+        writeln!(f, "{:<13}{}", "kernel has", able.join(", "))?;
+        for (number, path) in host.devices.keys().enumerate() {
+            writeln!(f, "{:<13}{}", if number == 0 { "devices" } else { "" }, path.display())?;
+        }
+        writeln!(f, "{:<13}{} (memory nodes {})", "CPUs", host.cpus, host.mems)
+    }
+}

@@ -1,0 +1,41 @@
+//! `freeze` and `thaw`.
+
+use clap::Args;
+use ringfence::{Result, SandboxId};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::exit::Exit;
+
+/// Stop every task of a sandbox, and return when all have stopped
+#[derive(Debug, Args)]
+pub struct Freeze {
+    /// Name of the sandbox
+    id: SandboxId,
+}
+
+impl Freeze {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let (_entry, sandbox) = context.open(&context.host()?, &self.id)?;
+        sandbox.freeze(context.global.timeout)?;
+        context.output.done(&json!({"id": self.id, "state": sandbox.status()?}), "")?;
+        Ok(Exit::Done)
+    }
+}
+
+/// Let the tasks of a sandbox run again
+#[derive(Debug, Args)]
+pub struct Thaw {
+    /// Name of the sandbox
+    id: SandboxId,
+}
+
+impl Thaw {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let (_entry, sandbox) = context.open(&context.host()?, &self.id)?;
+        let report = sandbox.thaw(context.global.timeout)?;
+        context.output.report(&report);
+        context.output.done(&json!({"id": self.id, "state": sandbox.status()?, "report": report}), "")?;
+        Ok(Exit::Done)
+    }
+}

@@ -1,0 +1,127 @@
+//! `gc`: sandboxes for which nobody answers any more.
+
+use std::time::Duration;
+
+use clap::Args;
+use ringfence::{Entry, ErrorKind, Host, Phase, Remaining, Result, Sandbox, SandboxId, State};
+use serde::Serialize;
+
+use crate::commands::rm::remove_recorded;
+use crate::context::{Context, alive, unless_gone};
+use crate::exit::Exit;
+use crate::output::Table;
+
+/// Find sandboxes whose holder died, and what interrupted creations and removals left; remove them with --apply
+///
+/// Only sandboxes without processes, unless --kill is given. The holder is the process of `ringfence run`, or the command
+/// itself with --detach; sandboxes of `create`, and those that --keep left, have none and stay.
+#[derive(Debug, Args)]
+pub struct Gc {
+    /// Remove what is found, instead of only listing it
+    #[arg(long)]
+    apply: bool,
+
+    /// Take those too in which processes live, and kill them
+    #[arg(long)]
+    kill: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Found {
+    id: SandboxId,
+    why: String,
+    action: Action,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Action {
+    /// Its cgroup is gone: only the record is removed.
+    Forget,
+    /// It is removed.
+    Remove,
+    /// What lives inside is killed, then it is removed.
+    Kill,
+}
+
+impl Gc {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let host = context.host()?;
+        let mut found = Vec::new();
+        let mut exit = Exit::Done;
+        for id in context.store(&host).ids()? {
+            // One that cannot be read or removed does not keep the others.
+            match self.collect(context, &host, &id) {
+                Ok(one) => found.extend(one),
+                Err(error) => {
+                    context.output.error(&error);
+                    exit = Exit::Failed;
+                }
+            }
+        }
+        context.output.list(&found, || table(&found))?;
+        Ok(exit)
+    }
+
+    fn collect(&self, context: &Context, host: &Host, id: &SandboxId) -> Result<Option<Found>> {
+        let entry = match context.store(host).lock(id, Duration::ZERO) {
+            // Somebody is at work on it.
+            Err(error) if error.kind() == ErrorKind::Locked => return Ok(None),
+            entry => entry?,
+        };
+        let Some(state) = entry.load()? else { return Ok(None) };
+        let sandbox = alive(host, &state)?;
+        let Some(why) = why(&state, sandbox.as_ref()) else { return Ok(None) };
+        let action = match sandbox.map(|sandbox| unless_gone(sandbox.processes())).transpose()?.flatten() {
+            None => Action::Forget,
+            Some(pids) if pids.is_empty() => Action::Remove,
+            Some(_) if self.kill => Action::Kill,
+            Some(_) => return Ok(None),
+        };
+        if self.apply {
+            self.remove(context, host, entry, state, action)?;
+        }
+        Ok(Some(Found { id: id.clone(), why, action }))
+    }
+
+    fn remove(
+        &self,
+        context: &Context,
+        host: &Host,
+        entry: Entry,
+        state: State,
+        action: Action,
+    ) -> Result<()> {
+        let remaining = match action {
+            Action::Kill => Remaining::Kill,
+            Action::Forget | Action::Remove => Remaining::Refuse,
+        };
+        remove_recorded(context, host, entry, state, remaining).map(drop)
+    }
+}
+
+/// Why nobody misses it; `None` for one that is to stay.
+fn why(state: &State, sandbox: Option<&Sandbox>) -> Option<String> {
+    match (sandbox, state.phase, &state.holder) {
+        (None, ..) => Some("its cgroup is gone".to_owned()),
+        (_, Phase::Creating, _) => Some("its creation was interrupted".to_owned()),
+        (_, Phase::Removing, _) => Some("its removal was interrupted".to_owned()),
+        (_, Phase::Ready, Some(holder)) if !holder.is_alive() => {
+            Some(format!("its holder died (PID {})", holder.pid))
+        }
+        _ => None,
+    }
+}
+
+fn table(found: &[Found]) -> Table {
+    let mut table = Table::new(["ID", "WHY", "ACTION"]);
+    for Found { id, why, action } in found {
+        let action = match action {
+            Action::Forget => "forget",
+            Action::Remove => "remove",
+            Action::Kill => "kill",
+        };
+        table.row([id.to_string(), why.clone(), action.to_owned()]);
+    }
+    table
+}

@@ -1,0 +1,18 @@
+//! One file per subcommand.
+
+pub mod attach;
+pub mod create;
+pub mod devices;
+pub mod exec;
+pub mod features;
+pub mod freeze;
+pub mod gc;
+pub mod kill;
+pub mod ls;
+pub mod plan;
+pub mod ps;
+pub mod rm;
+pub mod run;
+pub mod set;
+pub mod show;
+pub mod stats;

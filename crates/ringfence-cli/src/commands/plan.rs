@@ -1,0 +1,65 @@
+//! `plan`: the steps, without taking them.
+
+use clap::Args;
+use ringfence::{Error, Host, Mode, Plan as Steps, Result, Sandbox, SandboxId, State};
+
+use crate::commands::set;
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::limits::{Wanted, node_on, read};
+
+/// Print the ordered steps that a creation would take, or a change of a sandbox that exists; takes none
+///
+/// With --host it is always a creation, on that host, and nothing is asked of this machine.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Name of a sandbox, new or not
+    id: SandboxId,
+
+    /// Plan for another host: v1, hybrid or v2, with +systemd behind; or a FILE with the output of `ringfence features`
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+
+    #[command(flatten)]
+    wanted: Wanted,
+}
+
+impl Plan {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let plan = match &self.host {
+            Some(name) => self.creation(context, &other_host(name)?)?,
+            None => {
+                let host = context.host()?;
+                match context.store(&host).load(&self.id)? {
+                    Some(state) => self.change(context, &host, state)?,
+                    None => self.creation(context, &host)?,
+                }
+            }
+        };
+        context.output.object(&plan, &plan)?;
+        Ok(Exit::Done)
+    }
+
+    fn creation(&self, context: &Context, host: &Host) -> Result<Steps> {
+        Sandbox::plan(host, &self.wanted.config(context, &self.id, node_on(host))?)
+    }
+
+    fn change(&self, context: &Context, host: &Host, state: State) -> Result<Steps> {
+        let Wanted { creation, spec, limits, devices } = &self.wanted;
+        if let Some(option) = creation.given().or(spec.is_some().then_some("--spec")) {
+            let why = format!(
+                "there is such a sandbox already, and {option} is for a new one; --host plans a new one"
+            );
+            return Err(Error::invalid("id", &self.id, why));
+        }
+        let (mut change, unread) = set::change(limits)?;
+        change.devices = devices.rules(node_on(host))?;
+        Sandbox::restore(host, state)?.plan_change(&change, set::options(context, unread))
+    }
+}
+
+fn other_host(name: &str) -> Result<Host> {
+    let (mode, systemd) = name.strip_suffix("+systemd").map_or((name, false), |mode| (mode, true));
+    let mode = [Mode::V1, Mode::Hybrid, Mode::V2].into_iter().find(|known| known.as_str() == mode);
+    mode.map_or_else(|| Host::from_json(&read(name.as_ref())?), |mode| Ok(Host::standard(mode, systemd)))
+}

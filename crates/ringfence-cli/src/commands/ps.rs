@@ -1,0 +1,40 @@
+//! `ps`: the processes and threads of a sandbox.
+
+use clap::Args;
+use ringfence::{Result, SandboxId, Task};
+
+use crate::context::{Context, alive};
+use crate::exit::Exit;
+use crate::output::Table;
+
+/// List the processes of a sandbox
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Name of the sandbox
+    id: SandboxId,
+
+    /// List every thread
+    #[arg(long)]
+    threads: bool,
+}
+
+impl Ps {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let host = context.host()?;
+        let state = context.state(&host, &self.id)?;
+        let tasks = alive(&host, &state)?
+            .map(|sandbox| sandbox.cgroup().tasks(self.threads))
+            .transpose()?
+            .unwrap_or_default();
+        context.output.list(&tasks, || table(&tasks))?;
+        Ok(Exit::Done)
+    }
+}
+
+fn table(tasks: &[Task]) -> Table {
+    let mut table = Table::new(["PID", "TID", "NAME", "CGROUP"]);
+    for Task { pid, tid, name, cgroup } in tasks {
+        table.row([pid.to_string(), tid.to_string(), name.clone(), cgroup.clone()]);
+    }
+    table
+}

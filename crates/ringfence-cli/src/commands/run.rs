@@ -1,0 +1,113 @@
+//! `run`: a sandbox for the lifetime of one command.
+
+use std::ffi::OsString;
+
+use clap::Args;
+use ringfence::{
+    Child, Command, Entry, Error, ErrorKind, Host, ProcessIdentity, Remaining, Result, Sandbox, SandboxId,
+    null,
+};
+use serde_json::json;
+
+use crate::commands::{create, rm};
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::limits::Wanted;
+use crate::supervise::Supervisor;
+
+/// Make a sandbox, run a command inside, and remove the sandbox when the command ends
+///
+/// The command never runs outside, not for an instant. Signals are passed on to it. When it ends, what remains inside is
+/// killed. Exit status: the command's own, 128+signal if it was killed; 127 if it was not found, 126 if it could not be
+/// executed; 2 for bad input, 125 for every other failure of ringfence.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Name of the new sandbox
+    id: SandboxId,
+
+    /// Leave the sandbox, and what still runs inside, when the command has ended
+    #[arg(long, conflicts_with = "detach")]
+    keep: bool,
+
+    /// Print the command's PID and return; it has a session of its own and /dev/null as input and output
+    #[arg(long)]
+    detach: bool,
+
+    #[command(flatten)]
+    wanted: Wanted,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+impl Run {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let host = context.host()?;
+        let me = this_process()?;
+        let supervisor = if self.detach { None } else { Some(Supervisor::new()?) };
+        let (entry, sandbox) = create::make(context, &host, &self.id, &self.wanted, Some(me.clone()))?;
+        let started = command(&self.command, self.detach).and_then(|command| sandbox.spawn(&command));
+        let child = match started {
+            Ok(child) => child,
+            Err(error) => {
+                rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout)?;
+                return Err(error);
+            }
+        };
+        match supervisor {
+            None => self.detached(context, &entry, &sandbox, &child),
+            Some(supervisor) => {
+                context.output.report_always(&sandbox.state().report);
+                drop((entry, sandbox));
+                let status = supervisor.wait(&child)?;
+                self.end(context, &host, &me)?;
+                Ok(status.into())
+            }
+        }
+    }
+
+    fn detached(&self, context: &Context, entry: &Entry, sandbox: &Sandbox, child: &Child) -> Result<Exit> {
+        // One that has ended already answers for nothing: we stay the holder, and gc finds us gone.
+        if let Some(holder) = ProcessIdentity::of(child.pid()) {
+            sandbox.set_holder(Some(holder));
+            entry.save(&sandbox.state())?;
+        }
+        let report = sandbox.state().report;
+        context.output.report(&report);
+        context.output.object(&json!({"id": self.id, "pid": child.pid(), "report": report}), child.pid())?;
+        Ok(Exit::Done)
+    }
+
+    /// Others may have changed the sandbox meanwhile, or removed it, or made another one of the same name.
+    fn end(&self, context: &Context, host: &Host, me: &ProcessIdentity) -> Result<()> {
+        let entry = context.store(host).lock(&self.id, context.global.timeout)?;
+        let Some(mut state) = entry.load()?.filter(|state| state.holder.as_ref() == Some(me)) else {
+            return Ok(());
+        };
+        if self.keep {
+            state.holder = None;
+            return entry.save(&state);
+        }
+        rm::remove_recorded(context, host, entry, state, Remaining::Kill).map(drop)
+    }
+}
+
+/// A command as it was typed.
+pub fn command(words: &[OsString], detached: bool) -> Result<Command> {
+    let (program, args) =
+        words.split_first().ok_or_else(|| Error::invalid("command", "", "takes a program"))?;
+    let command = Command::new(program).args(args);
+    if !detached {
+        return Ok(command);
+    }
+    // A pipe that it kept open would make whoever reads our output wait for it.
+    Ok(command.new_session().stdin(null()?).stdout(null()?).stderr(null()?))
+}
+
+fn this_process() -> Result<ProcessIdentity> {
+    let me = ProcessIdentity::of(std::process::id());
+    me.ok_or_else(|| {
+        Error::new(ErrorKind::Kernel, "cannot read who this process is").with_path("/proc/self/stat")
+    })
+}

@@ -1,0 +1,55 @@
+//! `set`: other limits for a live sandbox.
+
+use clap::Args;
+use ringfence::{ChangeOptions, Error, Report, Resources, Result, SandboxId};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::limits::Limits;
+
+/// Change limits of a live sandbox: those that are given, all of them or none
+#[derive(Debug, Args)]
+pub struct Set {
+    /// Name of the sandbox
+    id: SandboxId,
+
+    #[command(flatten)]
+    limits: Limits,
+
+    /// Lower a memory limit below what is in use, although the kernel (v2) then kills at once
+    #[arg(long)]
+    force: bool,
+}
+
+impl Set {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let (change, unread) = change(&self.limits)?;
+        let host = context.host()?;
+        let (entry, sandbox) = context.open(&host, &self.id)?;
+        let options = ChangeOptions { force: self.force, ..options(context, unread) };
+        context.announce(|| sandbox.plan_change(&change, options.clone()))?;
+        let report = sandbox.change_with(&change, options)?;
+        entry.save(&sandbox.state())?;
+        context.output.report(&report);
+        context.output.done(&json!({"id": self.id, "report": report}), "")?;
+        Ok(Exit::Done)
+    }
+}
+
+/// The change that limits ask for. Devices are refused: what a live sandbox may open is changed rule by rule, in plain
+/// sight.
+pub fn change(limits: &Limits) -> Result<(Resources, Report)> {
+    let (mut change, unread) = limits.document()?;
+    if let Some(rule) = change.devices.first() {
+        let why = "devices of a live sandbox are changed by `ringfence devices allow|deny`";
+        return Err(Error::invalid("devices", rule, why));
+    }
+    limits.apply(&mut change);
+    Ok((change, unread))
+}
+
+/// How the global options want a change to be made.
+pub fn options(context: &Context, unread: Report) -> ChangeOptions {
+    ChangeOptions { force: false, unsupported: context.unsupported(), unread }
+}

@@ -1,0 +1,136 @@
+//! `show`: one sandbox whole.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Args;
+use ringfence::devices::Verdict;
+use ringfence::{
+    DevicePolicy, DeviceRule, Mode, Phase, ProcessIdentity, Report, Resources, Result, Sandbox, SandboxId,
+    State, Status,
+};
+use serde::Serialize;
+
+use crate::context::{Context, alive, unless_gone};
+use crate::exit::Exit;
+
+/// Show one sandbox: its state, cgroups, limits, devices, and what could not be done
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Name of the sandbox
+    id: SandboxId,
+}
+
+impl Show {
+    pub fn run(&self, context: &Context) -> Result<Exit> {
+        let host = context.host()?;
+        let state = context.state(&host, &self.id)?;
+        let shown = Shown::of(&self.id, &state, alive(&host, &state)?.as_ref())?;
+        context.output.object(&shown, &shown)?;
+        Ok(Exit::Done)
+    }
+}
+
+/// What is shown of a sandbox.
+#[derive(Debug, Serialize)]
+pub struct Shown<'a> {
+    id: &'a SandboxId,
+    path: String,
+    driver: &'static str,
+    host: ShownHost,
+    state: Status,
+    #[serde(skip_serializing_if = "is_ready")]
+    phase: Phase,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    holder: Option<Holder>,
+    paths: BTreeMap<String, PathBuf>,
+    parts: &'a BTreeMap<String, String>,
+    resources: &'a Resources,
+    devices: &'a DevicePolicy,
+    claims: &'a BTreeMap<String, Vec<DeviceRule>>,
+    report: &'a Report,
+}
+
+#[derive(Debug, Serialize)]
+struct ShownHost {
+    mode: Mode,
+}
+
+#[derive(Debug, Serialize)]
+struct Holder {
+    pid: u32,
+    alive: bool,
+}
+
+impl From<&ProcessIdentity> for Holder {
+    fn from(holder: &ProcessIdentity) -> Self {
+        Self { pid: holder.pid, alive: holder.is_alive() }
+    }
+}
+
+impl<'a> Shown<'a> {
+    /// `sandbox` is `None` where the cgroup is gone.
+    pub fn of(id: &'a SandboxId, state: &'a State, sandbox: Option<&Sandbox>) -> Result<Self> {
+        Ok(Self {
+            id,
+            path: path(state),
+            driver: DRIVER,
+            host: ShownHost { mode: state.mode },
+            state: status(sandbox)?,
+            phase: state.phase,
+            holder: state.holder.as_ref().map(Holder::from),
+            paths: sandbox.map(Sandbox::paths).unwrap_or_default(),
+            parts: &state.parts,
+            resources: &state.resources,
+            devices: &state.devices,
+            claims: &state.claims,
+            report: &state.report,
+        })
+    }
+}
+
+/// A phase is only worth a word where something was interrupted.
+fn is_ready(phase: &Phase) -> bool {
+    *phase == Phase::Ready
+}
+
+/// The one driver of this version.
+pub const DRIVER: &str = "cgroupfs";
+
+/// The path of the cgroup below the root of each hierarchy.
+pub fn path(state: &State) -> String {
+    format!("/{}", state.cgroup)
+}
+
+pub fn status(sandbox: Option<&Sandbox>) -> Result<Status> {
+    let status = sandbox.map(|sandbox| unless_gone(sandbox.status())).transpose()?;
+    Ok(status.flatten().unwrap_or(Status::Gone))
+}
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<10}{}", "id", self.id)?;
+        writeln!(f, "{:<10}{} ({}, {})", "path", self.path, self.driver, self.host.mode.as_str())?;
+        writeln!(f, "{:<10}{}", "state", self.state)?;
+        if let Some(Holder { pid, alive }) = self.holder {
+            writeln!(f, "{:<10}{pid}{}", "holder", if alive { "" } else { " (dead)" })?;
+        }
+        for (number, (controller, directory)) in self.paths.iter().enumerate() {
+            let heading = if number == 0 { "cgroups" } else { "" };
+            writeln!(f, "{heading:<10}{controller:<13} {}", directory.display())?;
+        }
+        let limits = self.resources.to_oci_json().map_err(|_| fmt::Error)?;
+        writeln!(f, "{:<10}{limits}", "asked for")?;
+        let exceptions: Vec<_> = self.devices.exceptions().map(|exception| exception.to_string()).collect();
+        let default = match self.devices.default_verdict() {
+            Verdict::Deny => "all denied but",
+            Verdict::Allow => "all allowed but",
+        };
+        writeln!(f, "{:<10}{default} {}", "devices", exceptions.join(", "))?;
+        for line in self.report.lines() {
+            writeln!(f, "{:<10}{} = {}: {}", "report", line.setting, line.value, line.why)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! The global options, and what every subcommand begins with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Args, ValueEnum};
+use ringfence::{
+    Entry, Error, ErrorKind, Host, Phase, Plan, Result, Sandbox, SandboxId, State, Store, Unsupported,
+};
+
+use crate::output::{Color, Format, Output};
+
+/// Who carries changes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Driver {
+    /// By the form of the path.
+    Auto,
+    /// This command itself, in the cgroup file system.
+    Cgroupfs,
+    /// systemd.
+    Systemd,
+}
+
+/// Options of every subcommand.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Form of results; errors follow it on stderr [default: table]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "RINGFENCE_OUTPUT",
+        hide_env_values = true
+    )]
+    pub output: Option<Format>,
+
+    /// Who carries changes out; auto goes by the form of the path
+    #[arg(long, global = true, default_value = "auto", env = "RINGFENCE_DRIVER", hide_env_values = true)]
+    pub driver: Driver,
+
+    /// Where the cgroups are mounted, instead of what is found [default: from /proc/self/mountinfo]
+    #[arg(long, global = true, value_name = "DIR", env = "RINGFENCE_CGROUP_ROOT", hide_env_values = true)]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// Where the states of sandboxes are kept [default: /run/ringfence; rootless: $XDG_RUNTIME_DIR/ringfence]
+    #[arg(long, global = true, value_name = "DIR", env = "RINGFENCE_STATE_DIR", hide_env_values = true)]
+    pub state_dir: Option<PathBuf>,
+
+    /// How long to wait for a lock, for freezing and for removal; fractions are taken
+    #[arg(
+        long,
+        global = true,
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = seconds,
+        env = "RINGFENCE_TIMEOUT",
+        hide_env_values = true
+    )]
+    pub timeout: Duration,
+
+    /// What this host cannot do is an error, before anything is changed, instead of a line in the report
+    #[arg(long, global = true, value_parser = FalseyValueParser::new(), env = "RINGFENCE_STRICT", hide_env_values = true)]
+    pub strict: bool,
+
+    /// Print results and errors alone: no report, no word about what was done
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_parser = FalseyValueParser::new(),
+        env = "RINGFENCE_QUIET",
+        hide_env_values = true
+    )]
+    pub quiet: bool,
+
+    /// Print the steps of a change on stderr before they are taken
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// When to use colour; NO_COLOR is honoured
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        env = "RINGFENCE_COLOR",
+        hide_env_values = true
+    )]
+    pub color: Color,
+}
+
+/// A time in seconds, with fractions.
+pub fn seconds(text: &str) -> Result<Duration> {
+    let number = text.parse::<f64>().ok();
+    number.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidInput, "takes a number of seconds, such as 0.5").with_value(text)
+    })
+}
+
+/// What every subcommand is given.
+#[derive(Debug)]
+pub struct Context {
+    pub global: Global,
+    pub output: Output,
+}
+
+impl Context {
+    pub fn new(global: Global) -> Self {
+        let output = Output::new(global.output, global.color, global.quiet);
+        Self { global, output }
+    }
+
+    /// This machine.
+    pub fn host(&self) -> Result<Host> {
+        match &self.global.cgroup_root {
+            Some(root) => Host::detect_at(root),
+            None => Host::detect(),
+        }
+    }
+
+    pub fn store(&self, host: &Host) -> Store {
+        Store::new(self.global.state_dir.clone().unwrap_or_else(|| state_dir(host)))
+    }
+
+    pub fn unsupported(&self) -> Unsupported {
+        if self.global.strict { Unsupported::Refuse } else { Unsupported::Report }
+    }
+
+    /// The state of a sandbox, as it was last written; without its lock.
+    pub fn state(&self, host: &Host, id: &SandboxId) -> Result<State> {
+        self.store(host).load(id)?.ok_or_else(|| no_such_sandbox(id))
+    }
+
+    /// A sandbox under its lock, whatever state it is in.
+    pub fn lock(&self, host: &Host, id: &SandboxId) -> Result<(Entry, State)> {
+        let entry = self.store(host).lock(id, self.global.timeout)?;
+        let state = entry.load()?.ok_or_else(|| no_such_sandbox(id))?;
+        Ok((entry, state))
+    }
+
+    /// A sandbox that is whole, under its lock.
+    pub fn open(&self, host: &Host, id: &SandboxId) -> Result<(Entry, Sandbox)> {
+        let (entry, state) = self.lock(host, id)?;
+        if state.phase != Phase::Ready {
+            return Err(Error::new(ErrorKind::State, unfinished(state.phase)).with_value(id));
+        }
+        Ok((entry, Sandbox::restore(host, state)?))
+    }
+
+    /// Prints the steps that are about to be taken, where that is wanted.
+    pub fn announce(&self, plan: impl FnOnce() -> Result<Plan>) -> Result<()> {
+        if self.global.verbose > 0 {
+            for step in plan()?.to_string().lines() {
+                self.output.diagnostic(step);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a sandbox of which nobody holds the lock and which is not ready.
+pub fn unfinished(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Creating => {
+            "its creation was interrupted: `ringfence rm` or `ringfence gc --apply` removes what is left"
+        }
+        Phase::Removing => {
+            "its removal was interrupted: `ringfence rm` or `ringfence gc --apply` removes what is left"
+        }
+        Phase::Ready => "it is ready",
+    }
+}
+
+pub fn no_such_sandbox(id: &SandboxId) -> Error {
+    Error::new(ErrorKind::NotFound, "there is no such sandbox").with_value(id)
+}
+
+/// The sandbox, unless its cgroup is gone.
+pub fn alive(host: &Host, state: &State) -> Result<Option<Sandbox>> {
+    unless_gone(Sandbox::restore(host, state.clone()))
+}
+
+/// What is asked of a cgroup that may be removed at this moment.
+pub fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn state_dir(host: &Host) -> PathBuf {
+    if !host.rootless {
+        return PathBuf::from("/run/ringfence");
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty());
+    // Where pam_systemd would have put it.
+    let runtime =
+        runtime.map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()).into(), PathBuf::from);
+    runtime.join("ringfence")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_a_number_of_seconds_that_is_not_negative() {
+        assert_eq!(seconds("0.25").unwrap(), Duration::from_millis(250));
+        assert_eq!(seconds("0").unwrap(), Duration::ZERO);
+        for bad in ["", "-1", "inf", "NaN", "1e300", "1s"] {
+            assert_eq!(seconds(bad).unwrap_err().value(), Some(bad));
+        }
+    }
+}

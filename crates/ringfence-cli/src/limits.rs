@@ -1,0 +1,412 @@
+//! What a sandbox should be: the options of `create`, `run` and `plan`, and the limits, which `set` has too.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use ringfence::resources::{SpecFile, parse_cpus, parse_limit};
+use ringfence::{
+    CgroupPath, CpuSet, DeviceNode, DeviceRule, Error, ErrorKind, Limit, Overhead, Profile, Report,
+    Resources, Result, SandboxConfig, SandboxId,
+};
+
+use crate::context::{Context, Driver};
+
+/// Everything that can be said about a sandbox before it exists.
+#[derive(Debug, Args)]
+pub struct Wanted {
+    #[command(flatten)]
+    pub creation: Creation,
+
+    /// Take path and resources from an OCI config.json; other options win over its fields; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "resources", help_heading = "Documents")]
+    pub spec: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub limits: Limits,
+
+    #[command(flatten)]
+    pub devices: DeviceOptions,
+}
+
+/// What belongs to the creation of a sandbox alone.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sandbox")]
+pub struct Creation {
+    /// Path of the cgroup: /a/b below the root, a/b below the parent [default: the ID]
+    #[arg(long, value_name = "CGROUPSPATH")]
+    pub path: Option<CgroupPath>,
+
+    /// Parent of paths that do not begin with / [default: /ringfence]
+    #[arg(long, value_name = "PATH")]
+    pub parent: Option<CgroupPath>,
+
+    /// Put this before the last component of the path (Kata: kata_) [default: nothing]
+    #[arg(long, value_name = "TEXT")]
+    pub name_prefix: Option<String>,
+
+    /// Allow what a hypervisor opens: none, default (any), qemu, cloud-hypervisor, firecracker, kata [default: default]
+    #[arg(long)]
+    pub profile: Option<Profile>,
+
+    /// Where the hypervisor's own threads are: together with the guest's CPUs [default: together]
+    #[arg(long, value_name = "WHERE", value_parser = overhead)]
+    pub overhead: Option<Overhead>,
+
+    /// In a container on cgroup v2: move the processes of the namespace's root to a leaf, so that limits are possible
+    #[arg(long)]
+    pub evacuate: bool,
+}
+
+fn overhead(text: &str) -> Result<Overhead> {
+    match text {
+        "together" => Ok(Overhead::Together),
+        other => Err(Error::invalid("overhead", other, "only `together` exists in this version")),
+    }
+}
+
+impl Creation {
+    /// The first of these options that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let Self { path, parent, name_prefix, profile, overhead, evacuate } = self;
+        let given = [
+            ("--path", path.is_some()),
+            ("--parent", parent.is_some()),
+            ("--name-prefix", name_prefix.is_some()),
+            ("--profile", profile.is_some()),
+            ("--overhead", overhead.is_some()),
+            ("--evacuate", *evacuate),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
+    }
+}
+
+/// Limits, from a document and from options.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// Take resources from an OCI LinuxResources object; other options win over its fields; - is standard input
+    #[arg(long, value_name = "FILE", help_heading = "Documents")]
+    pub resources: Option<PathBuf>,
+
+    /// Most memory: bytes, or with K, M, G, T (powers of 1024); or max
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_limit("memory.limit", text))]
+    memory: Option<Limit>,
+
+    /// Memory that is kept from reclaim while there is other: bytes, or with K, M, G, T; or max
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_limit("memory.reservation", text))]
+    memory_reservation: Option<Limit>,
+
+    /// Most memory plus swap, as in OCI: bytes, or with K, M, G, T; or max
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_limit("memory.swap", text))]
+    memory_swap: Option<Limit>,
+
+    /// Most CPU time: CPUs with fractions, kept over periods of 100 ms; or max
+    #[arg(long, value_name = "N", value_parser = cpus)]
+    cpus: Option<Limit>,
+
+    /// Share of CPU time beside others, 2 to 262144 (cgroup v1's scale) [kernel's default: 1024]
+    #[arg(long, value_name = "N", conflicts_with = "cpu_weight")]
+    cpu_shares: Option<u64>,
+
+    /// Share of CPU time beside others, 1 to 10000 (cgroup v2's scale) [kernel's default: 100]
+    #[arg(long, value_name = "N")]
+    cpu_weight: Option<u64>,
+
+    /// CPU time that may be saved up while idle, in microseconds, at most the quota [kernel's default: 0]
+    #[arg(long, value_name = "USEC")]
+    cpu_burst: Option<u64>,
+
+    /// CPUs to run on, such as 0-3,8
+    #[arg(long, value_name = "LIST")]
+    cpuset_cpus: Option<CpuSet>,
+
+    /// Memory nodes to allocate from, such as 0
+    #[arg(long, value_name = "LIST")]
+    cpuset_mems: Option<CpuSet>,
+
+    /// Most tasks (processes and threads); or max
+    #[arg(long, value_name = "N", value_parser = pids)]
+    pids: Option<Limit>,
+
+    /// Write a cgroup v2 file, such as memory.high=1073741824; wins over the others; repeat for more
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    unified: Vec<(String, String)>,
+}
+
+/// The period of `--cpus`, in microseconds.
+const PERIOD_US: u64 = 100_000;
+
+fn cpus(text: &str) -> Result<Limit> {
+    parse_cpus(text).map_err(|error| error.with_setting("cpu.quota"))
+}
+
+fn pids(text: &str) -> Result<Limit> {
+    match text {
+        "max" => Ok(Limit::Max),
+        number => number
+            .parse()
+            .map(Limit::Value)
+            .map_err(|_| Error::invalid("pids.limit", text, "takes a number of tasks, or `max`")),
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String)> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = pair.ok_or_else(|| {
+        Error::invalid(
+            "unified",
+            text,
+            "takes KEY=VALUE, the name of a cgroup v2 file and what to write to it",
+        )
+    })?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Limits {
+    /// The resources of the document, and the report of its fields that nobody reads; without the options.
+    pub fn document(&self) -> Result<(Resources, Report)> {
+        match &self.resources {
+            Some(file) => Resources::from_oci_json(&read(file)?).map_err(|error| in_file(error, file)),
+            None => Ok(Default::default()),
+        }
+    }
+
+    /// Puts the options over what is there.
+    pub fn apply(&self, resources: &mut Resources) {
+        let Resources { memory, cpu, pids, unified, .. } = resources;
+        memory.limit = self.memory.or(memory.limit);
+        memory.reservation = self.memory_reservation.or(memory.reservation);
+        memory.swap = self.memory_swap.or(memory.swap);
+        if let Some(quota) = self.cpus {
+            cpu.quota = Some(quota);
+            cpu.period = if quota == Limit::Max { cpu.period } else { Some(PERIOD_US) };
+        }
+        if self.cpu_shares.or(self.cpu_weight).is_some() {
+            cpu.shares = self.cpu_shares;
+            cpu.weight = self.cpu_weight;
+        }
+        cpu.burst = self.cpu_burst.or(cpu.burst);
+        cpu.cpus = self.cpuset_cpus.clone().or(cpu.cpus.take());
+        cpu.mems = self.cpuset_mems.clone().or(cpu.mems.take());
+        pids.limit = self.pids.or(pids.limit);
+        unified.extend(self.unified.iter().cloned().collect::<BTreeMap<_, _>>());
+    }
+}
+
+impl Wanted {
+    /// The library's words for all this. `node` finds the numbers of a device's path.
+    pub fn config(
+        &self,
+        context: &Context,
+        id: &SandboxId,
+        node: impl Fn(&Path) -> Result<DeviceNode>,
+    ) -> Result<SandboxConfig> {
+        let (mut resources, unread, document_path) = match &self.spec {
+            Some(file) => {
+                let (spec, unread) =
+                    SpecFile::from_oci_json(&read(file)?).map_err(|error| in_file(error, file))?;
+                (spec.resources, unread, spec.cgroups_path)
+            }
+            None => {
+                let (resources, unread) = self.limits.document()?;
+                (resources, unread, None)
+            }
+        };
+        self.limits.apply(&mut resources);
+        resources.devices.extend(self.devices.rules(node)?);
+        let path = match &self.creation.path {
+            Some(path) => path.clone(),
+            None => document_path.as_deref().unwrap_or(id.as_str()).parse()?,
+        };
+        refuse_systemd(context, &path)?;
+        let mut config = SandboxConfig::new(path)
+            .resources(resources)
+            .unread(unread)
+            .profile(self.creation.profile.unwrap_or_default())
+            .overhead(self.creation.overhead.unwrap_or_default())
+            .evacuate(self.creation.evacuate)
+            .unsupported(context.unsupported());
+        if let Some(parent) = &self.creation.parent {
+            config = config.parent(parent.clone());
+        }
+        if let Some(prefix) = &self.creation.name_prefix {
+            config = config.name_prefix(prefix);
+        }
+        Ok(config)
+    }
+}
+
+fn refuse_systemd(context: &Context, path: &CgroupPath) -> Result<()> {
+    match context.global.driver {
+        Driver::Auto | Driver::Cgroupfs => path.for_cgroupfs().map(drop),
+        Driver::Systemd => {
+            path.for_systemd()?;
+            let why = "there is no systemd driver in this version: only cgroupfs";
+            Err(Error::new(ErrorKind::Unsupported, why).with_setting("driver").with_value("systemd"))
+        }
+    }
+}
+
+/// `--device-allow` and `--device-deny`, in the order in which they stand: later rules win.
+#[derive(Debug, Default)]
+pub struct DeviceOptions(Vec<(bool, String)>);
+
+const DEVICE_OPTIONS: [(bool, &str, &str, &str); 2] = [
+    (
+        true,
+        "device_allow",
+        "device-allow",
+        "Allow a device: /dev/PATH[:rwm], or \"c|b|a MAJOR:MINOR [rwm]\" with *; repeat, later rules win",
+    ),
+    (false, "device_deny", "device-deny", "Deny a device: as for --device-allow, and in order with it"),
+];
+
+impl DeviceOptions {
+    pub fn rules(&self, node: impl Fn(&Path) -> Result<DeviceNode>) -> Result<Vec<DeviceRule>> {
+        self.0.iter().map(|(allow, text)| DeviceRule::parse(*allow, text, &node)).collect()
+    }
+}
+
+/// By hand, because the derived form keeps no order between two options.
+impl Args for DeviceOptions {
+    fn augment_args(command: Command) -> Command {
+        command.args(DEVICE_OPTIONS.map(|(_, id, long, help)| {
+            let option = clap::Arg::new(id).long(long).value_name("RULE").action(ArgAction::Append);
+            option.help(help).help_heading("Devices")
+        }))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for DeviceOptions {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut options = Self::default();
+        options.update_from_arg_matches(matches)?;
+        Ok(options)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let mut placed = Vec::new();
+        for (allow, id, ..) in DEVICE_OPTIONS {
+            let (places, texts) = (matches.indices_of(id), matches.get_many::<String>(id));
+            let pairs = places.into_iter().flatten().zip(texts.into_iter().flatten());
+            placed.extend(pairs.map(|(place, text)| (place, (allow, text.clone()))));
+        }
+        placed.sort();
+        self.0 = placed.into_iter().map(|(_, rule)| rule).collect();
+        Ok(())
+    }
+}
+
+/// The numbers of a device on this host: those that it is known to have, else what the path is on this machine.
+pub fn node_on(host: &ringfence::Host) -> impl Fn(&Path) -> Result<DeviceNode> {
+    |path| host.devices.get(path).map_or_else(|| DeviceNode::at(path), |node| Ok(*node))
+}
+
+/// The text of a file, or of standard input for `-`.
+pub fn read(file: &Path) -> Result<String> {
+    let mut text = String::new();
+    let done = match file.to_str() {
+        Some("-") => std::io::stdin().read_to_string(&mut text).map(drop),
+        _ => std::fs::read_to_string(file).map(|content| text = content),
+    };
+    done.map_err(|error| {
+        Error::new(ErrorKind::InvalidInput, format!("cannot read the file: {error}"))
+            .with_path(file)
+            .with_source(error)
+    })?;
+    Ok(text)
+}
+
+fn in_file(error: Error, file: &Path) -> Error {
+    if error.path().is_some() { error } else { error.with_path(file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        wanted: Wanted,
+    }
+
+    fn parse(options: &[&str]) -> Result<Wanted, clap::Error> {
+        Line::try_parse_from([&["line"], options].concat()).map(|line| line.wanted)
+    }
+
+    fn resources(options: &[&str]) -> Resources {
+        let mut resources = Resources::default();
+        parse(options).unwrap().limits.apply(&mut resources);
+        resources
+    }
+
+    #[test]
+    fn each_option_sets_what_it_is_named_after() {
+        let cases: [(&[&str], Resources); 11] = [
+            (&[], Resources::new()),
+            (&["--memory", "64M"], Resources::new().memory_limit(Limit::Value(64 << 20))),
+            (&["--memory-reservation", "4096"], Resources::new().memory_reservation(Limit::Value(4096))),
+            (&["--memory-swap", "max"], Resources::new().memory_swap(Limit::Max)),
+            (&["--cpus", "0.5"], Resources::new().cpu_quota(Limit::Value(50_000)).cpu_period(100_000)),
+            (&["--cpus", "max"], Resources::new().cpu_quota(Limit::Max)),
+            (&["--cpu-shares", "512"], Resources::new().cpu_shares(512)),
+            (&["--cpu-weight", "50"], Resources::new().cpu_weight(50)),
+            (&["--cpuset-cpus", "0-1"], Resources::new().cpuset_cpus("0-1".parse().unwrap())),
+            (&["--pids", "max"], Resources::new().pids_limit(Limit::Max)),
+            (&["--unified", "memory.high=1"], Resources::new().unified("memory.high", "1")),
+        ];
+        for (options, expected) in cases {
+            assert_eq!(resources(options), expected, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_the_library_s_words() {
+        for (option, value, setting) in [
+            ("--memory", "64Q", "memory.limit"),
+            ("--memory-swap", "", "memory.swap"),
+            ("--cpus", "fast", "cpu.quota"),
+            ("--pids", "1.5", "pids.limit"),
+            ("--unified", "=1", "unified"),
+            ("--overhead", "nested", "overhead"),
+        ] {
+            let error = parse(&[option, value]).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap();
+            let known = source.downcast_ref::<Error>().unwrap();
+            assert_eq!((known.setting(), known.value()), (Some(setting), Some(value)));
+        }
+    }
+
+    #[test]
+    fn options_win_over_the_document_and_leave_its_other_fields() {
+        let mut given =
+            Resources::new().memory_limit(Limit::Value(1)).cpu_shares(2).pids_limit(Limit::Value(3));
+        parse(&["--memory", "8K", "--cpu-weight", "7"]).unwrap().limits.apply(&mut given);
+        let expected =
+            Resources::new().memory_limit(Limit::Value(8192)).cpu_weight(7).pids_limit(Limit::Value(3));
+        assert_eq!(given, expected);
+    }
+
+    #[test]
+    fn device_options_keep_their_order_across_allow_and_deny() {
+        let options = ["--device-deny", "a *:*", "--device-allow=c 1:3 rwm", "--device-deny", "c 1:3 m"];
+        let wanted = parse(&options).unwrap();
+        let texts: Vec<_> = wanted.devices.0.iter().map(|(allow, text)| (*allow, text.as_str())).collect();
+        assert_eq!(texts, [(false, "a *:*"), (true, "c 1:3 rwm"), (false, "c 1:3 m")]);
+    }
+
+    #[test]
+    fn two_documents_or_two_scales_of_one_share_exclude_each_other() {
+        assert!(parse(&["--spec", "a", "--resources", "b"]).is_err());
+        assert!(parse(&["--cpu-shares", "2", "--cpu-weight", "2"]).is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! A command in the foreground: it gets the signals that we get, and we end as it ends.
+
+use std::os::fd::AsFd;
+use std::process::ExitStatus;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use nix::unistd::{getpid, getsid};
+use ringfence::{Child, Error, ErrorKind, Result};
+
+/// What is passed on. SIGTTIN and SIGTTOU stop the whole process group, with us in it; the others are never sent from
+/// outside for a purpose.
+const PASSED_ON: [Signal; 10] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGWINCH,
+    Signal::SIGCONT,
+    Signal::SIGTSTP,
+];
+
+/// `si_code` of a signal from the kernel, and so from the terminal.
+const SI_KERNEL: i32 = 0x80;
+
+/// Signals that wait to be passed on. From here on they do nothing else to this process.
+#[derive(Debug)]
+pub struct Supervisor {
+    signals: SignalFd,
+}
+
+impl Supervisor {
+    /// Before the command is started, so that none is lost.
+    pub fn new() -> Result<Self> {
+        let set: SigSet = PASSED_ON.into_iter().collect();
+        let signals = set
+            .thread_block()
+            .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
+            .map_err(|errno| failed("cannot watch for signals", errno))?;
+        Ok(Self { signals })
+    }
+
+    /// Waits until the command ends.
+    pub fn wait(&self, child: &Child) -> Result<ExitStatus> {
+        loop {
+            let mut fds = [self.signals.as_fd(), child.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(failed("cannot wait for the command", errno)),
+            }
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            while let Some(info) =
+                self.signals.read_signal().map_err(|errno| failed("cannot read a signal", errno))?
+            {
+                pass_on(child, &info)?;
+            }
+        }
+    }
+}
+
+fn pass_on(child: &Child, info: &siginfo) -> Result<()> {
+    let Some(signal) = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())
+    else {
+        return Ok(());
+    };
+    // The terminal's signals go to its whole foreground process group, which the command shares with us. Only that it
+    // hung up is told to the session's leader alone.
+    let leader = getsid(None).is_ok_and(|leader| leader == getpid());
+    if info.ssi_code != SI_KERNEL || signal == Signal::SIGHUP && leader {
+        child.signal(signal as i32)?;
+    }
+    if signal == Signal::SIGTSTP {
+        // The command stops; the shell that started us waits for us to stop too.
+        raise(Signal::SIGSTOP).map_err(|errno| failed("cannot stop", errno))?;
+    }
+    Ok(())
+}
+
+fn failed(what: &'static str, errno: nix::errno::Errno) -> Error {
+    Error::new(ErrorKind::Kernel, what).with_source(errno)
+}
