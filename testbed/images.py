@@ -1,0 +1,165 @@
+"""What guests are made of, from Debian's packages to a saved guest: one function per artefact."""
+
+import asyncio
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import debian
+import machine
+from cache import Artefact
+from modes import Mode, Root
+
+GUEST_FILES = Path(__file__).parent / "guest"
+# The guest of the demonstrations boots this release's kernel.
+DEMO_RELEASE = "trixie"
+SWAP_MIB = 128
+
+# Enough to reach the root disk, in loading order; each kernel has some of them built in.
+ROOT_DISK_MODULES = (
+    "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
+)
+# Goes into the root disk.
+GUEST_PROGRAMS = ("job-agent", "plain-init", "prepare-root", "testbed.service", "testbed.target")
+DECOMPRESSORS = {
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x02\x21\x4c\x18": "lz4",
+    b"\xfd7zXZ": "xz",
+}
+
+
+def _contents(*names: str) -> tuple[str, ...]:
+    return tuple((GUEST_FILES / name).read_text() for name in names)
+
+
+def boot_files(release: str) -> Artefact:
+    """A Debian cloud kernel's `vmlinux`, which QEMU boots directly (PVH), its `modules`, and `busybox`."""
+
+    def make(directory: Path) -> None:
+        debian.require_tools(*DECOMPRESSORS.values())
+        packages = directory / "packages"
+        packages.mkdir()
+        version = debian.unpack(release, (debian.CLOUD_KERNEL, "busybox-static"), packages)
+        (image,) = packages.glob("boot/vmlinuz-*")
+        (directory / "vmlinux").write_bytes(_decompress_kernel(image.read_bytes()))
+        for file in ("lib/modules", "bin/busybox"):
+            # Below usr since trixie.
+            (found,) = [*packages.glob(file), *packages.glob(f"usr/{file}")]
+            found.rename(directory / found.name)
+        shutil.rmtree(packages)
+        (directory / "version").write_text(version)
+
+    return Artefact(f"boot-{release}", make, (release, debian.unpack, _decompress_kernel))
+
+
+def _decompress_kernel(image: bytes) -> bytes:
+    """The ELF file inside a bzImage, found by its setup header (Documentation/arch/x86/boot.rst)."""
+    setup_sectors = image[0x1F1] or 4
+    offset = int.from_bytes(image[0x248:0x24C], "little")
+    length = int.from_bytes(image[0x24C:0x250], "little")
+    start = (setup_sectors + 1) * 512 + offset
+    payload = image[start : start + length]
+    tool = next(tool for magic, tool in DECOMPRESSORS.items() if payload.startswith(magic))
+    # The size that the kernel's build appends is no part of the compressed stream, so the tool
+    # reports an error after it has written everything.
+    elf = subprocess.run([tool, "-dc"], input=payload, capture_output=True).stdout
+    if not elf.startswith(b"\x7fELF"):
+        raise ValueError(f"{tool} found no kernel")
+    return elf
+
+
+def _pack_initrd(output: Path, busybox: Path, init: str, modules: list[Path]) -> None:
+    """Writes an initrd of busybox with all its applets, an init, and modules in loading order."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch)
+        for name in ("bin", "dev", "modules", "proc", "root", "sys", "tmp"):
+            (tree / name).mkdir()
+        shutil.copy(busybox, tree / "bin")
+        for applet in subprocess.check_output([busybox, "--list"], text=True).split():
+            if applet != "busybox":
+                (tree / "bin" / applet).symlink_to("busybox")
+        shutil.copy(GUEST_FILES / init, tree / "init")
+        for order, module in enumerate(modules):
+            unpack = ["xz", "-dc", module] if module.suffix == ".xz" else ["cat", module]
+            with open(tree / "modules" / f"{order}-{module.name.removesuffix('.xz')}", "wb") as unpacked:
+                subprocess.run(unpack, stdout=unpacked, check=True)
+        names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
+        with open(output, "wb") as archive:
+            subprocess.run([busybox, "cpio", "-o", "-H", "newc"], cwd=tree, input=names.encode(),
+                           stdout=archive, stderr=subprocess.DEVNULL, check=True)
+
+
+def demo_initrd() -> Artefact:
+    """`initrd`: the whole user space of the small guest for demonstrations."""
+
+    def make(directory: Path, boot: Path) -> None:
+        _pack_initrd(directory / "initrd", boot / "busybox", "demo-init", [])
+
+    return Artefact("demo-initrd", make, (_pack_initrd, *_contents("demo-init")), (boot_files(DEMO_RELEASE),))
+
+
+def initrd(release: str) -> Artefact:
+    """`initrd`: finds the root disk of a testbed guest."""
+
+    def make(directory: Path, boot: Path) -> None:
+        debian.require_tools("xz")
+        modules = [file for name in ROOT_DISK_MODULES for file in (boot / "modules").rglob(f"{name}.ko*")]
+        _pack_initrd(directory / "initrd", boot / "busybox", "initrd-init", modules)
+
+    recipe = (_pack_initrd, ROOT_DISK_MODULES, *_contents("initrd-init"))
+    return Artefact(f"initrd-{release}", make, recipe, (boot_files(release),))
+
+
+def root_tree(root: Root) -> Artefact:
+    """`root.tar`: a Debian system of the root's packages, as they were installed."""
+
+    def make(directory: Path) -> None:
+        debian.require_tools("mmdebstrap")
+        debian.bootstrap(root.release, root.packages, directory / "root.tar")
+
+    return Artefact(f"root-{root.name}", make, (root.release, root.packages, debian.bootstrap))
+
+
+def image(root: Root) -> Artefact:
+    """`root.ext4`, the root disk with the kernel's modules and the testbed's own files, and `swap`."""
+
+    def make(directory: Path, tree: Path, boot: Path) -> None:
+        debian.require_tools("mke2fs")
+        with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+            target = Path(scratch)
+            subprocess.run(["tar", "-xpf", tree / "root.tar", "--numeric-owner", "-C", target], check=True)
+            shutil.copytree(boot / "modules", target / "usr/lib/modules", dirs_exist_ok=True, symlinks=True)
+            (target / "testbed").mkdir()
+            for name in GUEST_PROGRAMS:
+                shutil.copy(GUEST_FILES / name, target / "testbed")
+            subprocess.run(["chroot", target, "/testbed/prepare-root"], check=True)
+            machine.make_disk(directory / "root.ext4", root.mib, target)
+        with open(directory / "swap", "wb") as swap:
+            swap.truncate(SWAP_MIB << 20)
+        subprocess.run(["mkswap", "-q", directory / "swap"], check=True)
+
+    recipe = (root.mib, SWAP_MIB, machine.make_disk, *_contents(*GUEST_PROGRAMS))
+    return Artefact(f"image-{root.name}", make, recipe, (root_tree(root), boot_files(root.release)))
+
+
+def saved_guest(mode: Mode) -> Artefact:
+    """A guest as it was when it was up: it goes on from there in a fraction of a second."""
+
+    def make(directory: Path, image: Path, boot: Path, initrd: Path) -> None:
+        for file in (image / "root.ext4", image / "swap", boot / "vmlinux", initrd / "initrd"):
+            (directory / file.name).symlink_to(file)
+        debian.require_tools("qemu-img")
+        asyncio.run(machine.save(mode, directory))
+
+    release = mode.root.release
+    # QEMU reads back its own version's states only.
+    recipe = (mode.kernel_args, mode.memory_mib, *machine.RECIPE, debian.qemu_version())
+    inputs = (image(mode.root), boot_files(release), initrd(release))
+    return Artefact(f"guest-{mode.name}", make, recipe, inputs)
+
+
+def ensure_guest(mode: Mode) -> Path:
+    """The directory of a mode's saved guest, built as far as it is missing."""
+    debian.require_tools("qemu-system-x86_64", "mke2fs")
+    return saved_guest(mode).ensure()

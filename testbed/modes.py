@@ -1,0 +1,76 @@
+"""The one table of modes: which guest each of them boots, and how its cgroups are mounted.
+
+To add a mode, add a row to `MODES` (and a `Root` if it needs other packages).
+"""
+
+from dataclasses import dataclass
+
+SYSTEMD_PACKAGES = (
+    "busybox-static", "dbus", "dbus-user-session", "e2fsprogs", "iproute2", "kmod",
+    "libpam-systemd", "procps", "strace", "systemd", "systemd-container", "systemd-sysv",
+    "util-linux",
+)
+CONTAINER_PACKAGES = (
+    "containerd", "containernetworking-plugins", "crun", "fuse-overlayfs", "iptables", "jq",
+    "netavark", "passt", "podman", "runc", "slirp4netns", "uidmap",
+)
+
+
+@dataclass(frozen=True)
+class Root:
+    """A root file system: a Debian release, whose cloud kernel it boots, and packages."""
+
+    name: str
+    release: str
+    packages: tuple[str, ...]
+    mib: int
+
+
+TRIXIE = Root("trixie", "trixie", SYSTEMD_PACKAGES, 900)
+BOOKWORM = Root("bookworm", "bookworm", SYSTEMD_PACKAGES, 900)
+CONTAINERS = Root("containers", "trixie", SYSTEMD_PACKAGES + CONTAINER_PACKAGES, 1400)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way in which a host can present cgroups to Ringfence."""
+
+    name: str
+    description: str
+    root: Root
+    kernel_args: str = ""
+    memory_mib: int = 1024
+    # A mode on request is not among those of a test that names no modes.
+    on_request: bool = False
+
+
+def _plain(cgroups: str) -> str:
+    return f"init=/usr/local/sbin/plain-init testbed.cgroups={cgroups}"
+
+
+# Debian's 6.12 kernel has no memory and cpuset controllers for v1, hence bookworm's 6.1 for every
+# mode with v1. The first word alone gives systemd's hybrid layout, both together pure v1.
+_HYBRID = "systemd.unified_cgroup_hierarchy=0 swapaccount=1"
+_LEGACY = f"{_HYBRID} systemd.legacy_systemd_cgroup_controller=1"
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("trixie", "systemd 257, kernel 6.12, v2", TRIXIE),
+        Mode("bw-unified", "systemd 252, kernel 6.1, v2", BOOKWORM),
+        Mode("bw-hybrid", "systemd 252, kernel 6.1, v1 with a v2 hierarchy for systemd", BOOKWORM, _HYBRID),
+        Mode("bw-legacy", "systemd 252, kernel 6.1, v1 only", BOOKWORM, _LEGACY),
+        Mode("plain-v2", "no systemd, kernel 6.12, v2", TRIXIE, _plain("v2")),
+        Mode("plain-v1", "no systemd, kernel 6.1, each v1 controller by itself", BOOKWORM,
+             _plain("v1") + " swapaccount=1"),
+        Mode("plain-hybrid", "no systemd, kernel 6.1, plain-v1 and an empty v2 hierarchy", BOOKWORM,
+             _plain("hybrid") + " swapaccount=1"),
+        Mode("ctr", "trixie with runc, crun, podman and containerd", CONTAINERS,
+             memory_mib=2048, on_request=True),
+    )
+}
+
+
+def default_modes() -> list[str]:
+    """The modes of a test that names none: every way to mount cgroups."""
+    return [mode.name for mode in MODES.values() if not mode.on_request]

@@ -1,0 +1,191 @@
+"""The workspace's integration tests, in every mode that they ask for."""
+
+import asyncio
+import json
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import machine
+from cache import console_log
+from machine import JobResult, Verdict
+from modes import MODES, default_modes
+
+COMMAND = "ringfence"
+CONSOLE_LINES = 60
+
+
+class WorkspaceError(Exception):
+    """The workspace does not build, or says something about the testbed that makes no sense."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """An integration test target and the modes that it asks for."""
+
+    package: str
+    target: str
+    modes: tuple[str, ...]
+
+
+def _cargo(workspace: Path, *arguments: str) -> str:
+    done = subprocess.run(["cargo", *arguments], cwd=workspace, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise WorkspaceError(f"cargo {' '.join(arguments)} failed")
+    return done.stdout
+
+
+def packages_of(workspace: Path) -> list[dict]:
+    return json.loads(_cargo(workspace, "metadata", "--no-deps", "--format-version=1"))["packages"]
+
+
+def tests_of(packages: list[dict]) -> list[Test]:
+    """Every integration test, with its modes from `[package.metadata.testbed]` of its package."""
+    tests = []
+    for package in packages:
+        wanted = (package["metadata"] or {}).get("testbed", {})
+        targets = [target["name"] for target in package["targets"] if "test" in target["kind"]]
+        if unknown := wanted.keys() - set(targets):
+            raise WorkspaceError(f"{package['manifest_path']}: no test target is called {', '.join(unknown)}")
+        for target in targets:
+            modes = wanted.get(target, default_modes())
+            if modes == "all":
+                modes = list(MODES)
+            if unknown := set(modes) - MODES.keys():
+                raise WorkspaceError(f"{package['manifest_path']}: no mode is called {', '.join(unknown)}")
+            tests.append(Test(package["name"], target, tuple(modes)))
+    for name, number in Counter(test.target for test in tests).items():
+        if number > 1:
+            raise WorkspaceError(f"{number} integration tests are called {name}")
+    return tests
+
+
+def _built(workspace: Path, *arguments: str) -> dict[tuple[str, str], Path]:
+    """Runs cargo and returns the executables it made, by package and target name."""
+    names = {package["id"]: package["name"] for package in packages_of(workspace)}
+    output = _cargo(workspace, *arguments, "--message-format=json-render-diagnostics")
+    messages = map(json.loads, output.splitlines())
+    return {
+        (names[message["package_id"]], message["target"]["name"]): Path(message["executable"])
+        for message in messages
+        if message["reason"] == "compiler-artifact" and message["executable"]
+    }
+
+
+def build_tests(workspace: Path, tests: list[Test]) -> dict[Test, Path]:
+    # All features, or cargo would refuse a test that requires one.
+    selection = [word for name in sorted({test.target for test in tests}) for word in ("--test", name)]
+    built = _built(workspace, "test", "--workspace", "--all-features", "--no-run", *selection)
+    return {test: built[test.package, test.target] for test in tests}
+
+
+def build_command(workspace: Path) -> Path | None:
+    """The `ringfence` command, or none if the workspace has no such program."""
+    for package in packages_of(workspace):
+        if any(target["name"] == COMMAND and "bin" in target["kind"] for target in package["targets"]):
+            built = _built(workspace, "build", "-p", package["name"], "--bin", COMMAND)
+            return built[package["name"], COMMAND]
+    return None
+
+
+def job_directory(scratch: Path, mode: str, command_line: str, files: dict[str, Path]) -> Path:
+    """Fills a directory with what a job needs in the guest, where it appears as /run/job."""
+    job = scratch / "job"
+    job.mkdir()
+    for name, file in files.items():
+        shutil.copy(file, job / name)
+    run = job / "run"
+    run.write_text(
+        "#!/bin/sh\n"
+        f"export RINGFENCE_BIN=/run/job/{COMMAND} RINGFENCE_TESTBED_MODE={mode}\n"
+        "export RUST_BACKTRACE=1 TERM=dumb PATH=$PATH:/run/job\n"
+        f"{command_line}\n"
+    )
+    run.chmod(0o755)
+    return job
+
+
+class PrefixedLines:
+    """Prints output as it comes, a whole line at a time, each with what it belongs to."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._unfinished = b""
+
+    def show(self, data: bytes) -> None:
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        for line in lines:
+            if text := line.decode(errors="replace").rstrip():
+                print(f"{self._prefix} | {text}", flush=True)
+
+    def finish(self) -> None:
+        if self._unfinished:
+            self.show(b"\n")
+
+
+def explain(result: JobResult, name: str) -> str:
+    """What to say about a job that did not pass, beyond what it said itself; keeps its console."""
+    log = console_log(name)
+    log.write_text(result.console)
+    reason = {
+        Verdict.FAILED: f"exit code {result.exit_code}",
+        Verdict.HUNG: f"no end after {result.seconds:.0f} s",
+        Verdict.CRASHED: "the guest ended without an exit code",
+    }[result.verdict]
+    # A test that fails speaks for itself.
+    tail = [] if result.verdict is Verdict.FAILED else result.console.splitlines()[-CONSOLE_LINES:]
+    return "\n".join([f"{result.verdict.value}: {reason}; console: {log}", *tail, ""])
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Test binaries, and how to run them."""
+
+    executables: dict[Test, Path]
+    command: Path | None
+    arguments: list[str]
+    timeout: float
+    # The saved guest of each mode that any test asks for.
+    guests: dict[str, Path]
+
+    async def run(self, jobs: int) -> dict[tuple[str, str], JobResult]:
+        """Runs every test in each of its modes, some jobs at a time; results by test and mode."""
+        free = asyncio.Semaphore(jobs)
+
+        async def take_turn(test: Test, mode: str) -> tuple[tuple[str, str], JobResult]:
+            async with free:
+                return (test.target, mode), await self._run_one(test, mode)
+
+        cells = [(test, mode) for mode in self.guests for test in self.executables if mode in test.modes]
+        return dict(await asyncio.gather(*(take_turn(*cell) for cell in cells)))
+
+    async def _run_one(self, test: Test, mode: str) -> JobResult:
+        lines = PrefixedLines(f"{mode} {test.target}")
+        files = {"tests": self.executables[test]} | ({COMMAND: self.command} if self.command else {})
+        with tempfile.TemporaryDirectory(prefix="ringfence-job.") as scratch:
+            command_line = shlex.join(["exec", "/run/job/tests", *self.arguments])
+            job = job_directory(Path(scratch), mode, command_line, files)
+            result = await machine.run_job(MODES[mode], self.guests[mode], job, self.timeout, lines.show)
+        lines.finish()
+        if result.verdict is not Verdict.PASSED:
+            lines.show(explain(result, f"{mode}-{test.target}").encode())
+        return result
+
+
+def table(results: dict[tuple[str, str], JobResult]) -> str:
+    """Tests down, modes across."""
+    tests = list(dict.fromkeys(test for test, _ in results))
+    modes = list(dict.fromkeys(mode for _, mode in results))
+
+    def cell(test: str, mode: str) -> str:
+        result = results.get((test, mode))
+        return f"{result.verdict.value} {result.seconds:.1f} s" if result else "-"
+
+    rows = [["", *modes], *([test, *(cell(test, mode) for mode in modes)] for test in tests)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
