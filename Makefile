@@ -1,0 +1,24 @@
+# Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
+.PHONY: demo test check host-test testbed-test
+
+# Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
+demo:
+	cargo build --release --locked -p ringfence-cli
+	./demo/run target/release/ringfence
+
+# Everything: format, lints, unit, integration and doc tests on this host, then the same tests in every cgroup mode.
+test: check host-test testbed-test
+
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy -p ringfence --no-default-features --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+host-test:
+	./testbed/testbed guest-kernel
+	cargo test --workspace --locked
+
+testbed-test:
+	./testbed/testbed build
+	./testbed/testbed run
