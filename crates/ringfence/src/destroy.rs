@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde::Serialize;
 
 use crate::cgroup::{Cgroup, members};
-use crate::driver::cgroupfs::Dirs;
+use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::freeze::event;
 use crate::host::{Controller, Version};

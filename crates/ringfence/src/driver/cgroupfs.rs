@@ -2,20 +2,22 @@
 //!
 //! It knows nothing of OCI: which value goes where, in which order and back, is in the steps.
 
-use std::borrow::Cow;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::dirs::Dirs;
+use super::refusal;
 use super::undo::Log;
 use crate::devices::filter::{DeviceFilter, Earlier};
 use crate::devices::{program, transition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{Controller, Host};
-use crate::kernel::dir::CgroupDir;
-use crate::plan::{Action, DEVICES_LIST, Dir, Observed, Plan, Reaction, ReadSet, Step, Verify};
+use crate::host::Controller;
+use crate::kernel::dir::{CgroupDir, read_all, write_once};
+use crate::plan::{Action, DEVICES_LIST, Dir, Plan, Reaction, Step, Verify};
 use crate::report::Report;
 use crate::resources::CpuSet;
 
@@ -23,88 +25,8 @@ use crate::resources::CpuSet;
 const RETRIES: u32 = 50;
 const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
-/// Directories that are open, by hierarchy and path; each is opened once for one operation.
-#[derive(Debug)]
-pub(crate) struct Dirs<'a> {
-    host: &'a Host,
-    open: Vec<(Dir, Arc<CgroupDir>)>,
-}
-
-impl<'a> Dirs<'a> {
-    pub(crate) fn new(host: &'a Host, open: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
-        Self { host, open }
-    }
-
-    /// The directory, opened now if it was not yet.
-    pub(crate) fn get(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>, Errno> {
-        if let Some((_, open)) = self.open.iter().find(|(known, _)| known == dir) {
-            return Ok(Arc::clone(open));
-        }
-        let root = self.host.root(dir.hierarchy)?;
-        let opened = if dir.path.is_empty() { root } else { Arc::new(root.open_dir(&dir.path)?) };
-        self.open.push((dir.clone(), Arc::clone(&opened)));
-        Ok(opened)
-    }
-
-    fn forget(&mut self, dir: &Dir) {
-        self.open.retain(|(known, _)| known != dir);
-    }
-
-    /// Gives the descriptor of a directory away.
-    pub(crate) fn take(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>, Errno> {
-        let opened = self.get(dir)?;
-        self.forget(dir);
-        Ok(opened)
-    }
-}
-
-/// Reads what the planner needs.
-pub(crate) fn observe(host: &Host, dirs: &mut Dirs<'_>, path: &str, set: &ReadSet) -> Result<Observed> {
-    let mut observed = Observed::default();
-    for (hierarchy, file) in &set.files {
-        let dir = Dir::new(*hierarchy, path);
-        let full = || dir.full(host).join(file.as_ref());
-        let open =
-            dirs.get(&dir).map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
-        match open.read(file) {
-            Ok(content) => observed.insert(*hierarchy, path, file.clone(), content),
-            // A kernel without the file: the planner takes that as its answer.
-            Err(Errno::NOENT | Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(Error::kernel("cannot read what is in force", full(), errno)),
-        }
-    }
-    if let Some((hierarchy, files)) = &set.inherited {
-        observe_ancestors(host, dirs, &Dir::new(*hierarchy, path), files, &mut observed)?;
-    }
-    Ok(observed)
-}
-
-/// Reads the cpusets of the ancestors that exist, from the nearest up to the first in which nothing is empty.
-fn observe_ancestors(
-    host: &Host,
-    dirs: &mut Dirs<'_>,
-    leaf: &Dir,
-    files: &[&'static str; 2],
-    observed: &mut Observed,
-) -> Result<()> {
-    let mut next = leaf.parent();
-    while let Some(dir) = next {
-        next = dir.parent();
-        let Ok(open) = dirs.get(&dir) else { continue };
-        let mut complete = true;
-        for file in files {
-            let content = open.read(file).map_err(|errno| {
-                Error::kernel("cannot read the CPU set", dir.full(host).join(file), errno)
-            })?;
-            complete &= !content.is_empty();
-            observed.insert(dir.hierarchy, &dir.path, Cow::Borrowed(file), content);
-        }
-        if complete {
-            break;
-        }
-    }
-    Ok(())
-}
+/// How often a creation begins again whose parent vanished.
+const ATTEMPTS: u32 = 4;
 
 /// What a plan that was carried out leaves.
 #[derive(Debug, Default)]
@@ -116,26 +38,40 @@ pub(crate) struct Done {
 
 /// Carries the plan out. On failure everything that it did is undone, and the error is that of the step that failed.
 pub(crate) fn carry_out(plan: &Plan, dirs: &mut Dirs<'_>, earlier: Earlier<'_>) -> Result<Done> {
-    let mut run = Run { plan, dirs, earlier, log: Log::default(), report: Report::default() };
-    match run.steps() {
-        Ok(()) => Ok(Done { report: run.report, filter: run.log.into_filter() }),
-        Err(error) => {
-            let Run { dirs, log, .. } = run;
-            let failures = log.undo(dirs);
-            Err(if failures.is_empty() {
-                error
-            } else {
-                let what = failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                error.with_source(Error::new(ErrorKind::Kernel, format!("and could not be undone: {what}")))
-            })
+    for _ in 0..ATTEMPTS {
+        match attempt(plan, dirs, earlier) {
+            // The last other sandbox in a parent took it along after we had seen it.
+            Err(error) if plan.makes_dirs() && is_vanished(&error) => dirs.forget_all(),
+            done => return done,
         }
     }
+    attempt(plan, dirs, earlier)
+}
+
+fn is_vanished(error: &Error) -> bool {
+    [Errno::NOENT, Errno::NODEV].iter().any(|errno| error.errno() == Some(errno.raw_os_error()))
+}
+
+fn attempt(plan: &Plan, dirs: &mut Dirs<'_>, earlier: Earlier<'_>) -> Result<Done> {
+    let mut run = Run { plan, dirs, earlier, file: None, log: Log::default(), report: Report::default() };
+    let Err(error) = run.steps() else {
+        return Ok(Done { report: run.report, filter: run.log.into_filter() });
+    };
+    let Run { dirs, log, .. } = run;
+    let failures = log.undo(dirs);
+    if failures.is_empty() {
+        return Err(error);
+    }
+    let what = failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    Err(error.with_source(Error::new(ErrorKind::Kernel, format!("and could not be undone: {what}"))))
 }
 
 struct Run<'a, 'h> {
     plan: &'a Plan,
     dirs: &'a mut Dirs<'h>,
     earlier: Earlier<'a>,
+    /// The file that was written last: the next step often has more for it.
+    file: Option<OpenFile>,
     log: Log,
     report: Report,
 }
@@ -194,32 +130,14 @@ impl Run<'_, '_> {
         if ancestor && self.dirs.get(dir).is_ok() {
             return Ok(());
         }
-        let mut made = self.open(&parent)?.make_dir(dir.name());
-        if made == Err(Errno::NOENT) || made == Err(Errno::NODEV) {
-            // Another sandbox was the last one in the parent and took it along.
-            made = self.remake(&parent).and_then(|parent| parent.make_dir(dir.name()));
-        }
-        match made {
+        match self.open(&parent)?.make_dir(dir.name()) {
             Ok(()) => {
                 self.log.dir(dir);
                 Ok(())
             }
             Err(Errno::EXIST) if ancestor => Ok(()),
-            Err(errno) => Err(make_dir_error(dir.full(host), errno)),
+            Err(errno) => Err(refusal::of_directory(&dir.full(host), errno)),
         }
-    }
-
-    /// Makes an ancestor again that vanished after it was seen.
-    fn remake(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>, Errno> {
-        self.dirs.forget(dir);
-        if let Some(parent) = dir.parent() {
-            match self.dirs.get(&parent)?.make_dir(dir.name()) {
-                Ok(()) => self.log.dir(dir),
-                Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        self.dirs.get(dir)
     }
 
     fn enable(
@@ -241,6 +159,11 @@ impl Run<'_, '_> {
             move_to_leaf(&open, "evacuated").map_err(|errno| {
                 Error::kernel("cannot move the processes out of the way", dir.full(self.dirs.host), errno)
             })?;
+            self.report.note(
+                "evacuate",
+                path.display(),
+                "the processes of this cgroup were moved to the leaf evacuated",
+            );
             result = open.write(file, &words(&all));
         }
         if result.is_ok() {
@@ -248,7 +171,7 @@ impl Run<'_, '_> {
         }
         for controller in all {
             let Err(errno) = open.write(file, &words(&[controller])) else { continue };
-            let why = enable_refusal(errno);
+            let why = refusal::of_controller(errno);
             if required.contains(&controller) {
                 return Err(Error::kernel(why, path, errno).with_setting(controller.as_str()));
             }
@@ -257,105 +180,91 @@ impl Run<'_, '_> {
         Ok(())
     }
 
-    fn write(&mut self, step: &Step, dir: &Dir, file: &str, value: &str) -> Result<(), Failed> {
+    fn write(&mut self, step: &Step, dir: &Dir, name: &str, value: &str) -> Result<(), Failed> {
         let open = self.open(dir)?;
         let mut tries = 0;
-        while let Err(errno) = open.write(file, value) {
+        while let Err(errno) = self.write_file(step, &open, dir, name, value) {
             let reaction = step.reaction(errno);
             if reaction == Some(Reaction::DeviceReset) && tries < RETRIES {
                 tries += 1;
                 std::thread::sleep(RETRY_PAUSE);
                 continue;
             }
-            return Err(Failed(reaction, self.refusal(step, &open, dir, file, value, errno)));
+            let full = dir.full(self.dirs.host);
+            return Err(Failed(reaction, refusal::of_write(step, &open, &full, name, value, errno)));
         }
         self.log.write(dir, &step.undo);
-        self.verify(step, &open, dir, file, value).map_err(Failed::from)
+        self.verify(step, &open, dir, name, value).map_err(Failed::from)
     }
 
-    fn refusal(
-        &self,
+    /// Writes to the file, which is opened unless the step before left it open.
+    fn write_file(
+        &mut self,
         step: &Step,
         open: &CgroupDir,
         dir: &Dir,
-        file: &str,
+        name: &str,
         value: &str,
-        errno: Errno,
-    ) -> Error {
-        if matches!(step.reaction(errno), Some(Reaction::DeviceRule | Reaction::DeviceReset)) {
-            return transition::refusal(&dir.full(self.dirs.host), file, value, errno);
-        }
-        let message: Cow<'static, str> = match step.reaction(errno) {
-            Some(Reaction::Explain(why)) => why.into(),
-            Some(Reaction::MemoryInUse) => {
-                let read = |file| open.read(file).unwrap_or_else(|_| "unknown".to_owned());
-                let (usage, peak) = (read("memory.usage_in_bytes"), read("memory.max_usage_in_bytes"));
-                format!("more is in use than that: {usage} bytes now, {peak} at the peak").into()
+    ) -> Result<(), Errno> {
+        let readable = matches!(step.verify, Verify::ReadsBack { .. });
+        let file = match self.file.take() {
+            Some(file) if file.dir == *dir && file.name == name && (file.readable || !readable) => file,
+            _ => {
+                let flags = if readable { OFlags::RDWR } else { OFlags::WRONLY };
+                OpenFile { dir: dir.clone(), name: name.to_owned(), readable, fd: open.open(name, flags)? }
             }
-            _ => match errno {
-                Errno::NOENT => "this cgroup has no such file".into(),
-                Errno::ACCESS | Errno::PERM => "no permission to write this file".into(),
-                Errno::ROFS => "the cgroup file system is mounted read-only".into(),
-                _ => "the kernel refused the value".into(),
-            },
         };
-        let kind = if matches!(step.reaction(errno), Some(Reaction::MemoryInUse)) {
-            ErrorKind::Busy
-        } else {
-            ErrorKind::Kernel
-        };
-        let error = Error::kernel(message, dir.full(self.dirs.host).join(file), errno)
-            .with_kind(kind)
-            .with_value(value.trim_end());
-        match &step.setting {
-            Some(setting) => error.with_setting(setting.clone()),
-            None => error,
-        }
+        let written = write_once(&file.fd, value);
+        self.file = Some(file);
+        written
     }
 
     /// Sees that the kernel keeps what was written.
-    fn verify(&mut self, step: &Step, open: &CgroupDir, dir: &Dir, file: &str, value: &str) -> Result<()> {
-        let host = self.dirs.host;
-        let read = |file: &str| {
-            let path = || dir.full(host).join(file);
-            open.read(file).map_err(|errno| Error::kernel("cannot read back what was written", path(), errno))
+    fn verify(&mut self, step: &Step, open: &CgroupDir, dir: &Dir, name: &str, value: &str) -> Result<()> {
+        let (file, now) = match &step.verify {
+            Verify::Accepted => return Ok(()),
+            Verify::ReadsBack { .. } => (name, self.read_back()),
+            Verify::Within { file, .. } => (*file, open.read(file)),
+            Verify::DeviceList(_) => (DEVICES_LIST, open.read(DEVICES_LIST)),
+        };
+        let path = dir.full(self.dirs.host).join(file);
+        let now = now.map_err(|errno| Error::kernel("cannot read back what was written", &path, errno))?;
+        let wrong = match &step.verify {
+            Verify::ReadsBack { allowed } if now != value => {
+                format!("the kernel made it {now}; allowed: {allowed}")
+            }
+            Verify::Within { asked, .. } if !lies_within(&now, asked) => {
+                format!("the kernel runs on {now:?} instead, since the parent does not have it")
+            }
+            Verify::DeviceList(policy) if !transition::parse_devices_list(now.as_bytes())?.shows(policy) => {
+                format!("the kernel's list is {now:?} instead")
+            }
+            _ => return Ok(()),
         };
         let setting = step.setting.clone().unwrap_or_default();
-        let wrong = |message: String, file: &str| {
-            let path = dir.full(host).join(file);
-            let error = Error::new(ErrorKind::Kernel, message).with_path(path).with_setting(setting.clone());
-            Err(error.with_value(value.trim_end()))
-        };
-        match &step.verify {
-            Verify::Accepted => Ok(()),
-            Verify::ReadsBack { allowed } => {
-                let now = read(file)?;
-                if now == value {
-                    Ok(())
-                } else {
-                    wrong(format!("the kernel made it {now}; allowed: {allowed}"), file)
-                }
-            }
-            Verify::Within { file: effective, asked } => {
-                let now = read(effective)?;
-                match now.parse::<CpuSet>() {
-                    Ok(set) if !set.is_empty() && set.is_subset(asked) => Ok(()),
-                    _ => wrong(
-                        format!("the kernel runs on {now:?} instead, since the parent does not have it"),
-                        effective,
-                    ),
-                }
-            }
-            Verify::DeviceList(policy) => {
-                let now = read(DEVICES_LIST)?;
-                if transition::parse_devices_list(now.as_bytes())?.shows(policy) {
-                    Ok(())
-                } else {
-                    wrong(format!("the kernel's list is {now:?} instead"), DEVICES_LIST)
-                }
-            }
-        }
+        let error = Error::new(ErrorKind::Kernel, wrong).with_path(path);
+        Err(error.with_setting(setting).with_value(value.trim_end()))
     }
+
+    /// What the file that was written last holds now.
+    fn read_back(&self) -> Result<String, Errno> {
+        let file = self.file.as_ref().ok_or(Errno::BADF)?;
+        let mut buffer = Vec::with_capacity(256);
+        read_all(&file.fd, &mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer).trim_end().to_owned())
+    }
+}
+
+/// A file that stays open from one step to the next.
+struct OpenFile {
+    dir: Dir,
+    name: String,
+    readable: bool,
+    fd: OwnedFd,
+}
+
+fn lies_within(now: &str, asked: &CpuSet) -> bool {
+    now.parse::<CpuSet>().is_ok_and(|now| !now.is_empty() && now.is_subset(asked))
 }
 
 /// Why a step failed, and what its reaction would be.
@@ -364,37 +273,6 @@ struct Failed(Option<Reaction>, Error);
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
         Self(None, error)
-    }
-}
-
-fn make_dir_error(path: std::path::PathBuf, errno: Errno) -> Error {
-    let (kind, message) = match errno {
-        Errno::EXIST => (ErrorKind::AlreadyExists, "there is such a cgroup already"),
-        Errno::ACCESS | Errno::PERM => (ErrorKind::Kernel, "no permission to make a cgroup here"),
-        Errno::ROFS => (ErrorKind::Kernel, "the cgroup file system is mounted read-only"),
-        Errno::AGAIN => {
-            (ErrorKind::Kernel, "cgroup.max.descendants or cgroup.max.depth of an ancestor is reached")
-        }
-        _ => (ErrorKind::Kernel, "cannot make the cgroup"),
-    };
-    Error::kernel(message, path, errno).with_kind(kind)
-}
-
-fn enable_refusal(errno: Errno) -> &'static str {
-    match errno {
-        Errno::BUSY => {
-            "processes are in this cgroup, and cgroup v2 enables controllers only where there are none: move them to a \
-             leaf first (evacuate)"
-        }
-        Errno::NOENT => "the controller is not offered here: it must be enabled above",
-        Errno::OPNOTSUPP => {
-            "the cgroup is threaded, or has a threaded child: domain controllers cannot be enabled"
-        }
-        Errno::ACCESS | Errno::PERM => {
-            "no permission to enable controllers here: the subtree is not delegated"
-        }
-        Errno::ROFS => "the cgroup file system is mounted read-only",
-        _ => "the kernel refused to enable the controller",
     }
 }
 

@@ -1,4 +1,7 @@
 //! Carrying a plan out.
 
 pub(crate) mod cgroupfs;
+pub(crate) mod dirs;
+pub(crate) mod observe;
+mod refusal;
 mod undo;

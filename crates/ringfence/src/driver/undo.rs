@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::cgroupfs::Dirs;
+use super::dirs::Dirs;
 use crate::devices::filter::DeviceFilter;
 use crate::error::Error;
 use crate::plan::{Dir, Undo};

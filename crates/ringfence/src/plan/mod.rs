@@ -304,17 +304,18 @@ fn pids(draft: &mut Draft<'_>) {
     match draft.host.hierarchy_of(Controller::Pids) {
         // The file and its words are the same in both versions.
         Some((index, _)) => {
-            draft.write(index, "pids.limit", "pids.max", limit).verify(lowered(limit, "a number or \"max\""));
+            let verify = lowered(draft.want, limit, "a number or \"max\"");
+            draft.write(index, "pids.limit", "pids.max", limit).verify(verify);
         }
         None => draft.report.add("pids.limit", limit, "this host offers no pids controller"),
     }
 }
 
-/// A limit that takes something away is read back.
-fn lowered(limit: crate::Limit, allowed: &'static str) -> Verify {
+/// A limit on what runs already is read back; nothing runs in a new cgroup.
+fn lowered(want: &Want<'_>, limit: crate::Limit, allowed: &'static str) -> Verify {
     match limit {
-        crate::Limit::Max => Verify::Accepted,
-        crate::Limit::Value(_) => Verify::ReadsBack { allowed },
+        crate::Limit::Value(_) if !want.create => Verify::ReadsBack { allowed },
+        _ => Verify::Accepted,
     }
 }
 

@@ -167,6 +167,10 @@ impl Plan {
         &self.report
     }
 
+    pub(crate) fn makes_dirs(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step.action, Action::MakeDir { .. }))
+    }
+
     /// The step's full path, as printed.
     fn path(&self, step: &Step) -> PathBuf {
         match &step.action {

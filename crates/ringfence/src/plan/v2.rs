@@ -169,9 +169,8 @@ fn limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
     };
     if let Some(limit) = change.limit {
         refuse_below_usage(draft, index, limit)?;
-        draft
-            .write(index, "memory.limit", "memory.max", paged(draft, limit))
-            .verify(lowered(limit, "a size in bytes"));
+        let verify = lowered(draft.want, limit, "a size in bytes");
+        draft.write(index, "memory.limit", "memory.max", paged(draft, limit)).verify(verify);
     }
     match swap {
         Some(swap) if draft.host.capabilities.swap => {
@@ -262,11 +261,9 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize) -> Result<()> {
     if change.quota.is_some() || change.period.is_some() {
         let setting = if change.quota.is_some() { "cpu.quota" } else { "cpu.period" };
         let value = format!("{} {}", then.quota, then.period);
-        let step = draft.write(index, setting, "cpu.max", value);
-        step.verify(Verify::ReadsBack {
-            allowed: "a quota of 1000 µs and more, a period of 1000 to 1000000 µs",
-        });
-        step.on(Errno::INVAL, NOT_VALID_HERE);
+        let allowed = "a quota of 1000 µs and more, a period of 1000 to 1000000 µs";
+        let verify = lowered(draft.want, then.quota, allowed);
+        draft.write(index, setting, "cpu.max", value).verify(verify).on(Errno::INVAL, NOT_VALID_HERE);
     }
     if let Some(burst) = burst.filter(|burst| *burst >= now.burst) {
         draft.write(index, "cpu.burst", "cpu.max.burst", burst);

@@ -17,7 +17,7 @@ use crate::command::{Child, Command};
 use crate::destroy::{Outcome, Remaining};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
-use crate::driver::cgroupfs::Dirs;
+use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
