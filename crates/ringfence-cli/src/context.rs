@@ -9,6 +9,7 @@ use ringfence::{
     Entry, Error, ErrorKind, Host, Phase, Plan, Result, Sandbox, SandboxId, State, Store, Unsupported,
 };
 
+use crate::exit::Exit;
 use crate::output::{Color, Format, Output};
 
 /// Who carries changes out.
@@ -26,27 +27,35 @@ pub enum Driver {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Form of results; errors follow it on stderr [default: table]
+    /// Form of results, and of errors on stderr: table, json, jsonl [default: table]
     #[arg(
         short,
         long,
         global = true,
         value_name = "FORMAT",
+        hide_possible_values = true,
         env = "RINGFENCE_OUTPUT",
-        hide_env_values = true
+        hide_env = true
     )]
     pub output: Option<Format>,
 
-    /// Who carries changes out; auto goes by the form of the path
-    #[arg(long, global = true, default_value = "auto", env = "RINGFENCE_DRIVER", hide_env_values = true)]
+    /// Who carries changes out: auto (by the form of the path), cgroupfs, systemd
+    #[arg(
+        long,
+        global = true,
+        default_value = "auto",
+        hide_possible_values = true,
+        env = "RINGFENCE_DRIVER",
+        hide_env = true
+    )]
     pub driver: Driver,
 
-    /// Where the cgroups are mounted, instead of what is found [default: from /proc/self/mountinfo]
-    #[arg(long, global = true, value_name = "DIR", env = "RINGFENCE_CGROUP_ROOT", hide_env_values = true)]
+    /// Where the cgroups are mounted [default: as /proc/self/mountinfo says]
+    #[arg(long, global = true, value_name = "DIR", env = "RINGFENCE_CGROUP_ROOT", hide_env = true)]
     pub cgroup_root: Option<PathBuf>,
 
     /// Where the states of sandboxes are kept [default: /run/ringfence; rootless: $XDG_RUNTIME_DIR/ringfence]
-    #[arg(long, global = true, value_name = "DIR", env = "RINGFENCE_STATE_DIR", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "DIR", env = "RINGFENCE_STATE_DIR", hide_env = true)]
     pub state_dir: Option<PathBuf>,
 
     /// How long to wait for a lock, for freezing and for removal; fractions are taken
@@ -57,12 +66,12 @@ pub struct Global {
         default_value = "10",
         value_parser = seconds,
         env = "RINGFENCE_TIMEOUT",
-        hide_env_values = true
+        hide_env = true
     )]
     pub timeout: Duration,
 
     /// What this host cannot do is an error, before anything is changed, instead of a line in the report
-    #[arg(long, global = true, value_parser = FalseyValueParser::new(), env = "RINGFENCE_STRICT", hide_env_values = true)]
+    #[arg(long, global = true, value_parser = FalseyValueParser::new(), env = "RINGFENCE_STRICT", hide_env = true)]
     pub strict: bool,
 
     /// Print results and errors alone: no report, no word about what was done
@@ -72,22 +81,23 @@ pub struct Global {
         global = true,
         value_parser = FalseyValueParser::new(),
         env = "RINGFENCE_QUIET",
-        hide_env_values = true
+        hide_env = true
     )]
     pub quiet: bool,
 
-    /// Print the steps of a change on stderr before they are taken
+    /// Print more on stderr: the steps of a change before they are taken, and what is only worth knowing
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 
-    /// When to use colour; NO_COLOR is honoured
+    /// When to use colour: auto (on a terminal, unless NO_COLOR is set), always, never
     #[arg(
         long,
         global = true,
         value_name = "WHEN",
         default_value = "auto",
+        hide_possible_values = true,
         env = "RINGFENCE_COLOR",
-        hide_env_values = true
+        hide_env = true
     )]
     pub color: Color,
 }
@@ -109,7 +119,7 @@ pub struct Context {
 
 impl Context {
     pub fn new(global: Global) -> Self {
-        let output = Output::new(global.output, global.color, global.quiet);
+        let output = Output::new(global.output, global.color).telling(global.quiet, global.verbose > 0);
         Self { global, output }
     }
 
@@ -148,6 +158,26 @@ impl Context {
             return Err(Error::new(ErrorKind::State, unfinished(state.phase)).with_value(id));
         }
         Ok((entry, Sandbox::restore(host, state)?))
+    }
+
+    /// Asks each sandbox that there is. One that cannot be read or changed does not keep the others: it is told on stderr,
+    /// and makes the exit code.
+    pub fn each<T>(
+        &self,
+        host: &Host,
+        ask: impl Fn(&SandboxId) -> Result<Option<T>>,
+    ) -> Result<(Vec<T>, Exit)> {
+        let (mut answers, mut exit) = (Vec::new(), Exit::Done);
+        for id in self.store(host).ids()? {
+            match ask(&id) {
+                Ok(answer) => answers.extend(answer),
+                Err(error) => {
+                    self.output.error(&error);
+                    exit = Exit::Failed;
+                }
+            }
+        }
+        Ok((answers, exit))
     }
 
     /// Prints the steps that are about to be taken, where that is wanted.

@@ -49,7 +49,7 @@ Environment:
 /// A sandbox is one virtual machine with everything on the host that serves it, named by an ID (letters, digits, `_.-`).
 /// cgroup v1, v2, and both beside each other.
 #[derive(Debug, Parser)]
-#[command(name = "ringfence", version, after_help = EXAMPLES, infer_long_args = false)]
+#[command(name = "ringfence", version, after_help = EXAMPLES)]
 struct CommandLine {
     #[command(flatten)]
     global: Global,
@@ -145,7 +145,7 @@ fn refuse(error: &clap::Error) -> Exit {
 }
 
 fn printer(json: bool) -> Output {
-    Output::new(Some(if json { Format::Json } else { Format::Table }), Color::Auto, false)
+    Output::new(Some(if json { Format::Json } else { Format::Table }), Color::Auto)
 }
 
 /// The first paragraph of what clap would print, on one line.

@@ -49,13 +49,19 @@ pub struct Output {
     format: Option<Format>,
     color: Color,
     quiet: bool,
+    verbose: bool,
     closed: Cell<bool>,
 }
 
 impl Output {
     /// `format` is `None` where nobody asked for one.
-    pub fn new(format: Option<Format>, color: Color, quiet: bool) -> Self {
-        Self { format, color, quiet, closed: Cell::new(false) }
+    pub fn new(format: Option<Format>, color: Color) -> Self {
+        Self { format, color, quiet: false, verbose: false, closed: Cell::new(false) }
+    }
+
+    /// The same, which says less or more than results and errors.
+    pub fn telling(self, quiet: bool, verbose: bool) -> Self {
+        Self { quiet, verbose, ..self }
     }
 
     /// The same, with another form where nobody asked for one.
@@ -134,7 +140,15 @@ impl Output {
 
     /// What could not be done, where stdout is the command's.
     pub fn report_always(&self, report: &Report) {
-        for line in report.lines().iter().filter(|_| !self.quiet) {
+        let mut worth =
+            report.lines().iter().filter(|line| !self.quiet && (self.verbose || !line.note)).peekable();
+        if self.format() != Format::Table {
+            if worth.peek().is_some() {
+                _ = writeln!(io::stderr(), "{}", line(&Reported { report }).unwrap_or_default());
+            }
+            return;
+        }
+        for line in worth {
             self.diagnostic(format_args!("{} = {}: {}", line.setting, line.value, line.why));
         }
     }
@@ -173,6 +187,11 @@ fn line(value: &impl Serialize) -> Result<String> {
 
 fn unprintable(error: serde_json::Error) -> Error {
     Error::new(ErrorKind::State, "cannot be written as JSON").with_source(error)
+}
+
+#[derive(Serialize)]
+struct Reported<'a> {
+    report: &'a Report,
 }
 
 #[derive(Serialize)]

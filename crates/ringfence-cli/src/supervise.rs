@@ -44,8 +44,10 @@ impl Supervisor {
         Ok(Self { signals })
     }
 
-    /// Waits until the command ends.
+    /// Waits until the command, which was just started, ends.
     pub fn wait(&self, child: &Child) -> Result<ExitStatus> {
+        // What came before the command was there reached us alone.
+        self.pass_all_on(child, |_| true)?;
         loop {
             let mut fds = [self.signals.as_fd(), child.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match nix::poll::poll(&mut fds, PollTimeout::NONE) {
@@ -55,31 +57,32 @@ impl Supervisor {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
-            while let Some(info) =
-                self.signals.read_signal().map_err(|errno| failed("cannot read a signal", errno))?
-            {
-                pass_on(child, &info)?;
+            self.pass_all_on(child, was_for_us_alone)?;
+        }
+    }
+
+    fn pass_all_on(&self, child: &Child, wanted: impl Fn(&siginfo) -> bool) -> Result<()> {
+        while let Some(info) =
+            self.signals.read_signal().map_err(|errno| failed("cannot read a signal", errno))?
+        {
+            let number = info.ssi_signo.cast_signed();
+            if wanted(&info) {
+                child.signal(number)?;
+            }
+            if number == Signal::SIGTSTP as i32 {
+                // The command stops; the shell that started us waits for us to stop too.
+                raise(Signal::SIGSTOP).map_err(|errno| failed("cannot stop", errno))?;
             }
         }
+        Ok(())
     }
 }
 
-fn pass_on(child: &Child, info: &siginfo) -> Result<()> {
-    let Some(signal) = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())
-    else {
-        return Ok(());
-    };
-    // The terminal's signals go to its whole foreground process group, which the command shares with us. Only that it
-    // hung up is told to the session's leader alone.
-    let leader = getsid(None).is_ok_and(|leader| leader == getpid());
-    if info.ssi_code != SI_KERNEL || signal == Signal::SIGHUP && leader {
-        child.signal(signal as i32)?;
-    }
-    if signal == Signal::SIGTSTP {
-        // The command stops; the shell that started us waits for us to stop too.
-        raise(Signal::SIGSTOP).map_err(|errno| failed("cannot stop", errno))?;
-    }
-    Ok(())
+/// The terminal's signals go to its whole foreground process group, which the command shares with us. Only that it hung
+/// up is told to the session's leader alone.
+fn was_for_us_alone(info: &siginfo) -> bool {
+    let hung_up = info.ssi_signo.cast_signed() == Signal::SIGHUP as i32;
+    info.ssi_code != SI_KERNEL || hung_up && getsid(None).is_ok_and(|leader| leader == getpid())
 }
 
 fn failed(what: &'static str, errno: nix::errno::Errno) -> Error {

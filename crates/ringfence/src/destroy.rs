@@ -56,8 +56,9 @@ impl fmt::Display for Failures {
 
 impl std::error::Error for Failures {}
 
-/// The leaf that takes what is drained where the parent itself cannot.
-const DRAINED: &str = "drained";
+/// The leaf below the parent that takes what is drained where the parent itself cannot. It stays, until somebody removes
+/// it when it is empty.
+pub(crate) const DRAINED: &str = "drained";
 
 impl Cgroup {
     /// Sends a signal to every process inside, once.
@@ -302,6 +303,19 @@ impl Cgroup {
             deadline.sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(10));
         }
+    }
+
+    /// Removes the directories that are empty, and nothing in them.
+    pub(crate) fn remove_where_empty(&self) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut dirs = Dirs::new(&self.host, Vec::new());
+        for (dir, _) in &self.dirs {
+            let Some(parent) = dir.parent().and_then(|parent| dirs.get(&parent).ok()) else { continue };
+            if parent.remove_dir(dir.name()).is_ok() {
+                outcome.removed.push(dir.full(&self.host));
+            }
+        }
+        outcome
     }
 
     /// The default parent goes with its last cgroup, and with a leaf of drained processes that have ended; another cgroup

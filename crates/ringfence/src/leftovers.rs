@@ -6,21 +6,22 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use rustix::fs::XattrFlags;
 use serde::Serialize;
 
 use crate::cgroup::Cgroup;
+use crate::destroy::{DRAINED, Outcome, Remaining};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::Stat;
+use crate::path::Subpath;
 use crate::plan::Dir;
 use crate::store::Store;
 
 const MARK: &str = "trusted.ringfence";
-/// The mark of a leaf that took drained processes; nobody's when it is empty.
-const DRAINED: &str = "drained";
 /// An empty cgroup that a process makes to look at, and removes at once.
 const PROBE: &str = "ringfence-probe-";
 
@@ -38,7 +39,7 @@ pub(crate) fn mark(dir: impl AsFd, text: &str) {
     _ = rustix::fs::fsetxattr(dir, MARK, text.as_bytes(), XattrFlags::empty());
 }
 
-/// Marks a leaf as taking what is drained.
+/// Marks a leaf as taking what is drained: nobody's when it is empty.
 pub(crate) fn mark_drained(dir: impl AsFd) {
     mark(dir, DRAINED);
 }
@@ -70,6 +71,7 @@ impl Store {
         })?;
         let mut found = Vec::new();
         self.search(&root, "", &mut found);
+        found.extend(empty_default_parent(host));
         // After the search: a state is written before its cgroup is made, so that what was made meanwhile is known now.
         let mut known = BTreeSet::new();
         for id in self.ids()? {
@@ -102,6 +104,18 @@ impl Store {
     }
 }
 
+/// The default parent, where on v1 drained processes were, if nothing is left in any hierarchy.
+fn empty_default_parent(host: &Host) -> Option<Leftover> {
+    let parent = Cgroup::open_at(host, Subpath::DEFAULT_PARENT).ok()?;
+    let is_unused =
+        |dir: &CgroupDir| is_empty(dir) && dir.children().is_ok_and(|children| children.is_empty());
+    parent
+        .dirs
+        .iter()
+        .all(|(_, dir)| is_unused(dir))
+        .then(|| Leftover { path: Subpath::DEFAULT_PARENT.to_owned(), why: "no sandbox is left in it" })
+}
+
 fn is_empty(dir: &CgroupDir) -> bool {
     let mut pids = BTreeSet::new();
     crate::cgroup::members(dir, &mut pids).is_ok() && pids.is_empty()
@@ -113,11 +127,21 @@ fn is_of_dead_process(name: &str) -> bool {
 }
 
 impl Leftover {
-    /// The cgroup, as ours: whatever is inside was put there by us.
-    pub fn cgroup(&self, host: &Host) -> Result<Cgroup> {
+    /// The processes inside: they were put there by us.
+    pub fn processes(&self, host: &Host) -> Result<BTreeSet<u32>> {
+        Cgroup::open_at(host, &self.path)?.processes()
+    }
+
+    /// Removes it in every hierarchy. See [`Cgroup::destroy`].
+    pub fn remove(&self, host: &Host, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let mut cgroup = Cgroup::open_at(host, &self.path)?;
+        if self.path == Subpath::DEFAULT_PARENT {
+            // Never what is inside: a sandbox may be made in it at this moment.
+            return Ok(cgroup.remove_where_empty());
+        }
         cgroup.ours = true;
-        cgroup.parent_is_default = self.path.starts_with("ringfence/");
-        Ok(cgroup)
+        cgroup.parent_is_default =
+            self.path.rsplit_once('/').is_some_and(|(parent, _)| parent == Subpath::DEFAULT_PARENT);
+        cgroup.destroy(remaining, timeout)
     }
 }

@@ -173,8 +173,13 @@ fn load(directory: &Path, id: &SandboxId) -> Result<Option<State>> {
         Err(error) => return Err(io_error("cannot read the state", &path, error)),
     };
     serde_json::from_slice(&text).map(Some).map_err(|error| {
-        Error::new(ErrorKind::State, format!("the state of the sandbox cannot be read: {error}"))
-            .with_path(&path)
+        Error::new(
+            ErrorKind::State,
+            format!(
+                "the state of the sandbox cannot be read ({error}); remove the file to forget the sandbox"
+            ),
+        )
+        .with_path(&path)
     })
 }
 

@@ -15,7 +15,7 @@ pub struct Task {
     pub tid: u32,
     /// The kernel's name of it (`comm`).
     pub name: String,
-    /// The path of its cgroup below the root of the hierarchy.
+    /// The path of its cgroup, from the root of the hierarchy.
     pub cgroup: String,
 }
 
@@ -26,7 +26,7 @@ impl Cgroup {
         for pid in self.processes()? {
             for tid in if threads { proc::threads(pid) } else { vec![pid] } {
                 if let Some(name) = proc::name(tid) {
-                    tasks.push(Task { pid, tid, name, cgroup: self.path.clone() });
+                    tasks.push(Task { pid, tid, name, cgroup: format!("/{}", self.path) });
                 }
             }
         }

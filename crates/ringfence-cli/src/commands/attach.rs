@@ -1,7 +1,7 @@
 //! `attach`: running processes join a sandbox.
 
 use clap::Args;
-use ringfence::{Result, SandboxId};
+use ringfence::{Error, ErrorKind, Result, SandboxId};
 use serde_json::json;
 
 use crate::context::Context;
@@ -18,11 +18,16 @@ pub struct Attach {
     pids: Vec<u32>,
 }
 
+/// That a process is not found must not be taken for a sandbox that is not.
+fn not_the_sandbox(error: Error) -> Error {
+    if error.kind() == ErrorKind::NotFound { error.with_kind(ErrorKind::Kernel) } else { error }
+}
+
 impl Attach {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
         let (_entry, sandbox) = context.open(&host, &self.id)?;
-        self.pids.iter().try_for_each(|pid| sandbox.join(*pid))?;
+        self.pids.iter().try_for_each(|pid| sandbox.join(*pid)).map_err(not_the_sandbox)?;
         context.output.done(&json!({"id": self.id, "attached": self.pids}), "")?;
         Ok(Exit::Done)
     }

@@ -38,10 +38,11 @@ pub fn make(
     wanted: &Wanted,
     holder: Option<ProcessIdentity>,
 ) -> Result<(Entry, Sandbox)> {
-    let config = wanted.config(context, id, node_on(host))?;
+    let store = context.store(host);
+    let config = wanted.config(context, id, node_on(host))?.kept_in(&store);
     let mut intent = Sandbox::intent(host, &config)?;
     intent.holder = holder.clone();
-    let entry = context.store(host).lock(id, context.global.timeout)?;
+    let entry = store.lock(id, context.global.timeout)?;
     if let Some(state) = entry.load()? {
         let why = match state.phase {
             Phase::Ready => "there is such a sandbox already",

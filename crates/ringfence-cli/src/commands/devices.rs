@@ -144,7 +144,7 @@ impl Check {
         let decision = policy.check_rule(&asked);
         let verdict = if decision.allowed { "allowed" } else { "denied" };
         let by = if decision.by.allow { "allow" } else { "deny" };
-        context.output.object(&decision, format_args!("{verdict} by: {by} {}", decision.by))?;
+        context.output.object(&decision, format_args!("{verdict}, by the rule: {by} {}", decision.by))?;
         Ok(if decision.allowed { Exit::Done } else { Exit::Denied })
     }
 

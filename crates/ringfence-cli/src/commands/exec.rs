@@ -27,8 +27,8 @@ pub struct Exec {
 impl Exec {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
-        let supervisor = Supervisor::new()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
+        let supervisor = Supervisor::new()?;
         let child = sandbox.spawn(&command(&self.command, false)?)?;
         drop((entry, sandbox));
         Ok(supervisor.wait(&child)?.into())

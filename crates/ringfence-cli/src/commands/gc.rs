@@ -28,7 +28,8 @@ pub struct Gc {
 
 #[derive(Debug, Serialize)]
 struct Found {
-    id: SandboxId,
+    /// The ID, or the path of a cgroup without one.
+    id: String,
     why: String,
     action: Action,
 }
@@ -47,20 +48,28 @@ enum Action {
 impl Gc {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
-        let mut found = Vec::new();
-        let mut exit = Exit::Done;
-        for id in context.store(&host).ids()? {
-            // One that cannot be read or removed does not keep the others.
-            match self.collect(context, &host, &id) {
-                Ok(one) => found.extend(one),
-                Err(error) => {
-                    context.output.error(&error);
-                    exit = Exit::Failed;
-                }
-            }
-        }
+        let (mut found, exit) = context.each(&host, |id| self.collect(context, &host, id))?;
+        found.extend(self.leftovers(context, &host)?);
         context.output.list(&found, || table(&found))?;
         Ok(exit)
+    }
+
+    /// Cgroups that are ours and that no record speaks of; by their paths.
+    fn leftovers(&self, context: &Context, host: &Host) -> Result<Vec<Found>> {
+        let mut found = Vec::new();
+        for leftover in context.store(host).leftovers(host)? {
+            let Some(pids) = unless_gone(leftover.processes(host))? else { continue };
+            let (action, remaining) = match (pids.is_empty(), self.kill) {
+                (true, _) => (Action::Remove, Remaining::Refuse),
+                (false, true) => (Action::Kill, Remaining::Kill),
+                (false, false) => continue,
+            };
+            if self.apply {
+                unless_gone(leftover.remove(host, remaining, context.global.timeout))?;
+            }
+            found.push(Found { id: format!("/{}", leftover.path), why: leftover.why.to_owned(), action });
+        }
+        Ok(found)
     }
 
     fn collect(&self, context: &Context, host: &Host, id: &SandboxId) -> Result<Option<Found>> {
@@ -81,7 +90,7 @@ impl Gc {
         if self.apply {
             self.remove(context, host, entry, state, action)?;
         }
-        Ok(Some(Found { id: id.clone(), why, action }))
+        Ok(Some(Found { id: id.to_string(), why, action }))
     }
 
     fn remove(
@@ -121,7 +130,7 @@ fn table(found: &[Found]) -> Table {
             Action::Remove => "remove",
             Action::Kill => "kill",
         };
-        table.row([id.to_string(), why.clone(), action.to_owned()]);
+        table.row([id.clone(), why.clone(), action.to_owned()]);
     }
     table
 }

@@ -32,16 +32,10 @@ impl Ls {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
         let store = context.store(&host);
-        let mut listed = Vec::new();
-        for id in store.ids()? {
-            match store.load(&id).and_then(|state| state.map(|state| list(&host, &id, &state)).transpose()) {
-                Ok(one) => listed.extend(one),
-                // One that cannot be read does not hide the others.
-                Err(error) => context.output.diagnostic(format_args!("{id}: {error}")),
-            }
-        }
+        let (listed, exit) =
+            context.each(&host, |id| store.load(id)?.map(|state| list(&host, id, &state)).transpose())?;
         context.output.list(&listed, || table(&listed))?;
-        Ok(Exit::Done)
+        Ok(exit)
     }
 }
 

@@ -35,7 +35,7 @@ struct Sampled {
 impl Stats {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
-        let mut readers = self.readers(context, &host)?;
+        let (mut readers, exit) = self.readers(context, &host)?;
         loop {
             let mut sampled = Vec::new();
             let mut left = Vec::new();
@@ -53,23 +53,23 @@ impl Stats {
                 Some(interval) if !left.is_empty() && !context.output.is_closed() => {
                     std::thread::sleep(interval)
                 }
-                _ => return Ok(Exit::Done),
+                _ => return Ok(exit),
             }
             readers = left;
         }
     }
 
     /// Of the sandboxes that were named, which must be there; or of all that are.
-    fn readers(&self, context: &Context, host: &Host) -> Result<Vec<(SandboxId, StatsReader)>> {
-        let reader = |id: &SandboxId| Sandbox::restore(host, context.state(host, id)?)?.stats_reader();
-        if !self.ids.is_empty() {
-            return self.ids.iter().map(|id| Ok((id.clone(), reader(id)?))).collect();
+    fn readers(&self, context: &Context, host: &Host) -> Result<(Vec<(SandboxId, StatsReader)>, Exit)> {
+        let reader = |id: &SandboxId| {
+            let sandbox = Sandbox::restore(host, context.state(host, id)?)?;
+            Ok((id.clone(), sandbox.stats_reader()?))
+        };
+        if self.ids.is_empty() {
+            return context.each(host, |id| unless_gone(reader(id)));
         }
-        let mut readers = Vec::new();
-        for id in context.store(host).ids()? {
-            readers.extend(unless_gone(reader(&id))?.map(|reader| (id, reader)));
-        }
-        Ok(readers)
+        let readers: Result<Vec<_>> = self.ids.iter().map(reader).collect();
+        Ok((readers?, Exit::Done))
     }
 }
 

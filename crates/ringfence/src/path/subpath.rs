@@ -37,8 +37,10 @@ impl Subpath {
         Self(format!("{}/{}", self.0, path.0))
     }
 
+    pub(crate) const DEFAULT_PARENT: &str = "ringfence";
+
     pub(super) fn default_parent() -> Self {
-        Self("ringfence".to_owned())
+        Self(Self::DEFAULT_PARENT.to_owned())
     }
 
     /// Cleans `text` lexically: `.` and empty components vanish, `..` takes the component before it away and stops at
