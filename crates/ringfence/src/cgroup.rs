@@ -30,6 +30,9 @@ use crate::stats::{Source, StatsReader};
 pub const STATISTICS: &[Controller] =
     &[Controller::Cpu, Controller::Memory, Controller::Io, Controller::Pids];
 
+/// A creation meets a vanishing parent more than once only under a storm of other creations and removals.
+const CREATE_RETRIES: u32 = 8;
+
 /// One cgroup: a directory of the same path in every v1 hierarchy, or the one directory of v2, or both.
 ///
 /// Holds an open descriptor for each directory. All methods take `&self` and block.
@@ -113,8 +116,19 @@ impl Cgroup {
         Ok((cgroup, report))
     }
 
-    /// Plans and makes what is wanted.
+    /// Plans and makes what is wanted. Begins again where a parent vanished meanwhile, which the last other sandbox in it
+    /// takes along, or came back empty.
     pub(crate) fn create_as(host: &Host, want: &Want<'_>) -> Result<(Self, Report)> {
+        for _ in 0..CREATE_RETRIES {
+            match Self::try_create(host, want) {
+                Err(error) if error.is_one_of(&[Errno::NOENT, Errno::NODEV, Errno::ACCESS]) => {}
+                done => return done,
+            }
+        }
+        Self::try_create(host, want)
+    }
+
+    fn try_create(host: &Host, want: &Want<'_>) -> Result<(Self, Report)> {
         let mut dirs = Dirs::new(host, Vec::new());
         let plan = Self::plan_with(host, want, &mut dirs)?;
         let mut report = plan.report().clone();

@@ -169,6 +169,10 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         self.0.errno.map(Errno::raw_os_error)
     }
+
+    pub(crate) fn is_one_of(&self, errnos: &[Errno]) -> bool {
+        self.0.errno.is_some_and(|errno| errnos.contains(&errno))
+    }
 }
 
 impl fmt::Display for Error {

@@ -25,9 +25,6 @@ use crate::resources::CpuSet;
 const RETRIES: u32 = 50;
 const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
-/// How often a creation begins again whose parent vanished.
-const ATTEMPTS: u32 = 4;
-
 /// What a plan that was carried out leaves.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
@@ -38,21 +35,6 @@ pub(crate) struct Done {
 
 /// Carries the plan out. On failure everything that it did is undone, and the error is that of the step that failed.
 pub(crate) fn carry_out(plan: &Plan, dirs: &mut Dirs<'_>, earlier: Earlier<'_>) -> Result<Done> {
-    for _ in 0..ATTEMPTS {
-        match attempt(plan, dirs, earlier) {
-            // The last other sandbox in a parent took it along after we had seen it.
-            Err(error) if plan.makes_dirs() && is_vanished(&error) => dirs.forget_all(),
-            done => return done,
-        }
-    }
-    attempt(plan, dirs, earlier)
-}
-
-fn is_vanished(error: &Error) -> bool {
-    [Errno::NOENT, Errno::NODEV].iter().any(|errno| error.errno() == Some(errno.raw_os_error()))
-}
-
-fn attempt(plan: &Plan, dirs: &mut Dirs<'_>, earlier: Earlier<'_>) -> Result<Done> {
     let mut run = Run { plan, dirs, earlier, file: None, log: Log::default(), report: Report::default() };
     let Err(error) = run.steps() else {
         return Ok(Done { report: run.report, filter: run.log.into_filter() });
@@ -104,7 +86,6 @@ impl Run<'_, '_> {
             Action::EnableControllers { dir, required, wanted, evacuate } => {
                 self.enable(dir, required, wanted, *evacuate).map_err(Failed::from)
             }
-            Action::Write { dir, .. } if step.only_if_made && !self.log.made(dir) => Ok(()),
             Action::Write { dir, file, value } => self.write(step, dir, file, value),
             Action::DeviceFilter { dir, policy, overriding } => {
                 let open = self.open(dir)?;
@@ -132,7 +113,7 @@ impl Run<'_, '_> {
         }
         match self.open(&parent)?.make_dir(dir.name()) {
             Ok(()) => {
-                self.log.dir(dir);
+                self.log.dir(dir, ancestor);
                 Ok(())
             }
             Err(Errno::EXIST) if ancestor => Ok(()),

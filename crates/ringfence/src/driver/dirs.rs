@@ -31,11 +31,6 @@ impl<'a> Dirs<'a> {
         Ok(opened)
     }
 
-    /// Opens all anew from now on.
-    pub(super) fn forget_all(&mut self) {
-        self.open.clear();
-    }
-
     /// Gives the descriptor of a directory away.
     pub(crate) fn take(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>, Errno> {
         let opened = self.get(dir)?;

@@ -15,14 +15,14 @@ use crate::plan::{Dir, Undo};
 pub(super) struct Log(Vec<Done>);
 
 enum Done {
-    Made(Dir),
+    Made { dir: Dir, ancestor: bool },
     Wrote(Dir, Vec<(std::borrow::Cow<'static, str>, String)>),
     Filtered(Dir, DeviceFilter),
 }
 
 impl Log {
-    pub(super) fn dir(&mut self, dir: &Dir) {
-        self.0.push(Done::Made(dir.clone()));
+    pub(super) fn dir(&mut self, dir: &Dir, ancestor: bool) {
+        self.0.push(Done::Made { dir: dir.clone(), ancestor });
     }
 
     pub(super) fn write(&mut self, dir: &Dir, undo: &Undo) {
@@ -43,17 +43,12 @@ impl Log {
         })
     }
 
-    /// Whether this plan made the directory.
-    pub(super) fn made(&self, dir: &Dir) -> bool {
-        self.0.iter().any(|done| matches!(done, Done::Made(made) if made == dir))
-    }
-
     /// Takes everything back, last first. Goes on after a failure, and says what could not be taken back.
     pub(super) fn undo(self, dirs: &mut Dirs<'_>) -> Vec<Error> {
         let mut failures = Vec::new();
         for done in self.0.into_iter().rev() {
             match done {
-                Done::Made(dir) => failures.extend(remove(dirs, &dir)),
+                Done::Made { dir, ancestor } => failures.extend(remove(dirs, &dir, ancestor)),
                 Done::Wrote(dir, writes) => {
                     for (file, value) in writes {
                         let written = dirs.get(&dir).and_then(|open| open.write(&file, &value));
@@ -73,19 +68,21 @@ impl Log {
     }
 }
 
-/// An ancestor that another sandbox has come to use stays. A fresh v1 directory may be busy for a moment.
-fn remove(dirs: &mut Dirs<'_>, dir: &Dir) -> Option<Error> {
+/// An ancestor that another sandbox has come to use stays. A cgroup that was made a moment ago may be busy for another.
+fn remove(dirs: &mut Dirs<'_>, dir: &Dir, ancestor: bool) -> Option<Error> {
     let parent = dirs.get(&dir.parent()?);
-    let mut result = Ok(());
+    let remove = || parent.as_ref().map_err(|errno| *errno).and_then(|parent| parent.remove_dir(dir.name()));
+    let mut result = remove();
     for _ in 0..20 {
-        result = parent.as_ref().map_err(|errno| *errno).and_then(|parent| parent.remove_dir(dir.name()));
-        if result != Err(Errno::BUSY) {
+        if result != Err(Errno::BUSY) || ancestor {
             break;
         }
         std::thread::sleep(Duration::from_millis(1));
+        result = remove();
     }
     match result {
-        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => None,
+        Ok(()) | Err(Errno::NOENT | Errno::NODEV) => None,
+        Err(Errno::BUSY | Errno::NOTEMPTY) if ancestor => None,
         Err(errno) => Some(Error::kernel("cannot remove the directory", &dir.path, errno)),
     }
 }

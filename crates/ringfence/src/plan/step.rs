@@ -112,8 +112,6 @@ pub struct Step {
     pub(crate) action: Action,
     /// The setting in OCI's words, where the step carries one.
     pub(crate) setting: Option<Cow<'static, str>>,
-    /// Only if this plan made the directory: an ancestor that exists keeps what it has.
-    pub(crate) only_if_made: bool,
     pub(crate) verify: Verify,
     pub(crate) reactions: Vec<(Errno, Reaction)>,
     pub(crate) undo: Undo,
@@ -121,14 +119,7 @@ pub struct Step {
 
 impl Step {
     pub(crate) fn new(action: Action) -> Self {
-        Self {
-            action,
-            setting: None,
-            only_if_made: false,
-            verify: Verify::Accepted,
-            reactions: Vec::new(),
-            undo: Undo::Nothing,
-        }
+        Self { action, setting: None, verify: Verify::Accepted, reactions: Vec::new(), undo: Undo::Nothing }
     }
 
     pub(crate) fn on(&mut self, errno: Errno, reaction: Reaction) -> &mut Self {
@@ -165,10 +156,6 @@ impl Plan {
     /// What this host cannot do.
     pub fn report(&self) -> &Report {
         &self.report
-    }
-
-    pub(crate) fn makes_dirs(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step.action, Action::MakeDir { .. }))
     }
 
     /// The step's full path, as printed.

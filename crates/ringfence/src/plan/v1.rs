@@ -138,11 +138,10 @@ fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, machine: String
         match now {
             Some(now) if !now.is_empty() => inherited = now.to_owned(),
             _ if level == path && leaf_is_wanted => {}
-            now => {
-                let exists_empty = now.is_some();
+            // Empty, or not there yet. If somebody else makes it first, they fill it with the same.
+            _ => {
                 let dir = Dir::new(index, level);
-                let step = Action::Write { dir, file: file.into(), value: inherited.clone() };
-                draft.push(Step::new(step)).only_if_made = !exists_empty;
+                draft.push(Step::new(Action::Write { dir, file: file.into(), value: inherited.clone() }));
             }
         }
     }

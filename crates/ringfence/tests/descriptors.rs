@@ -1,0 +1,41 @@
+//! By itself in its process, so that every open descriptor is this test's.
+
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use ringfence::{Command, ErrorKind, Host, Remaining, Resources, Sandbox, SandboxConfig};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn open() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// A whole life, with a refused change and a refused creation in it.
+fn live(host: &Host) {
+    let path = format!("rf-fds-{}", std::process::id());
+    let config = SandboxConfig::new(path.parse().unwrap()).resources(Resources::new().pids_limit(5));
+    let (vm, _) = Sandbox::create(host, &config).unwrap();
+    assert_eq!(Sandbox::create(host, &config).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    vm.change(&Resources::new().pids_limit(6)).unwrap();
+    vm.change(&Resources::new().pids_limit(7).cpuset_mems("4000".parse().unwrap())).unwrap_err();
+    assert!(vm.spawn(&Command::new("true")).unwrap().wait().unwrap().success());
+    vm.spawn(&Command::new("/dev/null")).unwrap_err();
+    vm.stats_reader().unwrap().sample().unwrap();
+    vm.freeze(SOON).unwrap();
+    vm.thaw(SOON).unwrap();
+    vm.destroy(Remaining::Kill, SOON).unwrap();
+}
+
+#[test]
+fn a_life_leaves_no_descriptor_open() {
+    let host = Host::detect().unwrap();
+    // The roots of the hierarchies are opened once for the host, and stay.
+    live(&host);
+    let before = open();
+    for _ in 0..10 {
+        live(&host);
+    }
+    assert_eq!(open(), before);
+}

@@ -1,0 +1,329 @@
+//! What only a user of the library can ask for, on a real kernel, in the cgroup mode of the machine that runs it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // clippy.toml frees only #[test] functions.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use ringfence::{
+    Cgroup, Command, DeviceRule, ErrorKind, Host, Mode, Remaining, Resources, Sandbox, SandboxConfig, State,
+    Status, null,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+
+/// A path of its own for each sandbox of these tests.
+fn name(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("rf-lib-{}-{}-{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A sandbox that leaves nothing behind, however its test ends.
+struct Guarded(Sandbox);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        _ = self.0.destroy(Remaining::Kill, SOON);
+    }
+}
+
+impl std::ops::Deref for Guarded {
+    type Target = Sandbox;
+
+    fn deref(&self) -> &Sandbox {
+        &self.0
+    }
+}
+
+fn sandbox(host: &Host, what: &str, resources: Resources) -> Guarded {
+    let config = SandboxConfig::new(name(what).parse().unwrap()).resources(resources);
+    Guarded(Sandbox::create(host, &config).unwrap().0)
+}
+
+fn sleeper() -> Command {
+    Command::new("sleep").args(["1000"]).stdin(null().unwrap()).stdout(null().unwrap())
+}
+
+/// The paths of a process in all hierarchies that Ringfence found.
+fn memberships(pid: u32) -> Vec<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    text.lines().map(|line| line.splitn(3, ':').nth(2).unwrap().to_owned()).collect()
+}
+
+fn is_inside(pid: u32, sandbox: &Sandbox) -> bool {
+    let paths = sandbox.paths();
+    let expected = paths.values().collect::<BTreeSet<_>>().len();
+    let own = format!("/{}", sandbox.state().cgroup);
+    memberships(pid).iter().filter(|path| path.ends_with(&own)).count() == expected
+}
+
+#[test]
+fn a_spawned_process_is_inside_in_every_hierarchy() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "spawn", Resources::new());
+    let child = vm.spawn(&sleeper()).unwrap();
+    assert!(is_inside(child.pid(), &vm), "{:?} is not {:?}", memberships(child.pid()), vm.paths());
+    assert_eq!(vm.processes().unwrap(), BTreeSet::from([child.pid()]));
+    assert_eq!(vm.status().unwrap(), Status::Running);
+    child.signal(15).unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert_eq!(vm.status().unwrap(), Status::Empty);
+}
+
+#[test]
+fn a_command_of_std_joins_by_the_hook_before_it_is_executed() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "hook", Resources::new());
+    let mut command = std::process::Command::new("cat");
+    command.arg("/proc/self/cgroup").stdout(std::process::Stdio::piped());
+    // SAFETY: the hook is async-signal-safe, as it promises.
+    unsafe { command.pre_exec(vm.join_hook().unwrap()) };
+    let mut child = command.spawn().unwrap();
+    let mut said = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    let own = format!("/{}", vm.state().cgroup);
+    let inside = said.lines().filter(|line| line.ends_with(&own)).count();
+    assert_eq!(inside, vm.paths().values().collect::<BTreeSet<_>>().len(), "{said}");
+}
+
+#[test]
+fn a_running_process_joins_with_all_its_threads() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "join", Resources::new());
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    vm.join(child.id()).unwrap();
+    assert!(is_inside(child.id(), &vm));
+    let killed = vm.kill(SOON).unwrap();
+    assert_eq!(killed, BTreeSet::from([child.id()]));
+    child.wait().unwrap();
+    let error = vm.join(child.id()).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::NotFound, Some("pid")), "{error}");
+}
+
+#[test]
+fn a_cgroup_is_opened_by_its_path_alone() {
+    let host = Host::detect().unwrap();
+    let path = name("open").parse().unwrap();
+    assert_eq!(Cgroup::open(&host, &path).unwrap_err().kind(), ErrorKind::NotFound);
+    let (made, _) = Cgroup::create(&host, &path, &Resources::new().pids_limit(7)).unwrap();
+    let error = Cgroup::create(&host, &path, &Resources::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+    let opened = Cgroup::open(&host, &path).unwrap();
+    assert_eq!(opened.paths(), made.paths());
+    let file = |cgroup: &Cgroup| {
+        let paths = cgroup.paths();
+        let dir = paths.get("pids").or(paths.get("unified")).unwrap();
+        std::fs::read_to_string(dir.join("pids.max")).unwrap()
+    };
+    assert_eq!(file(&opened), "7\n");
+    opened.change(&Resources::new().pids_limit(9)).unwrap();
+    assert_eq!(file(&made), "9\n");
+    assert_eq!(opened.stats_reader().unwrap().sample().unwrap().pids.current, Some(0));
+    // One that holds processes and was not made here is not joined in passing.
+    let child = made.spawn(&sleeper()).unwrap();
+    assert_eq!(opened.join(std::process::id()).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(opened.destroy(Remaining::Refuse, SOON).unwrap_err().kind(), ErrorKind::Busy);
+    let outcome = opened.destroy(Remaining::Kill, SOON).unwrap();
+    assert_eq!(outcome.killed, BTreeSet::from([child.pid()]));
+    assert!(made.paths().values().all(|path| !path.exists()));
+    child.wait().unwrap();
+}
+
+#[test]
+fn nothing_is_spawned_or_joined_into_a_frozen_sandbox() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "frozen", Resources::new());
+    let child = vm.spawn(&sleeper()).unwrap();
+    vm.freeze(SOON).unwrap();
+    assert_eq!(vm.status().unwrap(), Status::Frozen);
+    let started = Instant::now();
+    assert_eq!(vm.spawn(&sleeper()).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(vm.join(std::process::id()).unwrap_err().kind(), ErrorKind::Busy);
+    assert!(vm.join_hook().is_err());
+    assert!(started.elapsed() < SOON);
+    assert!(vm.thaw(SOON).unwrap().is_empty());
+    assert_eq!(vm.status().unwrap(), Status::Running);
+    // Frozen again, it is killed all the same.
+    vm.freeze(SOON).unwrap();
+    assert_eq!(vm.kill(SOON).unwrap(), BTreeSet::from([child.pid()]));
+    child.wait().unwrap();
+}
+
+#[test]
+fn thawing_below_a_frozen_ancestor_says_so_and_does_not_wait() {
+    let host = Host::detect().unwrap();
+    let above = name("above");
+    let (outer, _) = Cgroup::create(&host, &format!("/{above}").parse().unwrap(), &Resources::new()).unwrap();
+    let (inner, _) =
+        Cgroup::create(&host, &format!("/{above}/inner").parse().unwrap(), &Resources::new()).unwrap();
+    let child = inner.spawn(&sleeper()).unwrap();
+    outer.freeze(SOON).unwrap();
+    let report = inner.thaw(SOON).unwrap();
+    assert_eq!(report.lines().len(), 1, "{report}");
+    assert!(report.to_string().contains(&above), "{report}");
+    assert!(inner.is_frozen().unwrap());
+    outer.thaw(SOON).unwrap();
+    assert!(!inner.is_frozen().unwrap());
+    inner.destroy(Remaining::Kill, SOON).unwrap();
+    outer.destroy(Remaining::Refuse, SOON).unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_state_restores_in_another_place_and_changes_limits_and_devices() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(
+        &host,
+        "restore",
+        Resources::new().memory_limit(64 << 20).memory_swap(64 << 20).cpu_shares(512),
+    );
+    let text = serde_json::to_string(&vm.state()).unwrap();
+    let state: State = serde_json::from_str(&text).unwrap();
+    assert_eq!(state, vm.state());
+    let other = Sandbox::restore(&Host::detect().unwrap(), state).unwrap();
+    other.change(&Resources::new().memory_limit(128 << 20)).unwrap();
+    let kmsg = DeviceRule::path("/dev/kmsg").unwrap();
+    let opens = |vm: &Sandbox| {
+        let opened = vm.spawn(&Command::new("head").args(["-c", "0", "/dev/kmsg"]).stderr(null().unwrap()));
+        opened.unwrap().wait().unwrap().success()
+    };
+    assert!(!opens(&other));
+    other.change(&Resources::new().device(kmsg.clone())).unwrap();
+    assert!(opens(&other));
+    assert!(other.devices().check_rule(&kmsg).allowed);
+    other.change(&Resources::new().device(DeviceRule { allow: false, ..kmsg })).unwrap();
+    assert!(!opens(&other));
+    let wanted = other.state().resources;
+    assert_eq!(wanted.memory.limit, Some(ringfence::Limit::Value(128 << 20)));
+    assert_eq!(wanted.cpu.shares, Some(512));
+}
+
+#[test]
+fn a_state_of_a_newer_version_is_refused() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "newer", Resources::new());
+    let error = Sandbox::restore(&host, State { version: 999, ..vm.state() }).unwrap_err();
+    assert_eq!((error.kind(), error.value()), (ErrorKind::State, Some("999")));
+}
+
+#[test]
+fn a_change_that_fails_in_the_middle_leaves_everything_as_it_was() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "undo", Resources::new().pids_limit(50).cpu_shares(300));
+    let before = vm.state();
+    // No machine has all of these CPUs; the planner cannot know, and cpusets come before most else.
+    let change = Resources::new().pids_limit(60).cpu_shares(400).cpuset_mems("4000".parse().unwrap());
+    let error = vm.change(&change).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::Kernel, Some("cpu.mems")), "{error}");
+    // The last of several steps: everything before it is taken back.
+    let change = Resources::new().pids_limit(60).cpu_shares(400).unified("pids.max", "nonsense");
+    if host.mode == Mode::V2 {
+        let error = vm.change(&change).unwrap_err();
+        assert_eq!(error.setting(), Some("unified.pids.max"), "{error}");
+    }
+    assert_eq!(vm.state(), before);
+    let paths = vm.paths();
+    let read = |controller: &str, file: &str| {
+        let dir = paths.get(controller).or(paths.get("unified")).unwrap();
+        std::fs::read_to_string(dir.join(file)).unwrap()
+    };
+    assert_eq!(read("pids", "pids.max"), "50\n");
+    let (file, value) = if host.mode == Mode::V2 { ("cpu.weight", "39\n") } else { ("cpu.shares", "300\n") };
+    assert_eq!(read("cpu", file), value);
+}
+
+#[test]
+fn a_fork_storm_is_killed_and_its_sandbox_removed() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "storm", Resources::new().pids_limit(200));
+    let storm = "while :; do (sleep 100 & sleep 100) & done 2>/dev/null";
+    let child = vm.spawn(&Command::new("sh").args(["-c", storm]).stderr(null().unwrap())).unwrap();
+    let started = Instant::now();
+    while vm.processes().unwrap().len() < 100 && started.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let paths = vm.paths();
+    let outcome = vm.destroy(Remaining::Kill, SOON).unwrap();
+    assert!(outcome.killed.len() >= 100, "{}", outcome.killed.len());
+    assert!(paths.values().all(|path| !path.exists()));
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_sandbox_is_shared_by_threads_and_each_change_is_whole() {
+    fn is_shared<T: Send + Sync>(_: &T) {}
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "threads", Resources::new().pids_limit(100));
+    is_shared::<Sandbox>(&vm);
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let vm = &vm;
+            scope.spawn(move || {
+                for round in 0..25 {
+                    vm.change(&Resources::new().pids_limit(100 + thread * 25 + round)).unwrap();
+                }
+            });
+        }
+    });
+    let paths = vm.paths();
+    let dir = paths.get("pids").or(paths.get("unified")).unwrap();
+    let file = std::fs::read_to_string(dir.join("pids.max")).unwrap();
+    assert_eq!(vm.state().resources.pids.limit.unwrap().to_string(), file.trim());
+}
+
+#[test]
+fn sandboxes_come_and_go_in_many_threads_and_none_is_left() {
+    let host = Host::detect().unwrap();
+    let paths: BTreeSet<_> = std::thread::scope(|scope| {
+        let work = |thread: usize| {
+            let host = &host;
+            scope.spawn(move || {
+                let mut paths = BTreeSet::new();
+                for _ in 0..10 {
+                    let vm = sandbox(host, &format!("many-{thread}"), Resources::new().pids_limit(20));
+                    paths.extend(vm.paths().into_values());
+                    let child = vm.spawn(&Command::new("true")).unwrap();
+                    assert!(child.wait().unwrap().success());
+                    vm.destroy(Remaining::Refuse, SOON).unwrap();
+                }
+                paths
+            })
+        };
+        let threads: Vec<_> = (0..4).map(work).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(paths.len() >= 40);
+    assert!(paths.iter().all(|path| !path.exists()));
+}
+
+#[test]
+fn no_descriptor_of_ours_is_inherited() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "descriptors", Resources::new());
+    let (reader, writer) = std::io::pipe().unwrap();
+    let listing = Command::new("ls").args(["-l", "/proc/self/fd"]).stdin(null().unwrap()).stdout(writer);
+    let child = vm.spawn(&listing).unwrap();
+    drop(listing);
+    let mut said = String::new();
+    std::io::BufReader::new(reader).read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    // The three and what this process was itself born with, but nothing that Ringfence opened.
+    assert!(said.contains("0 -> /dev/null") && !said.contains("cgroup") && !said.contains("bpf"), "{said}");
+}
+
+#[test]
+fn a_plan_names_the_files_that_are_written_then() {
+    let host = Host::detect().unwrap();
+    let config = SandboxConfig::new(name("plan").parse().unwrap()).resources(Resources::new().pids_limit(42));
+    let planned = Sandbox::plan(&host, &config).unwrap().to_string();
+    let line = planned.lines().find(|line| line.contains("pids.max")).unwrap();
+    let (path, value) = line.split_whitespace().nth(1).zip(line.split(" <- ").nth(1)).unwrap();
+    let vm = Guarded(Sandbox::create(&host, &config).unwrap().0);
+    assert_eq!(std::fs::read_to_string(path).unwrap().trim(), value);
+    drop(vm);
+    assert!(!std::path::Path::new(path).exists());
+}
