@@ -1,0 +1,329 @@
+//! The plan is what happens: for this host step by step, and for others without being there.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use support::{Sandbox, binary, finish, mode};
+
+const NOBODY: u32 = 65534;
+
+/// Limits that every mode has files for.
+fn resources() -> Value {
+    json!({
+        "memory": {"limit": 64 << 20, "reservation": (32 << 20) + 5},
+        "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0,1", "mems": "0"},
+        "pids": {"limit": 100},
+        "devices": [
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw"},
+            {"allow": false, "type": "c", "major": 1, "minor": 5, "access": "rwm"},
+        ],
+    })
+}
+
+/// A file that everybody may read, in a directory that everybody may enter.
+fn public(sandbox: &Sandbox, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    let path = sandbox.scratch.path().join(name);
+    fs::write(&path, content).unwrap();
+    for path in [sandbox.scratch.path(), &path] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    path
+}
+
+/// A copy of the command that everybody may execute. By another process, because a program that is open for writing in
+/// one that forks at this moment is busy (ETXTBSY).
+fn public_command(sandbox: &Sandbox) -> PathBuf {
+    let path = sandbox.scratch.path().join("ringfence");
+    let mut copy = Command::new("cp");
+    copy.arg(binary()).arg(&path);
+    finish(copy).exits(0);
+    path
+}
+
+/// `ringfence -o json plan ID --host HOST --resources FILE` as a user who may do nothing.
+fn plan_as_nobody(sandbox: &Sandbox, host: &str, resources: &Value) -> Value {
+    let program = public_command(sandbox);
+    let resources = public(sandbox, "resources.json", resources.to_string());
+    let mut command = Command::new(program);
+    command.args([
+        "--driver",
+        "cgroupfs",
+        "-o",
+        "json",
+        "plan",
+        &sandbox.id,
+        "--profile",
+        "none",
+        "--host",
+        host,
+        "--resources",
+    ]);
+    command.arg(resources).uid(NOBODY).gid(NOBODY).current_dir("/").stdin(Stdio::null());
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    finish(command).exits(0).json()
+}
+
+fn steps(plan: &Value) -> &[Value] {
+    plan["steps"].as_array().unwrap()
+}
+
+/// The steps that write, as (file, value).
+fn writes(plan: &Value) -> Vec<(PathBuf, String)> {
+    let writes = steps(plan).iter().filter(|step| step["op"] == "write");
+    writes
+        .map(|step| (step["path"].as_str().unwrap().into(), step["value"].as_str().unwrap().to_owned()))
+        .collect()
+}
+
+/// Where in the plan something is written to a file of this name below the sandbox.
+#[track_caller]
+fn position(sandbox: &Sandbox, plan: &Value, name: &str) -> usize {
+    let wanted = format!("{}/{name}", sandbox.id);
+    let found = steps(plan).iter().position(|step| step["path"].as_str().unwrap().ends_with(&wanted));
+    found.unwrap_or_else(|| panic!("no {name} in {plan:#}"))
+}
+
+/// A value as the kernel reads it back: without rounding, names for "none", and ways to write a set.
+fn normal(file: &str, value: &str) -> String {
+    let value = value.trim();
+    if file.starts_with("cpuset.") {
+        let numbers = value.split(',').filter(|part| !part.is_empty()).flat_map(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            first.parse::<u32>().unwrap()..=last.parse().unwrap()
+        });
+        return format!("{:?}", numbers.collect::<BTreeSet<_>>());
+    }
+    match value.parse::<i64>() {
+        Ok(-1) => "max".to_owned(),
+        // v1's "no limit" is the greatest number of pages.
+        Ok(bytes) if file.starts_with("memory.") && bytes >= i64::MAX - 0xffff => "max".to_owned(),
+        Ok(bytes) if file.starts_with("memory.") => (bytes / 4096 * 4096).to_string(),
+        _ => value.to_owned(),
+    }
+}
+
+#[test]
+fn what_is_planned_for_this_host_is_what_create_writes() {
+    let sandbox = Sandbox::named("live");
+    let file = public(&sandbox, "resources.json", resources().to_string());
+    let options = ["--profile", "none", "--resources", file.to_str().unwrap()];
+    let plan = sandbox.json("plan", &options);
+    assert_eq!(plan["host"]["mode"], mode());
+    assert_eq!(plan["driver"], "cgroupfs");
+    assert!(support::directories_named(&sandbox.id).is_empty(), "planning does nothing");
+    assert!(!sandbox.state_dir().exists());
+
+    let created = sandbox.json("create", &options);
+    assert_eq!(created["report"], plan["report"]);
+    let mut last = BTreeMap::new();
+    for (path, value) in writes(&plan) {
+        assert!(path.exists(), "{path:?} was not created");
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if !name.starts_with("devices.") && path.parent().unwrap().ends_with(&sandbox.id) {
+            last.insert(path, normal(&name, &value));
+        }
+    }
+    assert!(last.len() >= 6, "{last:?}");
+    for (path, planned) in last {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(normal(name, &fs::read_to_string(&path).unwrap()), planned, "{path:?}");
+    }
+    for step in steps(&plan).iter().filter(|step| step["op"] == "make_dir") {
+        assert!(Path::new(step["path"].as_str().unwrap()).is_dir(), "{step}");
+    }
+    for step in steps(&plan).iter().filter(|step| step["op"] == "enable_controllers") {
+        let enabled = fs::read_to_string(step["path"].as_str().unwrap()).unwrap();
+        for controller in step["controllers"].as_array().unwrap() {
+            assert!(
+                enabled.split_whitespace().any(|one| one == controller),
+                "{controller} in {enabled}: {step}"
+            );
+        }
+    }
+
+    let live = sandbox.json("devices ls", &[]);
+    if let Some(filter) = steps(&plan).iter().find(|step| step["op"] == "device_filter") {
+        assert_eq!((&live["default"], &live["exceptions"]), (&filter["default"], &filter["exceptions"]));
+    } else {
+        // v1: the kernel's list is what the steps allow, in its own order.
+        let allowed = writes(&plan).into_iter().filter(|(path, _)| path.ends_with("devices.allow"));
+        let planned: BTreeSet<String> = allowed.map(|(_, rule)| rule.trim().to_owned()).collect();
+        let kernel: BTreeSet<String> =
+            sandbox.file("devices.list").unwrap().lines().map(str::to_owned).collect();
+        assert_eq!(kernel, planned);
+    }
+}
+
+#[test]
+fn a_change_of_a_live_sandbox_is_planned_against_what_is_there() {
+    let sandbox = Sandbox::named("change");
+    sandbox.create(&["--memory", "64M", "--cpus", "0.5", "--pids", "10"]);
+    let plan = sandbox.json("plan", &["--memory", "128M", "--pids", "20"]);
+    let files: Vec<_> = writes(&plan).into_iter().map(|(path, _)| path).collect();
+    assert!(files.iter().all(|path| path.exists()), "{files:?}");
+    assert!(
+        !files.iter().any(|path| path.file_name().unwrap().to_str().unwrap().starts_with("cpu.")),
+        "{files:?}"
+    );
+    assert_eq!(sandbox.file("pids.max").unwrap(), "10", "only planned");
+    sandbox.does("set", &["--memory", "128M", "--pids", "20"]);
+    for (path, value) in writes(&plan) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(normal(name, &fs::read_to_string(&path).unwrap()), normal(name, &value), "{path:?}");
+    }
+}
+
+#[test]
+fn every_kind_of_host_can_be_planned_for_by_a_user_without_rights() {
+    let sandbox = Sandbox::named("hosts");
+    for host in ["v1", "hybrid", "v2"] {
+        let plan = plan_as_nobody(&sandbox, host, &resources());
+        assert_eq!(plan["host"]["mode"], host);
+        assert_eq!(plan["report"], json!([]), "{host}");
+        for step in steps(&plan) {
+            let path = step["path"].as_str().unwrap();
+            assert!(path.starts_with("/sys/fs/cgroup"), "{host}: {step}");
+            assert!(!path.contains("//"), "{host}: {step}");
+        }
+        sandbox.is_gone();
+    }
+}
+
+#[test]
+fn v1_steps_come_in_the_order_that_the_kernel_needs() {
+    let sandbox = Sandbox::named("v1");
+    let mut wanted = resources();
+    wanted["memory"] = json!({"limit": 64 << 20, "swap": 64 << 20});
+    for host in ["v1", "hybrid"] {
+        let plan = plan_as_nobody(&sandbox, host, &wanted);
+        let at = |name| position(&sandbox, &plan, name);
+        // Memory and swap start without limits: what is smaller goes first.
+        assert!(at("memory.limit_in_bytes") < at("memory.memsw.limit_in_bytes"), "{host}: {plan:#}");
+        assert!(at("cpuset.cpus") < at("memory.limit_in_bytes"), "{host}");
+        // The parent's cpuset is filled before ours can be.
+        let parent = steps(&plan)
+            .iter()
+            .position(|step| step["path"] == "/sys/fs/cgroup/cpuset/ringfence/cpuset.cpus");
+        assert!(parent.unwrap() < at("cpuset.cpus"), "{host}: {plan:#}");
+        // One rule per write: the kernel drops what is behind the first.
+        for (path, value) in writes(&plan) {
+            assert_eq!(value.trim_end().lines().count(), 1, "{path:?}");
+        }
+        let denied = position(&sandbox, &plan, "devices.deny");
+        assert!(denied < at("devices.allow"), "{host}: {plan:#}");
+        assert_eq!(steps(&plan)[denied]["value"].as_str().unwrap().trim().chars().next(), Some('a'));
+        // Each directory is made before anything is written into it.
+        let mut made = BTreeSet::new();
+        for step in steps(&plan) {
+            let path = Path::new(step["path"].as_str().unwrap());
+            match step["op"].as_str().unwrap() {
+                "make_dir" => _ = made.insert(path.to_owned()),
+                "write" => assert!(made.contains(path.parent().unwrap()), "{host}: {step}"),
+                _ => {}
+            }
+        }
+        let has_v2 = steps(&plan)
+            .iter()
+            .any(|step| step["path"].as_str().unwrap().starts_with("/sys/fs/cgroup/unified/"));
+        assert_eq!(has_v2, host == "hybrid");
+    }
+}
+
+#[test]
+fn v2_steps_enable_the_controllers_that_are_needed_and_no_others() {
+    let sandbox = Sandbox::named("v2");
+    let mut wanted = resources();
+    wanted["memory"] = json!({"limit": 64 << 20, "swap": 96 << 20});
+    let plan = plan_as_nobody(&sandbox, "v2", &wanted);
+    let enabled: Vec<(&str, BTreeSet<&str>)> = steps(&plan)
+        .iter()
+        .filter(|step| step["op"] == "enable_controllers")
+        .map(|step| {
+            let controllers = step["controllers"].as_array().unwrap().iter().map(|one| one.as_str().unwrap());
+            (step["path"].as_str().unwrap(), controllers.collect())
+        })
+        .collect();
+    let expected = BTreeSet::from(["cpu", "cpuset", "io", "memory", "pids"]);
+    assert_eq!(
+        enabled,
+        [
+            ("/sys/fs/cgroup/cgroup.subtree_control", expected.clone()),
+            ("/sys/fs/cgroup/ringfence/cgroup.subtree_control", expected),
+        ]
+    );
+    let at = |name| position(&sandbox, &plan, name);
+    let made = steps(&plan).iter().rposition(|step| step["op"] == "make_dir").unwrap();
+    for (name, value) in [
+        ("memory.max", "67108864"),
+        ("memory.swap.max", "33554432"),
+        ("cpu.weight", "59"),
+        ("cpu.max", "50000 100000"),
+        ("cpuset.cpus", "0-1"),
+        ("pids.max", "100"),
+    ] {
+        assert_eq!(steps(&plan)[at(name)]["value"], value, "{name}");
+        assert!(at(name) > made, "{name} before its directory");
+    }
+    let filter = steps(&plan).iter().find(|step| step["op"] == "device_filter").unwrap();
+    assert_eq!(filter["default"], "deny");
+    let exceptions = filter["exceptions"].as_array().unwrap();
+    let of = |minor| {
+        exceptions.iter().find(|one| one["major"] == 1 && one["minor"] == minor).map(|one| &one["access"])
+    };
+    assert_eq!(of(11), Some(&json!("rw")));
+    assert_eq!(of(5), None, "the caller took /dev/zero away");
+    assert_eq!(of(3), Some(&json!("rwm")));
+
+    wanted["cpu"] = json!({});
+    let plan = plan_as_nobody(&sandbox, "v2", &wanted);
+    let enabled = steps(&plan).iter().find(|step| step["op"] == "enable_controllers").unwrap();
+    assert!(
+        !enabled["controllers"].as_array().unwrap().contains(&json!("cpuset")),
+        "nobody asked for it: {enabled}"
+    );
+}
+
+#[test]
+fn what_a_host_cannot_do_is_in_the_report() {
+    let sandbox = Sandbox::named("report");
+    let wanted =
+        json!({"memory": {"limit": 64 << 20, "swappiness": 60}, "unified": {"memory.high": "1048576"}});
+    let plan = plan_as_nobody(&sandbox, "v2", &wanted);
+    let lines = plan["report"].as_array().unwrap();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!((&lines[0]["setting"], &lines[0]["value"]), (&json!("memory.swappiness"), &json!("60")));
+    assert!(!lines[0]["why"].as_str().unwrap().is_empty());
+
+    // Strict: an error instead.
+    let file = public(&sandbox, "resources.json", wanted.to_string());
+    let strict = |options: &[&str]| {
+        let plan = ["--strict", "-o", "json", "plan", &sandbox.id, "--host", "v2"];
+        finish(sandbox.ringfence(&[&plan, options].concat()))
+    };
+    let error = strict(&["--profile", "none", "--resources", file.to_str().unwrap()]).exits(1).error();
+    assert_eq!((&error["kind"], &error["setting"]), (&json!("unsupported"), &json!("memory.swappiness")));
+    // A device that the profile would have, and that the host has not, is only worth knowing.
+    strict(&["--profile", "default"]).exits(0);
+}
+
+#[test]
+fn the_features_of_one_machine_are_the_host_of_a_plan_on_another() {
+    let sandbox = Sandbox::named("features");
+    let features = finish(sandbox.ringfence(&["-o", "json", "features"])).exits(0).stdout;
+    let host = public(&sandbox, "host.json", features);
+    let file = public(&sandbox, "resources.json", resources().to_string());
+    let here = sandbox.json("plan", &["--profile", "none", "--resources", file.to_str().unwrap()]);
+    let there = plan_as_nobody(&sandbox, host.to_str().unwrap(), &resources());
+    assert_eq!(here["steps"], there["steps"]);
+    assert_eq!(here["report"], there["report"]);
+}
