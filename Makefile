@@ -16,6 +16,7 @@ check:
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 host-test:
+	command -v strace >/dev/null || apt-get install -y -qq --no-install-recommends strace
 	./testbed/testbed guest-kernel
 	cargo test --workspace --locked
 

@@ -107,23 +107,23 @@ pub struct Limits {
     cpus: Option<Limit>,
 
     /// Share of CPU time beside others, 2 to 262144 (cgroup v1's scale) [kernel's default: 1024]
-    #[arg(long, value_name = "N", conflicts_with = "cpu_weight")]
+    #[arg(long, value_name = "N", conflicts_with = "cpu_weight", value_parser = |text: &str| number("cpu.shares", text))]
     cpu_shares: Option<u64>,
 
     /// Share of CPU time beside others, 1 to 10000 (cgroup v2's scale) [kernel's default: 100]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = |text: &str| number("cpu.weight", text))]
     cpu_weight: Option<u64>,
 
     /// CPU time that may be saved up while idle, in microseconds, at most the quota [kernel's default: 0]
-    #[arg(long, value_name = "USEC")]
+    #[arg(long, value_name = "USEC", value_parser = |text: &str| number("cpu.burst", text))]
     cpu_burst: Option<u64>,
 
     /// CPUs to run on, such as 0-3,8
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", value_parser = |text: &str| set("cpu.cpus", text))]
     cpuset_cpus: Option<CpuSet>,
 
     /// Memory nodes to allocate from, such as 0
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", value_parser = |text: &str| set("cpu.mems", text))]
     cpuset_mems: Option<CpuSet>,
 
     /// Most tasks (processes and threads); or max
@@ -150,6 +150,14 @@ fn pids(text: &str) -> Result<Limit> {
             .map(Limit::Value)
             .map_err(|_| Error::invalid("pids.limit", text, "takes a number of tasks, or `max`")),
     }
+}
+
+fn number(setting: &'static str, text: &str) -> Result<u64> {
+    text.parse().map_err(|_| Error::invalid(setting, text, "takes a whole number"))
+}
+
+fn set(setting: &'static str, text: &str) -> Result<CpuSet> {
+    text.parse().map_err(|error: Error| error.with_setting(setting))
 }
 
 fn key_value(text: &str) -> Result<(String, String)> {

@@ -79,3 +79,8 @@ pub use state::{Phase, STATE_VERSION, State};
 pub use stats::StatsReader;
 pub use store::{Entry, Store};
 pub use tasks::Task;
+
+/// The example in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::Mode;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
@@ -69,4 +70,15 @@ pub struct State {
     /// What could not be done.
     #[serde(default)]
     pub report: Report,
+}
+
+impl State {
+    /// Refuses a state of a format that this version does not know.
+    pub(crate) fn check_version(&self) -> Result<()> {
+        if self.version <= STATE_VERSION {
+            return Ok(());
+        }
+        let why = format!("written by a newer version (this one reads up to {STATE_VERSION})");
+        Err(Error::new(ErrorKind::State, why).with_setting("version").with_value(self.version))
+    }
 }

@@ -82,6 +82,23 @@ impl Store {
 
     /// The sandboxes of which there is a state, in order.
     pub fn ids(&self) -> Result<Vec<SandboxId>> {
+        self.named("json")
+    }
+
+    /// Removes locks and halves of states that a killed process left before there was a state.
+    pub fn sweep(&self) -> Result<()> {
+        for id in self.named("lock")? {
+            match self.lock(&id, Duration::ZERO) {
+                // Dropping it does.
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Locked => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn named(&self, suffix: &str) -> Result<Vec<SandboxId>> {
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -91,7 +108,8 @@ impl Store {
         for entry in entries {
             let entry =
                 entry.map_err(|error| io_error("cannot list the state directory", &self.directory, error))?;
-            if let Some(id) = entry.file_name().to_str().and_then(|name| name.strip_suffix(".json"))
+            if let Some(id) =
+                entry.file_name().to_str().and_then(|name| name.strip_suffix(suffix)?.strip_suffix('.'))
                 && let Ok(id) = id.parse()
             {
                 ids.push(id);
@@ -151,6 +169,8 @@ impl Drop for Entry {
     fn drop(&mut self) {
         let lock = self.directory.join(format!("{}.lock", self.id));
         if !self.directory.join(format!("{}.json", self.id)).exists() && is_still(&self.lock, &lock) {
+            // One that was killed while it wrote its first state leaves the temporary file.
+            _ = fs::remove_file(self.directory.join(format!("{}.tmp", self.id)));
             _ = fs::remove_file(lock);
             _ = fs::remove_dir(&self.directory);
         }
@@ -172,15 +192,14 @@ fn load(directory: &Path, id: &SandboxId) -> Result<Option<State>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("cannot read the state", &path, error)),
     };
-    serde_json::from_slice(&text).map(Some).map_err(|error| {
-        Error::new(
-            ErrorKind::State,
-            format!(
-                "the state of the sandbox cannot be read ({error}); remove the file to forget the sandbox"
-            ),
-        )
-        .with_path(&path)
-    })
+    let state: State = serde_json::from_slice(&text).map_err(|error| {
+        let why = format!(
+            "the state of the sandbox cannot be read ({error}); remove the file to forget the sandbox"
+        );
+        Error::new(ErrorKind::State, why).with_path(&path)
+    })?;
+    state.check_version().map_err(|error| error.with_path(&path))?;
+    Ok(Some(state))
 }
 
 fn io_error(what: &'static str, path: &Path, error: std::io::Error) -> Error {

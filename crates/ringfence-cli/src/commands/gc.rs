@@ -50,6 +50,9 @@ impl Gc {
         let host = context.host()?;
         let (mut found, exit) = context.each(&host, |id| self.collect(context, &host, id))?;
         found.extend(self.leftovers(context, &host)?);
+        if self.apply {
+            context.store(&host).sweep()?;
+        }
         context.output.list(&found, || table(&found))?;
         Ok(exit)
     }

@@ -186,7 +186,7 @@ impl FromStr for CpuSet {
         let mut set = Self::new();
         for item in text.split(|c: char| c == ',' || c.is_ascii_whitespace()).filter(|item| !item.is_empty())
         {
-            set.insert_item(item)?;
+            set.insert_item(item).map_err(|error| error.with_value(text))?;
         }
         Ok(set)
     }

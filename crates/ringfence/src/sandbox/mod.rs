@@ -18,7 +18,7 @@ use crate::destroy::{Outcome, Remaining};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::dirs::Dirs;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
@@ -143,10 +143,7 @@ impl Sandbox {
     /// [`ErrorKind::NotFound`] if its cgroup is gone from every hierarchy; [`ErrorKind::State`] if the state is of a newer
     /// version.
     pub fn restore(host: &Host, state: State) -> Result<Self> {
-        if state.version > STATE_VERSION {
-            let why = format!("written by a newer version (this one reads up to {STATE_VERSION})");
-            return Err(Error::new(ErrorKind::State, why).with_setting("version").with_value(state.version));
-        }
+        state.check_version()?;
         let mut cgroup = Cgroup::open_at(host, &state.cgroup)?;
         cgroup.ours = true;
         cgroup.parent_is_default = state.parent_is_default;
