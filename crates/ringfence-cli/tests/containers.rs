@@ -1,0 +1,175 @@
+//! Hosts that are not the whole machine: a relocated root, a cgroup namespace, a container with the cgroups of a part.
+//!
+//! Each script runs in a mount namespace of its own, so that what it mounts is nobody else's.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // clippy.toml frees only #[test] functions.
+
+mod support;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use support::{Done, Sandbox, binary, finish, hierarchies, mode, skip};
+
+/// Runs a shell script with `$ID` and `$RF` (the command), in namespaces of its own.
+fn script(sandbox: &Sandbox, namespaces: &str, text: &str) -> Done {
+    let mut command = Command::new("unshare");
+    command.args([namespaces, "--propagation", "private", "sh", "-euc", text]);
+    command.env("ID", &sandbox.id).env("RINGFENCE_STATE_DIR", sandbox.state_dir());
+    command.env("RINGFENCE_DRIVER", "cgroupfs").env("RF", binary());
+    finish(command)
+}
+
+/// The cgroup that plays the container, in every hierarchy; gone when dropped.
+struct Container {
+    name: String,
+    dirs: Vec<PathBuf>,
+}
+
+impl Container {
+    fn named(name: &str) -> Self {
+        let name = format!("rf-ct-{}-{name}", std::process::id());
+        let dirs: Vec<_> = hierarchies().iter().map(|hierarchy| hierarchy.point.join(&name)).collect();
+        for dir in &dirs {
+            std::fs::create_dir(dir).unwrap();
+            let above = dir.parent().unwrap();
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                if let (Ok(value), true) =
+                    (std::fs::read_to_string(above.join(file)), dir.join("tasks").exists())
+                {
+                    std::fs::write(dir.join(file), value.trim()).unwrap();
+                }
+            }
+        }
+        Self { name, dirs }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        fn remove(dir: &std::path::Path) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    remove(&entry.path());
+                }
+            }
+            for _ in 0..200 {
+                match std::fs::remove_dir(dir) {
+                    Err(error) if error.raw_os_error() == Some(16) => {
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                    _ => break,
+                }
+            }
+        }
+        self.dirs.iter().for_each(|dir| remove(dir));
+    }
+}
+
+#[test]
+fn a_directory_of_the_v2_tree_serves_as_the_root() {
+    let Some(unified) = hierarchies().into_iter().find(|hierarchy| hierarchy.is_v2) else {
+        return skip("this machine has no cgroup v2");
+    };
+    let sandbox = Sandbox::named("relocated");
+    let container = Container::named("root");
+    let root = unified.point.join(&container.name);
+    let ringfence = |verb: &str, rest: &[&str]| {
+        let mut command = sandbox.ringfence(&["--cgroup-root", root.to_str().unwrap(), verb, &sandbox.id]);
+        command.args(rest);
+        finish(command)
+    };
+    let shown = ringfence("create", &["-o", "json"]).exits(0).json();
+    let dir = root.join("ringfence").join(&sandbox.id);
+    assert_eq!(shown["paths"]["unified"], dir.to_str().unwrap(), "{shown}");
+    assert!(dir.is_dir());
+    let said = ringfence("exec", &["--", "cat", "/proc/self/cgroup"]).exits(0).stdout;
+    let own = format!("0::/{}/ringfence/{}", container.name, sandbox.id);
+    assert!(said.lines().any(|line| line == own), "{said}");
+    ringfence("rm", &[]).exits(0);
+    assert!(!root.join("ringfence").exists());
+}
+
+#[test]
+fn in_a_container_all_happens_below_what_it_sees() {
+    let sandbox = Sandbox::named("bind");
+    let container = Container::named("bind");
+    // What a container engine without cgroup namespaces does: it mounts a part of each hierarchy over the whole.
+    let mut mounts = String::new();
+    for (hierarchy, dir) in hierarchies().iter().zip(&container.dirs) {
+        mounts += &format!("mount --bind {} {}\n", dir.display(), hierarchy.point.display());
+    }
+    let text = format!(
+        "{mounts}
+         $RF create $ID --pids 20 --memory 64M --memory-swap 64M --cpus 0.5
+         $RF run $ID-run --pids 20 -- cat /proc/self/cgroup
+         $RF -o json show $ID
+         $RF rm $ID"
+    );
+    let done = script(&sandbox, "--mount", &text);
+    // On v2 the part has to offer controllers, which its parent enables.
+    if mode() == "v2" && done.code != 0 {
+        assert!(
+            done.stderr.contains("enabled above") || done.stderr.contains("offers no"),
+            "{}",
+            done.stderr
+        );
+        return;
+    }
+    let done = done.exits(0);
+    let below = format!("/{}/ringfence/{}-run", container.name, sandbox.id);
+    let own = done.stdout.lines().filter(|line| line.ends_with(&below)).count();
+    assert_eq!(own, hierarchies().len(), "{}", done.stdout);
+    for dir in &container.dirs {
+        assert!(!dir.join("ringfence").exists());
+    }
+}
+
+#[test]
+fn a_namespace_root_with_processes_is_an_error_that_names_the_remedy_which_works() {
+    if mode() != "v2" {
+        return skip("controllers are on v1 here");
+    }
+    let sandbox = Sandbox::named("namespace");
+    let container = Container::named("namespace");
+    let root = &container.dirs[0];
+    let unified = root.parent().unwrap();
+    for controller in ["+memory", "+pids", "+cpu"] {
+        std::fs::write(unified.join("cgroup.subtree_control"), controller).unwrap();
+    }
+    // A shell in the cgroup that becomes the root of the namespace, as the first process of a container is.
+    let text = format!(
+        "echo $$ > {root}/cgroup.procs
+         exec unshare --cgroup sh -euc '
+             mount -t cgroup2 none {unified}
+             if $RF create $ID --memory 64M; then echo it must not work; exit 1; fi
+             test ! -e {unified}/ringfence
+             $RF create $ID --memory 64M --pids 20 --evacuate
+             cat {unified}/cgroup.subtree_control
+             $RF exec $ID -- cat /proc/self/cgroup
+             $RF rm $ID'",
+        root = root.display(),
+        unified = unified.display(),
+    );
+    let done = script(&sandbox, "--mount", &text).exits(0);
+    assert!(done.stderr.contains("evacuate"), "{}", done.stderr);
+    assert!(
+        done.stdout.lines().any(|line| line.contains("memory") && line.contains("pids")),
+        "{}",
+        done.stdout
+    );
+    let own = format!("0::/ringfence/{}", sandbox.id);
+    assert!(done.stdout.lines().any(|line| line == own), "{}", done.stdout);
+}
+
+#[test]
+fn a_read_only_cgroup_file_system_is_an_error_that_says_so() {
+    let sandbox = Sandbox::named("read-only");
+    let mut mounts = String::new();
+    for hierarchy in hierarchies() {
+        mounts += &format!("mount -o remount,bind,ro {}\n", hierarchy.point.display());
+    }
+    let done = script(&sandbox, "--mount", &format!("{mounts}\n$RF create $ID --pids 20")).exits(1);
+    assert!(done.stderr.contains("read-only"), "{}", done.stderr);
+    sandbox.is_gone();
+}
