@@ -141,7 +141,7 @@ fn a_namespace_root_with_processes_is_an_error_that_names_the_remedy_which_works
     let text = format!(
         "echo $$ > {root}/cgroup.procs
          exec unshare --cgroup sh -euc '
-             mount -t cgroup2 none {unified}
+             umount -l {unified}; mount -t cgroup2 none {unified}
              if $RF create $ID --memory 64M; then echo it must not work; exit 1; fi
              test ! -e {unified}/ringfence
              $RF create $ID --memory 64M --pids 20 --evacuate
