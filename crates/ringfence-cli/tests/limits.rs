@@ -174,7 +174,9 @@ fn memory_and_swap_of_the_same_size_leave_no_swap_to_use() {
     let stats = one_stats(&sandbox);
     assert_eq!(stats["memory"]["swap_current"].as_u64().unwrap(), 0, "{stats}");
     sandbox.does("set", &["--memory-swap", "128M"]);
-    sandbox.probe("exec", &[], "touch 90").exits(0);
+    // Where the disk is slow, the kernel may give up reclaiming before pages are written out, and kill all the same.
+    let swapped = (0..5).any(|_| sandbox.probe("exec", &[], "touch 90").code == 0);
+    assert!(swapped, "no swap can be used with memory+swap above memory");
 }
 
 #[test]

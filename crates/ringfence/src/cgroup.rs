@@ -409,12 +409,12 @@ fn write_pid(dir: &CgroupDir, pid: u32) -> Result<(), Errno> {
 }
 
 fn no_such_process(pid: u32) -> Error {
-    Error::new(ErrorKind::NotFound, "there is no such process").with_setting("pid").with_value(pid)
+    join_error(Errno::SRCH, pid)
 }
 
 fn join_error(errno: Errno, pid: u32) -> Error {
     let (kind, message) = match errno {
-        Errno::SRCH => (ErrorKind::NotFound, "the process is gone"),
+        Errno::SRCH => (ErrorKind::Kernel, "there is no such process, or no more"),
         Errno::OPNOTSUPP => (
             ErrorKind::Kernel,
             "the cgroup takes no processes: it is threaded (join its domain instead) or an invalid domain",

@@ -101,7 +101,7 @@ fn a_running_process_joins_with_all_its_threads() {
     assert_eq!(killed, BTreeSet::from([child.id()]));
     child.wait().unwrap();
     let error = vm.join(child.id()).unwrap_err();
-    assert_eq!((error.kind(), error.setting()), (ErrorKind::NotFound, Some("pid")), "{error}");
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::Kernel, Some("pid")), "{error}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `set`: other limits for a live sandbox.
 
 use clap::Args;
-use ringfence::{ChangeOptions, Error, Report, Resources, Result, SandboxId};
+use ringfence::{ChangeOptions, Error, ErrorKind, Report, Resources, Result, SandboxId};
 use serde_json::json;
 
 use crate::context::Context;
@@ -25,6 +25,9 @@ pub struct Set {
 impl Set {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let (change, unread) = change(&self.limits)?;
+        if change.is_empty() && unread.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidInput, "no limit is given: see `ringfence set --help`"));
+        }
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
         let options = ChangeOptions { force: self.force, ..options(context, unread) };

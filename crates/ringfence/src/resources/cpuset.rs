@@ -308,7 +308,7 @@ mod tests {
             assert!(refused.is_err(), "{given:?} gave {refused:?}");
         }
         let error = "0-9000".parse::<CpuSet>().unwrap_err();
-        assert_eq!(error.to_string(), r#"list = "9000": takes numbers up to 8191"#);
+        assert_eq!(error.to_string(), r#"list = "0-9000": takes numbers up to 8191"#);
     }
 
     #[test]
