@@ -13,7 +13,7 @@ check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy -p ringfence --no-default-features --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	RUSTDOCFLAGS="-D warnings" cargo doc -p ringfence --no-deps --locked
 
 host-test:
 	command -v strace >/dev/null || apt-get install -y -qq --no-install-recommends strace

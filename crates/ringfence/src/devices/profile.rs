@@ -36,7 +36,7 @@ pub enum Profile {
 /// What an entry of a profile is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Subject {
-    /// The hypervisor interface: one of [`HYPERVISORS`], whichever the host has.
+    /// The hypervisor interface: `/dev/kvm` or `/dev/mshv`, whichever the host has.
     Hypervisor,
     /// The device node with this path.
     Node(&'static str),

@@ -121,7 +121,7 @@ impl Sandbox {
     /// Makes the cgroups and writes every limit: all of it or nothing.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`] if there is such a cgroup; otherwise the setting that failed.
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if there is such a cgroup; otherwise the setting that failed.
     pub fn create(host: &Host, config: &SandboxConfig) -> Result<(Self, Report)> {
         let mut state = Self::intent(host, config)?;
         let nothing = Resources::default();
@@ -140,7 +140,7 @@ impl Sandbox {
     /// Takes over a sandbox that another process made.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if its cgroup is gone from every hierarchy; [`ErrorKind::State`] if the state is of a newer
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if its cgroup is gone from every hierarchy; [`ErrorKind::State`](crate::ErrorKind::State) if the state is of a newer
     /// version.
     pub fn restore(host: &Host, state: State) -> Result<Self> {
         state.check_version()?;
