@@ -43,42 +43,32 @@
 //! ```
 
 mod cgroup;
-mod command;
-mod destroy;
 pub mod devices;
 mod driver;
 mod error;
-mod freeze;
 mod host;
 mod kernel;
-mod leftovers;
 mod path;
 mod plan;
 mod report;
 pub mod resources;
 mod sandbox;
-mod state;
 pub mod stats;
-mod store;
-mod tasks;
 
-pub use cgroup::{Cgroup, STATISTICS};
-pub use command::{Child, Command, null};
-pub use destroy::{Failures, Outcome, Remaining};
+pub use cgroup::{Cgroup, Child, Command, Failures, Outcome, Remaining, STATISTICS, Task, null};
 pub use devices::{DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
 pub use host::{Capabilities, Controller, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
-pub use leftovers::Leftover;
 pub use path::{CgroupPath, SandboxId, Subpath, SystemdName};
 pub use plan::{Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
-pub use sandbox::{ChangeOptions, Overhead, Sandbox, SandboxConfig, Status};
-pub use state::{Phase, STATE_VERSION, State};
+pub use sandbox::{
+    ChangeOptions, Entry, Leftover, Overhead, Phase, STATE_VERSION, Sandbox, SandboxConfig, State, Status,
+    Store,
+};
 pub use stats::StatsReader;
-pub use store::{Entry, Store};
-pub use tasks::Task;
 
 /// The example in the README compiles.
 #[cfg(doctest)]

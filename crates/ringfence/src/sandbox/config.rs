@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::State;
+use super::Store;
 use crate::cgroup::STATISTICS;
 use crate::devices::Profile;
 use crate::devices::filter::Override;
@@ -11,8 +13,6 @@ use crate::path::CgroupPath;
 use crate::plan::{DeviceWant, Unsupported, Want};
 use crate::report::Report;
 use crate::resources::Resources;
-use crate::state::State;
-use crate::store::Store;
 
 /// Where the VMM's own threads are: those that do not run the guest's CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,9 @@
 //! A sandbox: one virtual machine with everything on the host that serves it.
 
 mod config;
+mod leftovers;
+mod state;
+mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,10 +14,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use config::{Overhead, SandboxConfig};
+pub use leftovers::Leftover;
+pub use state::{Phase, STATE_VERSION, State};
+pub use store::{Entry, Store};
 
-use crate::cgroup::{Cgroup, Filter};
-use crate::command::{Child, Command};
-use crate::destroy::{Outcome, Remaining};
+use crate::cgroup::{Cgroup, Child, Command, Filter, Outcome, Remaining};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::dirs::Dirs;
@@ -25,7 +29,6 @@ use crate::path::CgroupPath;
 use crate::plan::{self, DeviceWant, Observed, Plan, Unsupported, Want};
 use crate::report::Report;
 use crate::resources::Resources;
-use crate::state::{Phase, STATE_VERSION, State};
 use crate::stats::StatsReader;
 
 /// What a sandbox is doing.

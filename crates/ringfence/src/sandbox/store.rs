@@ -9,10 +9,10 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::poll::Deadline;
 use crate::path::SandboxId;
-use crate::state::State;
 
 /// A directory of states, readable by its owner alone. A state is replaced by a rename, never written in place.
 #[derive(Debug, Clone)]

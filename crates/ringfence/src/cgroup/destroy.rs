@@ -10,15 +10,15 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use serde::Serialize;
 
+use crate::cgroup::freeze::event;
+use crate::cgroup::mark::mark_drained;
 use crate::cgroup::{Cgroup, members};
 use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
-use crate::freeze::event;
 use crate::host::{Controller, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
-use crate::leftovers::mark_drained;
 use crate::plan::Dir;
 
 /// What becomes of processes that are still inside.

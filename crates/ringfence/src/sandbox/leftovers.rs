@@ -1,27 +1,20 @@
 //! Directories that are ours and of which nobody knows any more: found by the mark that they carry.
-//!
-//! The mark is an extended attribute (`trusted.ringfence`; kernfs has had these since Linux 3.7) on the cgroup's directory
-//! in one hierarchy: in the v2 tree where there is one, else in the first of v1. It names the store that the sandbox is
-//! kept in, so that one store's garbage is not another's sandbox.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rustix::fs::XattrFlags;
 use serde::Serialize;
 
-use crate::cgroup::Cgroup;
-use crate::destroy::{DRAINED, Outcome, Remaining};
+use super::Store;
+use crate::cgroup::mark::{mark_of, marked_hierarchy};
+use crate::cgroup::{Cgroup, DRAINED, Outcome, Remaining};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::Stat;
 use crate::path::Subpath;
 use crate::plan::Dir;
-use crate::store::Store;
 
-const MARK: &str = "trusted.ringfence";
 /// An empty cgroup that a process makes to look at, and removes at once.
 const PROBE: &str = "ringfence-probe-";
 
@@ -32,27 +25,6 @@ pub struct Leftover {
     pub path: String,
     /// What it was.
     pub why: &'static str,
-}
-
-/// Marks a directory. Where the kernel or the lack of privilege forbids it, the directory goes without.
-pub(crate) fn mark(dir: impl AsFd, text: &str) {
-    _ = rustix::fs::fsetxattr(dir, MARK, text.as_bytes(), XattrFlags::empty());
-}
-
-/// Marks a leaf as taking what is drained: nobody's when it is empty.
-pub(crate) fn mark_drained(dir: impl AsFd) {
-    mark(dir, DRAINED);
-}
-
-fn mark_of(dir: &CgroupDir) -> Option<String> {
-    let mut buffer = [0_u8; 512];
-    let length = rustix::fs::fgetxattr(dir, MARK, &mut buffer).ok()?;
-    String::from_utf8(buffer.get(..length)?.to_vec()).ok()
-}
-
-/// The hierarchy that carries the marks.
-pub(crate) fn marked_hierarchy(host: &Host) -> usize {
-    host.unified().map_or(0, |(index, _)| index)
 }
 
 impl Store {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::Overhead;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Mode;
@@ -11,7 +12,6 @@ use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
 use crate::report::Report;
 use crate::resources::Resources;
-use crate::sandbox::Overhead;
 
 /// The version of the format that is written.
 pub const STATE_VERSION: u32 = 1;

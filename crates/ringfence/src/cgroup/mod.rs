@@ -1,5 +1,11 @@
 //! One cgroup, in all hierarchies of the host.
 
+mod command;
+mod destroy;
+mod freeze;
+pub(crate) mod mark;
+mod tasks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -8,7 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::command::{Child, Command};
+pub use command::{Child, Command, null};
+pub(crate) use destroy::DRAINED;
+pub use destroy::{Failures, Outcome, Remaining};
+pub use tasks::Task;
+
 use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};
 use crate::driver::cgroupfs::carry_out;
@@ -19,7 +29,6 @@ use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::spawn::{Inside, join_self};
 use crate::kernel::{proc, spawn};
-use crate::leftovers;
 use crate::path::CgroupPath;
 use crate::plan::{self, DeviceWant, Dir, Plan, Unsupported, Want};
 use crate::report::Report;
@@ -248,9 +257,9 @@ impl Cgroup {
 
     /// Says on the directory whose it is.
     pub(crate) fn mark(&self, text: &str) {
-        let hierarchy = leftovers::marked_hierarchy(&self.host);
+        let hierarchy = mark::marked_hierarchy(&self.host);
         if let Some((_, open)) = self.dirs.iter().find(|(dir, _)| dir.hierarchy == hierarchy) {
-            leftovers::mark(open, text);
+            mark::mark(open, text);
         }
     }
 
