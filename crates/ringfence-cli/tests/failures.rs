@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use support::{
-    Sandbox, binary, directories_named, finish, hierarchies, is_alive, is_on_v1, send, until, wait,
+    Sandbox, binary, directories_named, finish, hierarchies, is_alive, is_on_v1, mode, send, skip, until,
+    wait,
 };
 
 /// Limits that the planner takes and the kernel refuses, after others that it has taken by then. Below `parent_of`.
@@ -346,4 +347,35 @@ fn a_creation_that_was_killed_is_cleared_by_rm_or_gc() {
             sandbox.is_gone();
         }
     }
+}
+
+#[test]
+fn a_sandbox_below_processes_does_not_make_their_cgroup_threaded() {
+    if mode() != "v2" {
+        return skip("v1 has no threaded cgroups");
+    }
+    let outer = Sandbox::named("outer");
+    outer.detached(&[], "sleep 1000");
+    let inner = Sandbox::named("inner");
+    let path = format!("/ringfence/{}/{}", outer.id, inner.id);
+    let kind = || outer.file("cgroup.type").unwrap();
+    for limit in [["--pids", "20"], ["--memory", "64M"], ["--cpus", "0.5"]] {
+        let error = inner.attempt_json("create", &[&["--path", &path], &limit[..]].concat()).exits(1).error();
+        assert!(error["message"].as_str().unwrap().contains("move them to a leaf"), "{error}");
+        assert_eq!(kind(), "domain", "{limit:?}");
+        inner.is_gone();
+    }
+    // Without a limit it needs no controllers: statistics have to do without.
+    let done = inner.create(&["--path", &path, "-v"]);
+    assert!(done.stderr.contains("statistics"), "{}", done.stderr);
+    assert_eq!(kind(), "domain");
+    inner.does("exec", &["--", "true"]);
+    inner.does("rm", &[]);
+
+    // One that is a thread root already takes no sandbox below.
+    fs::write(outer.dir("cgroup").join("cgroup.subtree_control"), "+pids").unwrap();
+    assert_eq!(kind(), "domain threaded");
+    let error = inner.attempt_json("create", &["--path", &path]).exits(1).error();
+    assert!(error["message"].as_str().unwrap().contains("domain invalid"), "{error}");
+    inner.is_gone();
 }

@@ -25,6 +25,9 @@ use crate::resources::CpuSet;
 const RETRIES: u32 = 50;
 const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
+/// The controllers that v2 enables even where processes are, if it can make the cgroup a thread root by that.
+const THREADED: &[Controller] = &[Controller::Cpu, Controller::Cpuset, Controller::Pids];
+
 /// What a plan that was carried out leaves.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
@@ -135,7 +138,9 @@ impl Run<'_, '_> {
             controllers.iter().map(|controller| format!("+{controller}")).collect::<Vec<_>>().join(" ")
         };
         let all = [required, wanted].concat();
-        let mut result = open.write(file, &words(&all));
+        let threaded = all.iter().all(|controller| THREADED.contains(controller));
+        let mut result = if threaded { takes_children(&open) } else { Ok(()) }
+            .and_then(|()| open.write(file, &words(&all)));
         if result == Err(Errno::BUSY) && evacuate {
             move_to_leaf(&open, "evacuated").map_err(|errno| {
                 Error::kernel("cannot move the processes out of the way", dir.full(self.dirs.host), errno)
@@ -150,8 +155,13 @@ impl Run<'_, '_> {
         if result.is_ok() {
             return Ok(());
         }
+        let takes_children = takes_children(&open);
+        if let Err(errno @ Errno::OPNOTSUPP) = takes_children {
+            return Err(Error::kernel(refusal::of_controller(errno), path, errno));
+        }
         for controller in all {
-            let Err(errno) = open.write(file, &words(&[controller])) else { continue };
+            let enabled = takes_children.and_then(|()| open.write(file, &words(&[controller])));
+            let Err(errno) = enabled else { continue };
             let why = refusal::of_controller(errno);
             if required.contains(&controller) {
                 return Err(Error::kernel(why, path, errno).with_setting(controller.as_str()));
@@ -242,6 +252,19 @@ struct OpenFile {
     name: String,
     readable: bool,
     fd: OwnedFd,
+}
+
+/// Whether a controller can be enabled for the children of a v2 cgroup, and leave them fit for processes. To enable a
+/// threaded one where processes are succeeds: it makes the cgroup a thread root, and every child an invalid domain.
+fn takes_children(open: &CgroupDir) -> Result<(), Errno> {
+    match open.read("cgroup.type").as_deref().map_err(|errno| *errno) {
+        Ok("domain") if open.read("cgroup.procs")?.is_empty() => Ok(()),
+        Ok("domain") => Err(Errno::BUSY),
+        // The root of the machine has no such file: it may hold processes.
+        Err(Errno::NOENT) => Ok(()),
+        Ok(_) => Err(Errno::OPNOTSUPP),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn lies_within(now: &str, asked: &CpuSet) -> bool {

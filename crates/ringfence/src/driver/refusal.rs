@@ -71,7 +71,8 @@ pub(super) fn of_controller(errno: Errno) -> &'static str {
         }
         Errno::NOENT => "the controller is not offered here: it must be enabled above",
         Errno::OPNOTSUPP => {
-            "the cgroup is threaded, or has a threaded child: domain controllers cannot be enabled"
+            "the cgroup is threaded, or has threaded children: a new one below it could hold no process (its type would be \
+             \"domain invalid\"): choose a path elsewhere"
         }
         Errno::ACCESS | Errno::PERM => {
             "no permission to enable controllers here: the subtree is not delegated"
