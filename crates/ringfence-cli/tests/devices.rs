@@ -7,7 +7,7 @@ mod support;
 use std::fs::{self, File};
 
 use rustix::io::Errno;
-use support::{Sandbox, is_on_v1, skip, wait};
+use support::{Done, Sandbox, finish, is_on_v1, skip, wait};
 
 const EPERM: i32 = Errno::PERM.raw_os_error();
 
@@ -206,4 +206,51 @@ fn a_device_that_is_allowed_all_the_time_is_never_refused_while_others_change() 
     };
     assert!(tries > 100, "{tries} tries");
     assert_eq!(failures, 0, "of {tries} tries");
+}
+
+/// `ringfence OPTIONS VERB ID RULE` without some capabilities, as in a container.
+fn without(capabilities: &str, sandbox: &Sandbox, options: &[&str], verb: &str, rule: &str) -> Done {
+    let whole = sandbox.ringfence(&[options, &["devices", verb, &sandbox.id, rule]].concat());
+    let mut command = std::process::Command::new("setpriv");
+    command.arg(format!("--bounding-set={capabilities}")).arg(format!("--inh-caps={capabilities}"));
+    command.arg(whole.get_program()).args(whole.get_args()).env("NO_COLOR", "1");
+    finish(command)
+}
+
+#[test]
+fn a_device_program_that_cannot_be_replaced_is_reported_or_refused_and_made_good_later() {
+    if is_on_v1("devices") || !outsider_opens_outside() {
+        return skip("no device programs here");
+    }
+    let sandbox = Sandbox::named("held");
+    sandbox.create(&["--profile", "none"]);
+    let all = script(&[(OUTSIDER, 11)]);
+
+    let refused = without("-sys_admin", &sandbox, &["--strict"], "allow", "c 1:11 rw").exits(1);
+    assert!(refused.stderr.contains("CAP_SYS_ADMIN"), "{refused:?}");
+    assert!(!sandbox.does("devices ls", &[]).stdout.contains("1:11"));
+
+    let reported = without("-sys_admin", &sandbox, &[], "allow", "c 1:11 rw").exits(0);
+    assert!(reported.stderr.contains("CAP_SYS_ADMIN"), "{reported:?}");
+    assert_eq!(allowed(&sandbox, &all), [false; 4]);
+    sandbox.does("devices allow", &["c 1:11 rw"]);
+    assert_eq!(allowed(&sandbox, &all), [true, true, true, false]);
+
+    let reported = without("-sys_admin,-bpf", &sandbox, &[], "deny", "c 1:11 rw").exits(0);
+    assert!(reported.stderr.contains("CAP_BPF"), "{reported:?}");
+    assert_eq!(allowed(&sandbox, &all), [true, true, true, false]);
+    sandbox.does("devices deny", &["c 1:11 rw"]);
+    assert_eq!(allowed(&sandbox, &all), [false; 4]);
+}
+
+#[test]
+fn a_device_that_comes_and_goes_leaves_no_trail() {
+    let sandbox = Sandbox::named("trail");
+    sandbox.create(&["--profile", "none"]);
+    for _ in 0..5 {
+        sandbox.does("devices allow", &["c 1:11 rw"]);
+        sandbox.does("devices deny", &["c 1:11 rw"]);
+    }
+    let shown = sandbox.json("show", &[]);
+    assert_eq!(shown["resources"]["devices"].as_array().unwrap().len(), 1, "{shown}");
 }

@@ -55,12 +55,12 @@ pub(crate) struct DeviceFilter {
 }
 
 impl DeviceFilter {
-    /// Attaches a program to the cgroup, in the place of our earlier one.
+    /// Loads a program for the cgroup, and finds our earlier one, whose place it takes when it is attached.
     ///
-    /// The report has a line if a program of another manager is no longer asked ([`Override::Allow`]), and if the earlier
-    /// program could not be replaced, so that nothing new can be allowed: a manager that was restored in another process
-    /// needs CAP_SYS_ADMIN for that. After an error everything is as it was.
-    pub(crate) fn install(
+    /// The report has a line if a program of another manager will no longer be asked ([`Override::Allow`]), and if the
+    /// earlier program cannot be replaced, so that nothing new can be allowed: a manager that was restored in another
+    /// process needs CAP_SYS_ADMIN for that.
+    pub(crate) fn prepare(
         cgroup: BorrowedFd<'_>,
         program: &[Insn],
         earlier: Earlier<'_>,
@@ -71,11 +71,27 @@ impl DeviceFilter {
         let attached = bpf::attached(cgroup).map_err(|errno| refused(cgroup, errno))?;
         let mut report = Report::default();
         let replaced = ours_among(&attached.ids, earlier, cgroup, &mut report)?;
-        let filter = Self { program, id, replaced };
         if attached.ids.is_empty() {
             above(cgroup, overriding, &mut report)?;
         }
-        filter.attach(cgroup).map_err(|errno| refused(cgroup, errno))?;
+        Ok((Self { program, id, replaced }, report))
+    }
+
+    /// Attaches the program, in the place of the earlier one. After an error everything is as it was.
+    pub(crate) fn attach(&self, cgroup: BorrowedFd<'_>) -> Result<()> {
+        self.take_place(cgroup).map_err(|errno| refused(cgroup, errno))
+    }
+
+    /// Both at once.
+    #[cfg(test)]
+    fn install(
+        cgroup: BorrowedFd<'_>,
+        program: &[Insn],
+        earlier: Earlier<'_>,
+        overriding: Override,
+    ) -> Result<(Self, Report)> {
+        let (filter, report) = Self::prepare(cgroup, program, earlier, overriding)?;
+        filter.attach(cgroup)?;
         Ok((filter, report))
     }
 
@@ -107,7 +123,7 @@ impl DeviceFilter {
         })
     }
 
-    fn attach(&self, cgroup: BorrowedFd<'_>) -> Result<(), Errno> {
+    fn take_place(&self, cgroup: BorrowedFd<'_>) -> Result<(), Errno> {
         let Some((first, others)) = self.replaced.split_first() else {
             return bpf::attach(cgroup, &self.program, None);
         };
@@ -263,7 +279,8 @@ fn above(cgroup: BorrowedFd<'_>, overriding: Override, report: &mut Report) -> R
         .with_setting("devices")
         .with_path(ancestor)),
         Override::Allow => {
-            report.add("devices", ancestor.display(), format!("{message}, and is no longer asked"));
+            // Somebody allowed it: no matter of strict mode.
+            report.note("devices", ancestor.display(), format!("{message}, and is no longer asked"));
             Ok(())
         }
     }

@@ -97,10 +97,43 @@ impl DevicePolicy {
         let resets = caller.iter().rposition(|rule| rule.kind == RuleKind::All).map_or(0, |last| last + 1);
         let (start, specific) = caller.split_at_checked(resets).unwrap_or((caller, &[]));
         let (mut policy, mut report) = (Self::deny_all(), Report::default());
-        for rule in start.iter().chain(base).chain(specific) {
+        for rule in start.iter().chain(base) {
             policy.apply(rule, &mut report)?;
         }
-        for need in required.iter().filter(|need| !policy.check_rule(need).allowed) {
+        policy.apply_specific(specific, required, &mut report)?;
+        Ok((policy, report))
+    }
+
+    /// The policy of the caller's rules after this one's. A rule for every device among them begins anew, as
+    /// [`DevicePolicy::with_base`] does; otherwise nothing but what the rules speak of changes.
+    ///
+    /// Errors: those of [`DevicePolicy::apply`].
+    pub(crate) fn changed(
+        &self,
+        rules: &[DeviceRule],
+        base: impl FnOnce() -> Result<Vec<DeviceRule>>,
+        required: &[DeviceRule],
+    ) -> Result<(Self, Report)> {
+        if rules.iter().any(|rule| rule.kind == RuleKind::All) {
+            return Self::with_base(rules, &base()?, required);
+        }
+        let (mut policy, mut report) = (self.clone(), Report::default());
+        // What was taken away before was reported then.
+        let there: Vec<_> = required.iter().filter(|need| self.check_rule(need).allowed).cloned().collect();
+        policy.apply_specific(rules, &there, &mut report)?;
+        Ok((policy, report))
+    }
+
+    fn apply_specific(
+        &mut self,
+        specific: &[DeviceRule],
+        required: &[DeviceRule],
+        report: &mut Report,
+    ) -> Result<()> {
+        for rule in specific {
+            self.apply(rule, report)?;
+        }
+        for need in required.iter().filter(|need| !self.check_rule(need).allowed) {
             let taken_by = specific.iter().rfind(|rule| !rule.allow && rule.overlaps(need));
             report.add(
                 "devices",
@@ -108,7 +141,7 @@ impl DevicePolicy {
                 format!("obeyed, but the hypervisor profile requires {}", need.with_path()),
             );
         }
-        Ok((policy, report))
+        Ok(())
     }
 
     /// Applies one more rule, which wins over those before.

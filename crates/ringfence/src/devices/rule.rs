@@ -198,6 +198,19 @@ impl DeviceRule {
         }
     }
 
+    /// Drops the rules that make no difference any more, since a later one speaks of the same devices and all of the
+    /// access: a device that comes and goes a thousand times leaves one rule.
+    pub(crate) fn drop_superseded(rules: &mut Vec<Self>) {
+        let mut later: Vec<Self> = Vec::new();
+        for rule in std::mem::take(rules).into_iter().rev() {
+            let same = |other: &Self| other.kind == rule.kind && other.numbers == rule.numbers;
+            if !later.iter().any(|other| same(other) && other.access.contains(rule.access)) {
+                later.push(rule);
+            }
+        }
+        rules.extend(later.into_iter().rev());
+    }
+
     /// Whether there is an access to a device that both speak of.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         let kinds = self.kind == RuleKind::All || other.kind == RuleKind::All || self.kind == other.kind;
@@ -265,6 +278,31 @@ mod tests {
             assert_eq!(parse(given).unwrap().to_string(), meant, "{given:?}");
         }
         assert_eq!(parse("/dev/kvm:r").unwrap().path.as_deref(), Some(Path::new("/dev/kvm")));
+    }
+
+    #[test]
+    fn a_rule_goes_when_a_later_one_has_the_last_word_on_all_of_it() {
+        let read = |text: &str| {
+            let (verb, rule) = text.split_once(' ').unwrap();
+            DeviceRule::parse(verb == "allow", rule, |_| unreachable!()).unwrap()
+        };
+        let cycle = ["allow c 10:1 rw", "deny c 10:1 rwm"].repeat(50);
+        for (given, left) in [
+            (&cycle[..], &["deny c 10:1 rwm"][..]),
+            (
+                &["allow c 10:1 rw", "deny c 10:1 r", "allow c 10:1 m"],
+                &["allow c 10:1 rw", "deny c 10:1 r", "allow c 10:1 m"],
+            ),
+            (
+                &["deny a", "allow b 8:0 r", "allow c 8:0 r", "allow c 8:* r", "deny b 8:0 r"],
+                &["deny a", "allow c 8:0 r", "allow c 8:* r", "deny b 8:0 r"],
+            ),
+        ] {
+            let mut rules: Vec<_> = given.iter().map(|text| read(text)).collect();
+            DeviceRule::drop_superseded(&mut rules);
+            let left: Vec<_> = left.iter().map(|text| read(text)).collect();
+            assert_eq!(rules, left);
+        }
     }
 
     #[test]

@@ -94,7 +94,9 @@ impl Run<'_, '_> {
                 let open = self.open(dir)?;
                 let program = program::compile(policy);
                 let (filter, report) =
-                    DeviceFilter::install(open.as_fd(), &program, self.earlier, *overriding)?;
+                    DeviceFilter::prepare(open.as_fd(), &program, self.earlier, *overriding)?;
+                self.plan.unsupported.mind(&report)?;
+                filter.attach(open.as_fd())?;
                 self.report.append(report);
                 self.log.filter(dir, filter);
                 Ok(())

@@ -34,6 +34,18 @@ pub enum Unsupported {
     Refuse,
 }
 
+impl Unsupported {
+    /// Strict mode: the first thing that cannot be done is the error.
+    pub(crate) fn mind(self, report: &Report) -> Result<()> {
+        match report.unsupported().next() {
+            Some(line) if self == Self::Refuse => Err(Error::new(ErrorKind::Unsupported, line.why.clone())
+                .with_setting(line.setting.clone())
+                .with_value(&line.value)),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The device policy that is wanted, and the one that was.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DeviceWant<'a> {
@@ -179,20 +191,8 @@ pub(crate) fn plan(host: &Host, want: &Want<'_>, observed: &Observed) -> Result<
     pids(&mut draft);
     v2::unified(&mut draft)?;
     let Draft { steps, report, .. } = draft;
-    if want.unsupported == Unsupported::Refuse {
-        refuse(&report)?;
-    }
-    Ok(Plan { host: host.clone(), steps, report })
-}
-
-/// Strict mode: the first thing that cannot be done is the error.
-pub(crate) fn refuse(report: &Report) -> Result<()> {
-    match report.unsupported().next() {
-        None => Ok(()),
-        Some(line) => Err(Error::new(ErrorKind::Unsupported, line.why.clone())
-            .with_setting(line.setting.clone())
-            .with_value(&line.value)),
-    }
+    want.unsupported.mind(&report)?;
+    Ok(Plan { host: host.clone(), steps, report, unsupported: want.unsupported })
 }
 
 fn cpuset(draft: &mut Draft<'_>) -> Result<()> {
@@ -216,9 +216,6 @@ fn cpuset(draft: &mut Draft<'_>) -> Result<()> {
 fn devices(draft: &mut Draft<'_>) -> Result<()> {
     let Some(wanted) = draft.want.devices else { return Ok(()) };
     let policy = wanted.policy;
-    if wanted.before == Some(policy) {
-        return Ok(());
-    }
     if let Some((index, _)) = draft.host.hierarchy_of(Controller::Devices) {
         return v1::devices(draft, index, &wanted);
     }

@@ -11,6 +11,7 @@ use serde::ser::{SerializeMap, Serializer};
 use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::host::{Controller, Host, Mode};
+use crate::plan::Unsupported;
 use crate::report::Report;
 use crate::resources::CpuSet;
 
@@ -145,6 +146,8 @@ pub struct Plan {
     pub(crate) host: Host,
     pub(crate) steps: Vec<Step>,
     pub(crate) report: Report,
+    /// What is done about what only shows when the plan is carried out.
+    pub(crate) unsupported: Unsupported,
 }
 
 impl Plan {

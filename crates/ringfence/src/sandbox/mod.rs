@@ -98,9 +98,7 @@ impl Sandbox {
         let (devices, denied) =
             DevicePolicy::with_base(&config.resources.devices, &base, &config.profile.required(host))?;
         let report = joined(joined(config.unread.clone(), missing), denied);
-        if config.unsupported == Unsupported::Refuse {
-            plan::refuse(&report)?;
-        }
+        config.unsupported.mind(&report)?;
         Ok(State {
             version: STATE_VERSION,
             phase: Phase::Creating,
@@ -203,9 +201,7 @@ impl Sandbox {
     pub fn change_with(&self, change: &Resources, options: ChangeOptions) -> Result<Report> {
         let mut state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.cgroup.host)?;
-        if options.unsupported == Unsupported::Refuse {
-            plan::refuse(&planned.report)?;
-        }
+        options.unsupported.mind(&planned.report)?;
         let changed = self.cgroup.change_as(&planned.want(&self.cgroup, &state, change, &options))?;
         state.resources = planned.resources;
         state.devices = planned.devices;
@@ -300,9 +296,10 @@ impl Changed {
         if change.devices.is_empty() {
             return Ok(Self { resources, devices: state.devices.clone(), report: unread });
         }
-        let (base, _) = base_rules(state.profile, host)?;
+        DeviceRule::drop_superseded(&mut resources.devices);
+        let base = || base_rules(state.profile, host).map(|(base, _)| base);
         let (devices, report) =
-            DevicePolicy::with_base(&resources.devices, &base, &state.profile.required(host))?;
+            state.devices.changed(&change.devices, base, &state.profile.required(host))?;
         Ok(Self { resources, devices, report: joined(unread, report) })
     }
 

@@ -203,6 +203,25 @@ fn taking_away_what_the_profile_requires_is_obeyed_and_reported() {
 }
 
 #[test]
+fn a_change_speaks_of_its_own_rules_alone() {
+    let kvm = DeviceRule { path: Some("/dev/kvm".into()), ..rule("allow c 10:232 rw") };
+    let taken = policy(&["allow c 1:3 rwm"]);
+    let no_base = || panic!("nothing of the base is asked for");
+    let (changed, report) = taken.changed(&rules(&["allow c 1:5 r"]), no_base, &[kvm.clone()]).unwrap();
+    assert_eq!(changed, policy(&["allow c 1:3 rwm", "allow c 1:5 r"]));
+    assert!(report.is_empty(), "what was taken away before is no news: {report}");
+
+    let there = policy(&["allow c 10:232 rw"]);
+    let (_, report) = there.changed(&rules(&["deny c 10:* r"]), no_base, &[kvm.clone()]).unwrap();
+    assert!(report.to_string().contains("/dev/kvm"), "{report}");
+
+    let anew = rules(&["allow b 8:0 r", "deny a", "allow c 1:5 r"]);
+    let (changed, report) = taken.changed(&anew, || Ok(vec![kvm.clone()]), &[kvm.clone()]).unwrap();
+    assert_eq!(changed, policy(&["allow c 10:232 rw", "allow c 1:5 r"]));
+    assert!(report.is_empty(), "{report}");
+}
+
+#[test]
 fn the_json_has_stars_for_wildcards() {
     let json = r#"{"default":"deny","exceptions":[{"type":"b","major":"*","minor":7,"access":"m"},{"type":"c","major":1,"minor":3,"access":"rwm"}]}"#;
     let read: DevicePolicy = serde_json::from_str(json).unwrap();
