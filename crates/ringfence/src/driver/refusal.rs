@@ -26,7 +26,11 @@ pub(super) fn of_write(
         Some(Reaction::Explain(why)) => (ErrorKind::Kernel, why.into()),
         Some(Reaction::MemoryInUse) => {
             let read = |file| open.read(file).unwrap_or_else(|_| "unknown".to_owned());
-            let (usage, peak) = (read("memory.usage_in_bytes"), read("memory.max_usage_in_bytes"));
+            let (usage, peak) = if file.starts_with("memory.memsw.") {
+                (read("memory.memsw.usage_in_bytes"), read("memory.memsw.max_usage_in_bytes"))
+            } else {
+                (read("memory.usage_in_bytes"), read("memory.max_usage_in_bytes"))
+            };
             let why = format!("more is in use than that: {usage} bytes now, {peak} at the peak");
             (ErrorKind::Busy, why.into())
         }

@@ -384,6 +384,32 @@ fn what_an_existing_parent_holds_is_inherited_and_where_it_is_empty_it_is_filled
 }
 
 #[test]
+fn a_cpuset_above_the_nearest_full_one_is_never_written() {
+    let host = v1();
+    let (index, _) = host.hierarchy_of(Controller::Cpuset).unwrap();
+    let (nothing, change) = (Resources::default(), Resources::default());
+    let want = Want { path: "pods/pod/made/a", ..want(&nothing, &change, true) };
+    let mut observed = Observed::default();
+    for (file, value) in [("cpuset.cpus", "1"), ("cpuset.mems", "0")] {
+        observed.insert(index, "pods/pod", file.into(), value.to_owned());
+    }
+    let planned = plan(&host, &want, &observed).unwrap();
+    let filled = |step: &Step| match &step.action {
+        Action::Write { dir, file, value } if file.starts_with("cpuset.") => {
+            Some(format!("{}/{file} {value}", dir.path))
+        }
+        _ => None,
+    };
+    let expected = [
+        "pods/pod/made/cpuset.cpus 1",
+        "pods/pod/made/a/cpuset.cpus 1",
+        "pods/pod/made/cpuset.mems 0",
+        "pods/pod/made/a/cpuset.mems 0",
+    ];
+    assert_eq!(planned.steps.iter().filter_map(filled).collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn v2_enables_what_is_limited_and_what_statistics_need_and_nothing_else() {
     let nothing = Resources::default();
     let change = Resources::new().pids_limit(5).cpuset_cpus(set("0"));

@@ -125,6 +125,8 @@ pub(super) fn cpuset(draft: &mut Draft<'_>, index: usize) {
 }
 
 /// Fills the empty levels of one cpuset file; `machine` is what the root has unless it was read.
+///
+/// What is above the topmost level that was read is full: it was not looked at, and is not ours to write.
 fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, machine: String) {
     let mut inherited = draft.observed.get(index, "", file).map_or(machine, str::to_owned);
     let path = draft.want.path;
@@ -132,8 +134,11 @@ fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, machine: String
     let cpu = &draft.want.change.cpu;
     let leaf_is_wanted = if file.ends_with("cpus") { is_set(&cpu.cpus) } else { is_set(&cpu.mems) };
     let ends: Vec<usize> = path.match_indices('/').map(|(at, _)| at).chain([path.len()]).collect();
-    for end in ends {
-        let Some(level) = path.get(..end) else { continue };
+    let levels: Vec<&str> = ends.into_iter().filter_map(|end| path.get(..end)).collect();
+    let was_read = |level: &&str| draft.observed.get(index, level, file).is_some();
+    let root_was_read = was_read(&"");
+    let full = levels.iter().position(was_read).filter(|_| !root_was_read).unwrap_or(0);
+    for level in levels.into_iter().skip(full) {
         let now = draft.observed.get(index, level, file);
         match now {
             Some(now) if !now.is_empty() => inherited = now.to_owned(),
@@ -234,12 +239,12 @@ fn limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
 
 /// The limit that will be in force, and the memory+swap limit to be written, if any.
 fn wanted_limits(draft: &mut Draft<'_>, index: usize) -> Result<Option<(Limit, Option<Limit>)>> {
-    let memory = &draft.want.change.memory;
+    let (base, memory) = (&draft.want.base.memory, &draft.want.change.memory);
     if memory.limit.is_none() && memory.swap.is_none() {
         return Ok(None);
     }
     let swap_now = read_limit(draft, index, MEMSW);
-    let limit = memory.limit.unwrap_or_else(|| read_limit(draft, index, LIMIT));
+    let limit = memory.limit.or(base.limit).unwrap_or_else(|| read_limit(draft, index, LIMIT));
     let swap = match memory.swap {
         Some(swap) => {
             convert::swap_to_v2(limit, swap)?;
@@ -327,7 +332,7 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize) -> Result<()> {
 
 fn realtime(draft: &mut Draft<'_>, index: usize) {
     let change = &draft.want.change.cpu;
-    let settings = [
+    let mut settings = [
         ("cpu.realtimePeriod", "cpu.rt_period_us", change.realtime_period.map(|period| period.to_string())),
         (
             "cpu.realtimeRuntime",
@@ -335,6 +340,12 @@ fn realtime(draft: &mut Draft<'_>, index: usize) {
             change.realtime_runtime.map(|runtime| runtime.to_string()),
         ),
     ];
+    // The kernel keeps runtime ≤ period at every moment: the runtime goes down before the period, and up after it.
+    let runtime_now = draft.now(index, "cpu.rt_runtime_us").and_then(|text| text.parse::<i64>().ok());
+    let shrinking = change.realtime_runtime.zip(runtime_now).is_some_and(|(runtime, now)| runtime < now);
+    if shrinking {
+        settings.reverse();
+    }
     for (setting, file, value) in settings {
         let Some(value) = value else { continue };
         if draft.host.capabilities.cpu_rt {

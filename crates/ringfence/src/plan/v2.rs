@@ -191,11 +191,13 @@ fn limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
     Ok(())
 }
 
-/// The kernel rounds down to pages; so do we, to read back what was written.
+/// The kernel rounds down to pages, and reads the greatest number of pages that it can count as `max`; so do we, to read
+/// back what was written.
 fn paged(draft: &Draft<'_>, limit: Limit) -> Limit {
+    let pages = |bytes| convert::page_floor(bytes, draft.host.page_size);
     match limit {
-        Limit::Value(bytes) => Limit::Value(convert::page_floor(bytes, draft.host.page_size)),
-        Limit::Max => Limit::Max,
+        Limit::Value(bytes) if pages(bytes) < pages(i64::MAX.cast_unsigned()) => Limit::Value(pages(bytes)),
+        _ => Limit::Max,
     }
 }
 

@@ -292,6 +292,8 @@ impl Changed {
             .map_or(Version::V2, |(_, hierarchy)| hierarchy.version);
         let mut resources = state.resources.clone();
         resources.merge(change, version);
+        // A half that is given may contradict the half that stays.
+        resources.validate()?;
         let unread = options.unread.clone();
         if change.devices.is_empty() {
             return Ok(Self { resources, devices: state.devices.clone(), report: unread });

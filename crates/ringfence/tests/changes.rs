@@ -1,0 +1,372 @@
+//! Changes of a live sandbox, from every state to every other, on a real kernel: no step fails, and the files say what
+//! was asked. What is refused leaves every file as it was.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // clippy.toml frees only #[test] functions.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use ringfence::{
+    Cgroup, Child, Command, ErrorKind, Host, Limit, Remaining, Resources, Sandbox, SandboxConfig, null,
+};
+
+const SOON: Duration = Duration::from_secs(30);
+const MIB: u64 = 1 << 20;
+
+fn name(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("rf-changes-{}-{}-{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A sandbox that leaves nothing behind, however its test ends.
+struct Guarded(Sandbox);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        _ = self.0.destroy(Remaining::Kill, SOON);
+    }
+}
+
+impl std::ops::Deref for Guarded {
+    type Target = Sandbox;
+
+    fn deref(&self) -> &Sandbox {
+        &self.0
+    }
+}
+
+impl Guarded {
+    fn new(host: &Host, what: &str, resources: Resources) -> Self {
+        let config = SandboxConfig::new(name(what).parse().unwrap()).resources(resources);
+        Self(Sandbox::create(host, &config).unwrap().0)
+    }
+
+    /// The directory of a controller, and whether it is v1's.
+    fn dir(&self, controller: &str) -> (PathBuf, bool) {
+        let paths = self.paths();
+        match paths.get(controller) {
+            Some(dir) => (dir.clone(), true),
+            None => (paths["unified"].clone(), false),
+        }
+    }
+
+    /// What a file holds; the name is the one of this machine's version of the controller.
+    fn file(&self, controller: &str, v1: &str, v2: &str) -> Option<String> {
+        let (dir, is_v1) = self.dir(controller);
+        let text = std::fs::read_to_string(dir.join(if is_v1 { v1 } else { v2 })).ok()?;
+        Some(text.trim_end().to_owned())
+    }
+
+    fn is_on_v1(&self, controller: &str) -> bool {
+        self.dir(controller).1
+    }
+
+    /// All files that settings are written to, and what they hold.
+    fn files(&self) -> BTreeMap<PathBuf, String> {
+        let dirs: std::collections::BTreeSet<PathBuf> = self.paths().into_values().collect();
+        let settings = |name: &str| {
+            ["cpu.", "cpuset.", "memory.", "pids.", "io.", "devices."].iter().any(|start| name.starts_with(start))
+                && !["stat", "usage", "current", "peak", "events", "pressure", "effective", "slabinfo", "failcnt"]
+                    .iter()
+                    .any(|part| name.contains(part))
+        };
+        let mut files = BTreeMap::new();
+        for dir in dirs {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if settings(&path.file_name().unwrap().to_string_lossy())
+                    && let Ok(text) = std::fs::read_to_string(&path)
+                {
+                    files.insert(path, text);
+                }
+            }
+        }
+        files
+    }
+
+    fn number(&self, controller: &str, v1: &str, v2: &str) -> Limit {
+        match self.file(controller, v1, v2).unwrap().parse() {
+            Ok(number) if number < i64::MAX.cast_unsigned() - 65_536 => Limit::Value(number),
+            _ => Limit::Max,
+        }
+    }
+
+    /// A process inside that has touched this many MiB of memory.
+    fn using(&self, mib: u64) -> Child {
+        let script = format!("x=$(head -c {} /dev/zero | tr '\\0' x); echo >&2; exec 1>&- ; while :; do sleep 1; done", mib * MIB);
+        let command = Command::new("sh").args(["-c", &script]).stdin(null().unwrap()).stdout(null().unwrap());
+        let child = self.spawn(&command.stderr(null().unwrap())).unwrap();
+        for _ in 0..600 {
+            let used = self.file("memory", "memory.usage_in_bytes", "memory.current").unwrap();
+            if used.parse::<u64>().unwrap() >= mib * MIB {
+                return child;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("it never used {mib} MiB");
+    }
+}
+
+/// Says that something cannot be tested here.
+fn skip(why: &str) {
+    eprintln!("SKIPPED: {why}");
+}
+
+#[test]
+fn every_bandwidth_follows_every_other() {
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "bandwidth", Resources::new());
+    let bursts = vm.file("cpu", "cpu.cfs_burst_us", "cpu.max.burst").is_some();
+    let states: Vec<(Limit, u64, u64)> = [
+        (Limit::Max, 100_000, 0),
+        (Limit::Max, 1_000_000, 60_000),
+        (Limit::Value(1_000), 1_000, 0),
+        (Limit::Value(1_000), 1_000_000, 1_000),
+        (Limit::Value(50_000), 100_000, 0),
+        (Limit::Value(50_000), 100_000, 50_000),
+        (Limit::Value(200_000), 100_000, 60_000),
+        (Limit::Value(2_000_000), 1_000_000, 2_000_000),
+        (Limit::Value(5_000), 10_000, 2_500),
+    ]
+    .into_iter()
+    .map(|(quota, period, burst)| (quota, period, if bursts { burst } else { 0 }))
+    .collect();
+    let all = |(quota, period, burst): (Limit, u64, u64)| {
+        Resources::new().cpu_quota(quota).cpu_period(period).cpu_burst(burst)
+    };
+    let now = || {
+        let burst = vm.file("cpu", "cpu.cfs_burst_us", "cpu.max.burst").map_or(0, |text| text.parse().unwrap());
+        let quota = vm.file("cpu", "cpu.cfs_quota_us", "cpu.max").unwrap();
+        let (quota, period) = match quota.split_once(' ') {
+            Some((quota, period)) => (quota.to_owned(), period.to_owned()),
+            None => (quota, vm.file("cpu", "cpu.cfs_period_us", "").unwrap()),
+        };
+        (quota.parse().map_or(Limit::Max, Limit::Value), period.parse().unwrap(), burst)
+    };
+    for from in &states {
+        for to in &states {
+            vm.change(&all(*from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
+            assert_eq!(now(), *from);
+            vm.change(&all(*to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
+            assert_eq!(now(), *to, "from {from:?}");
+            // One half, or a third of it, alone.
+            vm.change(&all(*from)).unwrap();
+            vm.change(&Resources::new().cpu_quota(to.0))
+                .unwrap_or_else(|error| panic!("{from:?} to the quota of {to:?}: {error}"));
+            let left = match to.0 {
+                Limit::Value(quota) => from.2.min(quota),
+                Limit::Max => from.2,
+            };
+            assert_eq!(now(), (to.0, from.1, left), "the quota of {to:?}");
+            let state = vm.state().resources.cpu;
+            assert_eq!((state.quota, state.period, state.burst), (Some(to.0), Some(from.1), Some(left)));
+            vm.change(&Resources::new().cpu_period(to.1))
+                .unwrap_or_else(|error| panic!("{from:?} to the period of {to:?}: {error}"));
+            assert_eq!(now(), (to.0, to.1, left), "the period of {to:?}");
+        }
+    }
+}
+
+#[test]
+fn every_weight_and_idleness_follows_every_other() {
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "weight", Resources::new());
+    if vm.file("cpu", "cpu.idle", "cpu.idle").is_none() {
+        return skip("this kernel has no cpu.idle");
+    }
+    let weight = |weight: u64| match (vm.is_on_v1("cpu"), weight) {
+        (true, 1) => "2".to_owned(),
+        (true, 100) => "1024".to_owned(),
+        (true, 10_000) => "262144".to_owned(),
+        (_, weight) => weight.to_string(),
+    };
+    let now = || {
+        let idle = vm.file("cpu", "cpu.idle", "cpu.idle").unwrap();
+        (vm.file("cpu", "cpu.shares", "cpu.weight").unwrap(), idle == "1")
+    };
+    let states: Vec<(u64, bool)> =
+        [1, 100, 10_000].into_iter().flat_map(|weight| [(weight, false), (weight, true)]).collect();
+    let all = |(weight, idle): (u64, bool)| Resources::new().cpu_weight(weight).cpu_idle(idle);
+    for from in &states {
+        for to in &states {
+            vm.change(&all(*from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
+            vm.change(&all(*to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
+            let (held, idle) = now();
+            assert_eq!(idle, to.1, "{from:?} to {to:?}");
+            // While it is idle, the kernel shows another weight or the old one.
+            assert!(idle || held == weight(to.0), "{from:?} to {to:?}: {held}");
+            vm.change(&Resources::new().cpu_idle(false)).unwrap();
+            assert_eq!(now(), (weight(to.0), false), "{from:?} to {to:?}, then not idle");
+        }
+    }
+}
+
+#[test]
+fn every_limit_of_memory_follows_every_other() {
+    use Limit::{Max, Value};
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "memory", Resources::new());
+    let v1 = vm.is_on_v1("memory");
+    let swap = vm.file("memory", "memory.memsw.limit_in_bytes", "memory.swap.max").is_some();
+    let now = || {
+        let limit = vm.number("memory", "memory.limit_in_bytes", "memory.max");
+        let swap = swap.then(|| vm.number("memory", "memory.memsw.limit_in_bytes", "memory.swap.max"));
+        (limit, swap)
+    };
+    let states = [
+        (Max, Max),
+        (Value(64 * MIB), Max),
+        (Value(64 * MIB), Value(64 * MIB)),
+        (Value(64 * MIB), Value(96 * MIB)),
+        (Value(128 * MIB), Value(128 * MIB)),
+        (Value(200 * MIB), Value(300 * MIB)),
+        (Value(64 * MIB + 1), Value(96 * MIB + 5000)),
+        (Value(i64::MAX.cast_unsigned()), Value(i64::MAX.cast_unsigned())),
+    ];
+    let page = |limit: Limit| match limit {
+        Value(bytes) if bytes < i64::MAX.cast_unsigned() - 65_536 => Value(bytes - bytes % 4096),
+        _ => Max,
+    };
+    // What the file of swap holds for memory plus swap.
+    let held = |limit: Limit, both: Limit| match (limit, both) {
+        (Value(limit), Value(both)) if !v1 => page(Value(both - limit)),
+        (_, both) => page(both),
+    };
+    for from in states {
+        for to in states {
+            let all = |(limit, both): (Limit, Limit)| Resources::new().memory_limit(limit).memory_swap(both);
+            vm.change(&all(from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
+            vm.change(&all(to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
+            assert_eq!(now(), (page(to.0), swap.then(|| held(to.0, to.1))), "{from:?} to {to:?}");
+            vm.change(&all(from)).unwrap();
+            vm.change(&Resources::new().memory_limit(to.0))
+                .unwrap_or_else(|error| panic!("{from:?} to the limit of {to:?}: {error}"));
+            let state = vm.state().resources;
+            state.validate().unwrap();
+            let (limit, both) = (state.memory.limit.unwrap(), state.memory.swap.unwrap());
+            assert_eq!(limit, to.0);
+            assert_eq!(now(), (page(limit), swap.then(|| held(limit, both))), "{from:?} to {:?} alone", to.0);
+            // Swap alone.
+            vm.change(&all(from)).unwrap();
+            let changed = vm.change(&Resources::new().memory_swap(to.1));
+            if to.1 < from.0 {
+                let error = changed.unwrap_err();
+                assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some("memory.swap")));
+                assert_eq!(now(), (page(from.0), swap.then(|| held(from.0, from.1))));
+                assert_eq!(vm.state().resources.memory.swap, Some(from.1));
+            } else {
+                changed.unwrap_or_else(|error| panic!("{from:?} to the swap of {to:?}: {error}"));
+                assert_eq!(now(), (page(from.0), swap.then(|| held(from.0, to.1))), "{from:?}, swap {:?}", to.1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_limit_below_what_is_in_use_is_refused_and_everything_is_as_it_was() {
+    let host = Host::detect().unwrap();
+    let resources = Resources::new().memory_limit(200 * MIB).memory_swap(200 * MIB).pids_limit(50);
+    let vm = Guarded::new(&host, "below", resources.clone());
+    let child = vm.using(40);
+    let (files, state) = (vm.files(), vm.state());
+    let swap = vm.file("memory", "memory.memsw.limit_in_bytes", "memory.swap.max").is_some();
+    if vm.is_on_v1("memory") && !swap {
+        return skip("without swap accounting v1 may swap out what is too much");
+    }
+    // The steps before and after it are undone, or never done.
+    let lower = Resources::new().memory_limit(8 * MIB).memory_swap(8 * MIB).cpuset_cpus("0".parse().unwrap());
+    let error = vm.change(&lower.pids_limit(60).memory_reservation(MIB)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    assert!(error.setting().unwrap().starts_with("memory."), "{error}");
+    // The usage that is meant is above the limit that was asked for, and v1 knows the peak.
+    let numbers: Vec<u64> = error.message().split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(numbers.len(), if vm.is_on_v1("memory") { 2 } else { 1 }, "{error}");
+    assert!(numbers.iter().all(|number| *number > 8 * MIB), "{error}");
+    assert_eq!(vm.files(), files);
+    assert_eq!(serde_json::to_value(vm.state()).unwrap(), serde_json::to_value(state).unwrap());
+    assert_eq!(vm.processes().unwrap().len(), vm.processes().unwrap().len());
+    if vm.is_on_v1("memory") {
+        let mut checked = Resources::new().memory_limit(8 * MIB);
+        checked.memory.check_before_update = Some(true);
+        assert_eq!(vm.change(&checked).unwrap_err().kind(), ErrorKind::Busy);
+    } else {
+        // Also by the file's own name.
+        let unified = Resources::new().unified("memory.max", "8M");
+        let error = vm.change(&unified).unwrap_err();
+        assert_eq!((error.kind(), error.setting()), (ErrorKind::Busy, Some("unified.memory.max")), "{error}");
+        assert!(vm.processes().unwrap().contains(&child.pid()));
+    }
+    vm.kill(SOON).unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_cpuset_that_the_parent_does_not_have_is_refused_and_undone() {
+    let host = Host::detect().unwrap();
+    if host.cpus.len() < 2 {
+        return skip("this machine has one CPU");
+    }
+    let base = name("parent");
+    let all = host.cpus.to_string();
+    let first = host.cpus.iter().next().unwrap();
+    let last = host.cpus.iter().last().unwrap();
+    let set = |number: u32| Resources::new().cpuset_cpus(number.to_string().parse().unwrap());
+    // The parent is narrowed; levels are missing between it and the new cgroup.
+    let parent = Cgroup::create(&host, &format!("/{base}").parse().unwrap(), &set(first)).unwrap().0;
+    let middle = Cgroup::create(&host, &format!("/{base}/m").parse().unwrap(), &set(first)).unwrap().0;
+    let file = |cgroup: &Cgroup, file: &str| {
+        let paths = cgroup.paths();
+        let dir = paths.get("cpuset").or(paths.get("unified")).unwrap();
+        std::fs::read_to_string(dir.join(file)).unwrap().trim_end().to_owned()
+    };
+    let path = format!("/{base}/m/x/y/vm");
+    let outcome = std::panic::catch_unwind(|| {
+        let (vm, _) = Cgroup::create(&host, &path.parse().unwrap(), &Resources::new()).unwrap();
+        for above in [&parent, &middle] {
+            assert_eq!(file(above, "cpuset.cpus"), first.to_string(), "what is above stays as it was");
+        }
+        if vm.paths().contains_key("cpuset") {
+            assert_eq!(file(&vm, "cpuset.cpus"), first.to_string());
+            assert_ne!(file(&vm, "cpuset.mems"), "");
+        }
+        vm.change(&set(first)).unwrap();
+        for asked in [last.to_string(), "4095".to_owned()] {
+            let asked = Resources::new().cpuset_cpus(asked.parse().unwrap()).pids_limit(3);
+            let before = file(&vm, "cpuset.cpus");
+            let error = vm.change(&asked).unwrap_err();
+            assert_eq!((error.kind(), error.setting()), (ErrorKind::Kernel, Some("cpu.cpus")), "{error}");
+            assert_eq!(file(&vm, "cpuset.cpus"), before);
+        }
+        if host.mode == ringfence::Mode::V2 {
+            let error = vm.change(&Resources::new().unified("cpuset.cpus", last.to_string())).unwrap_err();
+            assert_eq!(error.setting(), Some("unified.cpuset.cpus"), "{error}");
+            // More than the parent has is no harm: it runs within what was asked.
+            vm.change(&Resources::new().cpuset_cpus(all.parse().unwrap())).unwrap();
+            vm.change(&set(first)).unwrap();
+        }
+        vm.destroy(Remaining::Kill, SOON).unwrap();
+        let narrow = Cgroup::create(&host, &format!("/{base}/m/n").parse().unwrap(), &set(last)).unwrap_err();
+        assert_eq!(narrow.setting(), Some("cpu.cpus"), "{narrow}");
+        assert!(Cgroup::open(&host, &format!("/{base}/m/n").parse().unwrap()).is_err(), "it is undone");
+    });
+    for level in ["/m/x/y/vm", "/m/x/y", "/m/x", "/m", ""] {
+        if let Ok(cgroup) = Cgroup::open(&host, &format!("/{base}{level}").parse().unwrap()) {
+            _ = cgroup.destroy(Remaining::Kill, SOON);
+        }
+    }
+    outcome.unwrap();
+}
+
+#[test]
+fn a_controller_that_nothing_needed_before_is_enabled_for_a_change() {
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "later", Resources::new());
+    let child = vm.spawn(&Command::new("sleep").args(["1000"]).stdin(null().unwrap())).unwrap();
+    let first = host.cpus.iter().next().unwrap().to_string();
+    vm.change(&Resources::new().cpuset_cpus(first.parse().unwrap())).unwrap();
+    assert_eq!(vm.file("cpuset", "cpuset.cpus", "cpuset.cpus").unwrap(), first);
+    vm.kill(SOON).unwrap();
+    child.wait().unwrap();
+}
