@@ -276,6 +276,14 @@ mod tests {
             (r#"{"pids": {"limit": -7}}"#, r#"pids.limit = "-7": "#),
             (r#"{"unified": {"memory.high": 5}}"#, r#"unified.memory.high = "5": invalid type: integer `5`"#),
             (r#"{"unified": []}"#, "unified: invalid type: sequence, expected a map"),
+            (
+                r#"{"unified": {"memory.high": "5", "memory.high": "6"}}"#,
+                "unified: duplicate field `memory.high` at line 1",
+            ),
+            (
+                r#"{"devices": [{"allow": true, "type": "c", "mayor": 1}]}"#,
+                r#"devices[0].mayor = "1": unknown field `mayor`, expected one of `allow`"#,
+            ),
             (r#"{"devices": {}}"#, "devices: invalid type: map, expected a sequence"),
             (r#"{"devices": [{"allow": true}, 7]}"#, r#"devices[1] = "7": invalid type: integer `7`"#),
             (r#"{"devices": [{"allow": "x"}, {"allow": true}]}"#, r#"devices[0].allow = "x": invalid type"#),

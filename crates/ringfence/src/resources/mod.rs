@@ -69,7 +69,7 @@ pub struct Resources {
     #[serde(deserialize_with = "oci::section", skip_serializing_if = "oci::is_empty")]
     pub pids: Pids,
     /// Files of cgroup v2 by name (`memory.high`), written last; they win over what was derived.
-    #[serde(deserialize_with = "oci::collection", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "oci::files", skip_serializing_if = "BTreeMap::is_empty")]
     pub unified: BTreeMap<String, String>,
 }
 

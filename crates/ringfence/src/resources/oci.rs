@@ -2,6 +2,7 @@
 //!
 //! Errors are raised while a value is being read, not afterwards, so that `serde_json` can say where it stands.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -43,6 +44,39 @@ where
     T: Deserialize<'de> + Default,
 {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A map of texts, or `null` for an empty one. A key that comes twice is refused, as a field of a section is.
+pub(super) fn files<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    struct Files;
+
+    impl<'de> Visitor<'de> for Files {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(BTreeMap::new())
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut files = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry::<String, String>()? {
+                if files.contains_key(&key) {
+                    return Err(de::Error::custom(format_args!("duplicate field `{key}`")));
+                }
+                files.insert(key, value);
+            }
+            Ok(files)
+        }
+    }
+
+    deserializer.deserialize_any(Files)
 }
 
 /// Whether a section has nothing in it, so that it need not be written.
