@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringfence::{
-    Cgroup, Child, Command, ErrorKind, Host, Limit, Remaining, Resources, Sandbox, SandboxConfig, null,
+    Cgroup, ChangeOptions, Child, Command, ErrorKind, Host, Limit, Remaining, Resources, Sandbox,
+    SandboxConfig, Unsupported, null,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -67,10 +68,22 @@ impl Guarded {
     fn files(&self) -> BTreeMap<PathBuf, String> {
         let dirs: std::collections::BTreeSet<PathBuf> = self.paths().into_values().collect();
         let settings = |name: &str| {
-            ["cpu.", "cpuset.", "memory.", "pids.", "io.", "devices."].iter().any(|start| name.starts_with(start))
-                && !["stat", "usage", "current", "peak", "events", "pressure", "effective", "slabinfo", "failcnt"]
-                    .iter()
-                    .any(|part| name.contains(part))
+            ["cpu.", "cpuset.", "memory.", "pids.", "io.", "devices."]
+                .iter()
+                .any(|start| name.starts_with(start))
+                && ![
+                    "stat",
+                    "usage",
+                    "current",
+                    "peak",
+                    "events",
+                    "pressure",
+                    "effective",
+                    "slabinfo",
+                    "failcnt",
+                ]
+                .iter()
+                .any(|part| name.contains(part))
         };
         let mut files = BTreeMap::new();
         for dir in dirs {
@@ -93,19 +106,27 @@ impl Guarded {
         }
     }
 
-    /// A process inside that has touched this many MiB of memory.
-    fn using(&self, mib: u64) -> Child {
-        let script = format!("x=$(head -c {} /dev/zero | tr '\\0' x); echo >&2; exec 1>&- ; while :; do sleep 1; done", mib * MIB);
+    /// A process inside that holds this many MiB of memory, and does nothing else any more.
+    fn holding(&self, mib: u64) -> Child {
+        let ready = std::env::temp_dir().join(name("ready"));
+        let script = format!(
+            "x=$(head -c {} /dev/zero | tr '\\0' x); : > {}; kill -STOP $$",
+            mib * MIB,
+            ready.display()
+        );
         let command = Command::new("sh").args(["-c", &script]).stdin(null().unwrap()).stdout(null().unwrap());
-        let child = self.spawn(&command.stderr(null().unwrap())).unwrap();
-        for _ in 0..600 {
-            let used = self.file("memory", "memory.usage_in_bytes", "memory.current").unwrap();
-            if used.parse::<u64>().unwrap() >= mib * MIB {
-                return child;
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        let child = self.spawn(&command).unwrap();
+        let deadline = Instant::now() + 4 * SOON;
+        let stopped = |child: &Child| {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.pid())).unwrap();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        while !ready.exists() || !stopped(&child) {
+            assert!(Instant::now() < deadline, "it never held {mib} MiB");
+            std::thread::sleep(Duration::from_millis(20));
         }
-        panic!("it never used {mib} MiB");
+        std::fs::remove_file(ready).unwrap();
+        child
     }
 }
 
@@ -137,7 +158,8 @@ fn every_bandwidth_follows_every_other() {
         Resources::new().cpu_quota(quota).cpu_period(period).cpu_burst(burst)
     };
     let now = || {
-        let burst = vm.file("cpu", "cpu.cfs_burst_us", "cpu.max.burst").map_or(0, |text| text.parse().unwrap());
+        let burst =
+            vm.file("cpu", "cpu.cfs_burst_us", "cpu.max.burst").map_or(0, |text| text.parse().unwrap());
         let quota = vm.file("cpu", "cpu.cfs_quota_us", "cpu.max").unwrap();
         let (quota, period) = match quota.split_once(' ') {
             Some((quota, period)) => (quota.to_owned(), period.to_owned()),
@@ -240,6 +262,10 @@ fn every_limit_of_memory_follows_every_other() {
             vm.change(&all(from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
             vm.change(&all(to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
             assert_eq!(now(), (page(to.0), swap.then(|| held(to.0, to.1))), "{from:?} to {to:?}");
+            if to.0 == Value(i64::MAX.cast_unsigned()) {
+                // No memory plus swap can be said that leaves any swap beside it.
+                continue;
+            }
             vm.change(&all(from)).unwrap();
             vm.change(&Resources::new().memory_limit(to.0))
                 .unwrap_or_else(|error| panic!("{from:?} to the limit of {to:?}: {error}"));
@@ -258,7 +284,12 @@ fn every_limit_of_memory_follows_every_other() {
                 assert_eq!(vm.state().resources.memory.swap, Some(from.1));
             } else {
                 changed.unwrap_or_else(|error| panic!("{from:?} to the swap of {to:?}: {error}"));
-                assert_eq!(now(), (page(from.0), swap.then(|| held(from.0, to.1))), "{from:?}, swap {:?}", to.1);
+                assert_eq!(
+                    now(),
+                    (page(from.0), swap.then(|| held(from.0, to.1))),
+                    "{from:?}, swap {:?}",
+                    to.1
+                );
             }
         }
     }
@@ -269,7 +300,7 @@ fn a_limit_below_what_is_in_use_is_refused_and_everything_is_as_it_was() {
     let host = Host::detect().unwrap();
     let resources = Resources::new().memory_limit(200 * MIB).memory_swap(200 * MIB).pids_limit(50);
     let vm = Guarded::new(&host, "below", resources.clone());
-    let child = vm.using(40);
+    let child = vm.holding(40);
     let (files, state) = (vm.files(), vm.state());
     let swap = vm.file("memory", "memory.memsw.limit_in_bytes", "memory.swap.max").is_some();
     if vm.is_on_v1("memory") && !swap {
@@ -286,9 +317,8 @@ fn a_limit_below_what_is_in_use_is_refused_and_everything_is_as_it_was() {
     assert!(numbers.iter().all(|number| *number > 8 * MIB), "{error}");
     assert_eq!(vm.files(), files);
     assert_eq!(serde_json::to_value(vm.state()).unwrap(), serde_json::to_value(state).unwrap());
-    assert_eq!(vm.processes().unwrap().len(), vm.processes().unwrap().len());
     if vm.is_on_v1("memory") {
-        let mut checked = Resources::new().memory_limit(8 * MIB);
+        let mut checked = Resources::new().memory_limit(4096);
         checked.memory.check_before_update = Some(true);
         assert_eq!(vm.change(&checked).unwrap_err().kind(), ErrorKind::Busy);
     } else {
@@ -298,8 +328,98 @@ fn a_limit_below_what_is_in_use_is_refused_and_everything_is_as_it_was() {
         assert_eq!((error.kind(), error.setting()), (ErrorKind::Busy, Some("unified.memory.max")), "{error}");
         assert!(vm.processes().unwrap().contains(&child.pid()));
     }
+    assert_eq!(vm.processes().unwrap(), [child.pid()].into(), "nothing was killed");
     vm.kill(SOON).unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn unified_files_that_bound_each_other_are_written_in_an_order_that_the_kernel_takes() {
+    let host = Host::detect().unwrap();
+    if host.mode != ringfence::Mode::V2 {
+        return skip("unified settings need cgroup v2");
+    }
+    let vm = Guarded::new(&host, "unified", Resources::new());
+    let file = |name: &str| vm.file("unified", name, name).unwrap();
+    let set = |pairs: &[(&str, &str)]| {
+        let change = pairs.iter().fold(Resources::new(), |change, (key, value)| change.unified(*key, *value));
+        vm.change(&change).unwrap_or_else(|error| panic!("{pairs:?}: {error}"));
+        for (key, value) in pairs {
+            assert_eq!(file(key), *value, "{pairs:?}");
+        }
+    };
+    set(&[("cpu.max", "50000 100000"), ("cpu.max.burst", "40000")]);
+    set(&[("cpu.max", "10000 100000"), ("cpu.max.burst", "5000")]);
+    set(&[("cpu.max", "90000 200000"), ("cpu.max.burst", "80000")]);
+    set(&[("cpu.max", "20000 100000")]);
+    assert_eq!(file("cpu.max.burst"), "20000", "it goes down with the quota");
+    set(&[("cpu.weight", "50")]);
+    vm.change(&Resources::new().unified("cpu.weight", "70").unified("cpu.idle", "1")).unwrap();
+    assert_eq!(file("cpu.idle"), "1");
+    set(&[("cpu.idle", "0"), ("cpu.weight", "80")]);
+    // Over OCI's fields, which stay in force beside it.
+    vm.change(&Resources::new().cpu_quota(60_000).cpu_burst(30_000).unified("cpu.max", "max 50000")).unwrap();
+    assert_eq!((file("cpu.max").as_str(), file("cpu.max.burst").as_str()), ("max 50000", "30000"));
+    for (key, value) in [("cpu.max", "x"), ("cpu.max", "1 2 3"), ("cpu.max.burst", "-1"), ("cpu.idle", "2")] {
+        let error = vm.change(&Resources::new().unified(key, value)).unwrap_err();
+        assert_eq!(error.setting(), Some(format!("unified.{key}").as_str()), "{error}");
+    }
+}
+
+#[test]
+fn lines_for_devices_are_written_one_by_one_and_taken_back_all() {
+    let host = Host::detect().unwrap();
+    if host.mode != ringfence::Mode::V2 {
+        return skip("unified settings need cgroup v2");
+    }
+    let disks: Vec<String> = std::fs::read_dir("/sys/block")
+        .unwrap()
+        .filter_map(|disk| std::fs::read_to_string(disk.unwrap().path().join("dev")).ok())
+        .map(|text| text.trim().to_owned())
+        .collect();
+    let [one, other, ..] = disks.as_slice() else { return skip("this machine has fewer than two disks") };
+    let vm = Guarded::new(&host, "lines", Resources::new());
+    let file = || vm.file("unified", "io.max", "io.max").unwrap();
+    let limit = |number: u64| format!("{one} rbps={number} wbps=max riops=max wiops=max");
+    let both = format!("{}\n{other} wiops=5", limit(4096));
+    let nothing = Resources::new();
+    for before in ["".to_owned(), limit(8192)] {
+        if !before.is_empty() {
+            vm.change(&nothing.clone().unified("io.max", before.as_str())).unwrap();
+        }
+        // The last step is refused.
+        let change = nothing.clone().unified("io.max", both.as_str()).unified("memory.high", "x");
+        let error = vm.change(&change).unwrap_err();
+        assert_eq!(error.setting(), Some("unified.memory.high"), "{error}");
+        assert!(!error.to_string().contains("undone"), "{error}");
+        assert_eq!(file(), before);
+    }
+    vm.change(&nothing.clone().unified("io.max", both.as_str())).unwrap();
+    assert!(
+        file().contains(&limit(4096))
+            && file().contains(&format!("{other} rbps=max wbps=max riops=max wiops=5"))
+    );
+    let error = vm.change(&nothing.unified("pids.max", "5\n6")).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some("unified.pids.max")));
+}
+
+#[test]
+fn no_task_is_one_task_and_strict_refuses_before_anything_is_written() {
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "strict", Resources::new().pids_limit(9));
+    vm.change(&Resources::new().pids_limit(0)).unwrap();
+    assert_eq!(vm.file("pids", "pids.max", "pids.max").unwrap(), "1");
+    let files = vm.files();
+    let mut change = Resources::new().pids_limit(5).cpu_shares(77);
+    change.memory.use_hierarchy = Some(false);
+    let strict = ChangeOptions { unsupported: Unsupported::Refuse, ..ChangeOptions::default() };
+    let error = vm.change_with(&change, strict).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::Unsupported, Some("memory.useHierarchy")));
+    assert_eq!(vm.files(), files);
+    let path: ringfence::CgroupPath = name("strict").parse().unwrap();
+    let config = SandboxConfig::new(path.clone()).resources(change).unsupported(Unsupported::Refuse);
+    assert_eq!(Sandbox::create(&host, &config).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(Cgroup::open(&host, &path).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub(crate) enum Filter {
 }
 
 impl Filter {
-    fn as_earlier(&self) -> Earlier<'_> {
+    pub(crate) fn as_earlier(&self) -> Earlier<'_> {
         match self {
             Self::Unknown => Earlier::Unknown,
             Self::Id(id) => Earlier::Id(*id),
@@ -78,7 +78,7 @@ impl Filter {
         }
     }
 
-    fn id(&self) -> Option<u32> {
+    pub(crate) fn id(&self) -> Option<u32> {
         match self {
             Self::Unknown => None,
             Self::Id(id) => Some(*id),
@@ -192,12 +192,17 @@ impl Cgroup {
 
     /// Changes limits of a cgroup: all of them or none.
     ///
-    /// Device rules are not changed here: what a cgroup may open is known to its [`Sandbox`](crate::Sandbox).
+    /// Device rules are not changed here, and reported: what a cgroup may open is known to its [`Sandbox`](crate::Sandbox).
     ///
     /// # Errors
     /// The setting that failed; everything is then as it was.
     pub fn change(&self, change: &Resources) -> Result<Report> {
-        self.change_as(&self.want(&Resources::default(), change))
+        let mut report = self.change_as(&self.want(&Resources::default(), change))?;
+        if !change.devices.is_empty() {
+            let rules = format!("{} rules", change.devices.len());
+            report.add("devices", rules, "what this cgroup may open is not known here: change its sandbox");
+        }
+        Ok(report)
     }
 
     pub(crate) fn want<'a>(&'a self, base: &'a Resources, change: &'a Resources) -> Want<'a> {

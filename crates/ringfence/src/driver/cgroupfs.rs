@@ -17,7 +17,7 @@ use crate::devices::{program, transition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Controller;
 use crate::kernel::dir::{CgroupDir, read_all, write_once};
-use crate::plan::{Action, DEVICES_LIST, Dir, Plan, Reaction, Step, Verify};
+use crate::plan::{Action, DEVICES_LIST, Dir, Plan, Reaction, Step, Undo, Verify, restoring};
 use crate::report::Report;
 use crate::resources::CpuSet;
 
@@ -175,6 +175,14 @@ impl Run<'_, '_> {
 
     fn write(&mut self, step: &Step, dir: &Dir, name: &str, value: &str) -> Result<(), Failed> {
         let open = self.open(dir)?;
+        let undo = match &step.undo {
+            Undo::AsFound => match open.read(name) {
+                Ok(now) => &Undo::Write(restoring(&name.to_owned().into(), value, &now)),
+                // Writing it says what is wrong with the file.
+                Err(_) => &Undo::Nothing,
+            },
+            undo => undo,
+        };
         let mut tries = 0;
         while let Err(errno) = self.write_file(step, &open, dir, name, value) {
             let reaction = step.reaction(errno);
@@ -186,7 +194,7 @@ impl Run<'_, '_> {
             let full = dir.full(self.dirs.host);
             return Err(Failed(reaction, refusal::of_write(step, &open, &full, name, value, errno)));
         }
-        self.log.write(dir, &step.undo);
+        self.log.write(dir, undo);
         self.verify(step, &open, dir, name, value).map_err(Failed::from)
     }
 

@@ -5,3 +5,6 @@ pub(crate) mod dirs;
 pub(crate) mod observe;
 mod refusal;
 mod undo;
+
+#[cfg(test)]
+mod on_a_kernel;

@@ -21,7 +21,7 @@ use crate::devices::filter::Override;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Host, Version};
 use crate::report::Report;
-use crate::resources::Resources;
+use crate::resources::{Cpu, Resources};
 
 /// What is done about a setting that this host does not have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -149,19 +149,47 @@ impl Draft<'_> {
         file: impl Into<Cow<'static, str>>,
         value: impl ToString,
     ) -> &mut Step {
-        let file = file.into();
+        let (file, value) = (file.into(), value.to_string());
         let undo = match self.now(hierarchy, &file) {
-            // An empty write is no write at all; a newline clears a set.
-            Some("") => Undo::Write(vec![(file.clone(), "\n".to_owned())]),
-            Some(now) => Undo::Write(now.lines().map(|line| (file.clone(), line.to_owned())).collect()),
-            None => Undo::Nothing,
+            Some(now) => Undo::Write(restoring(&file, &value, now)),
+            None if self.want.create => Undo::Nothing,
+            None => Undo::AsFound,
         };
         let dir = self.leaf(hierarchy);
-        let step = self.push(Step::new(Action::Write { dir, file, value: value.to_string() }));
+        let step = self.push(Step::new(Action::Write { dir, file, value }));
         step.setting = Some(setting.into());
         step.undo = undo;
         step
     }
+}
+
+/// The writes that take `value` out of a file again which held `now`.
+pub(crate) fn restoring(
+    file: &Cow<'static, str>,
+    value: &str,
+    now: &str,
+) -> Vec<(Cow<'static, str>, String)> {
+    let write = |value: &str| (file.clone(), value.to_owned());
+    // Files with a line for each device, which is shown only while it differs from this.
+    let default = match file.as_ref() {
+        "io.max" => Some("rbps=max wbps=max riops=max wiops=max"),
+        "io.weight" | "io.bfq.weight" => Some("default"),
+        "io.latency" => Some("target=0"),
+        // An empty write is no write at all; a newline clears a set.
+        _ if now.is_empty() => return vec![write("\n")],
+        // It reads as "root invalid (why)" where the kernel cannot make it so.
+        "cpuset.cpus.partition" => {
+            return vec![write(now.split_once(" invalid").map_or(now, |(asked, _)| asked))];
+        }
+        _ => None,
+    };
+    let device =
+        |line: &str| line.split_whitespace().next().filter(|key| key.contains(':')).map(str::to_owned);
+    let known: Vec<_> = now.lines().filter_map(device).collect();
+    let added = value.lines().filter_map(device).filter(|key| !known.contains(key));
+    let reset =
+        default.into_iter().flat_map(|default| added.clone().map(move |key| format!("{key} {default}")));
+    reset.map(|line| write(&line)).chain(now.lines().map(write)).collect()
 }
 
 /// What [`plan`] must know of the cgroup, and of its ancestors.
@@ -183,6 +211,8 @@ pub(crate) fn plan(host: &Host, want: &Want<'_>, observed: &Observed) -> Result<
     if want.create {
         v1::make_dirs(&mut draft);
         v2::make_dirs(&mut draft);
+    } else {
+        v2::enable_missing(&mut draft);
     }
     cpuset(&mut draft)?;
     devices(&mut draft)?;
@@ -257,14 +287,22 @@ fn memory(draft: &mut Draft<'_>) -> Result<()> {
             Version::V2 => v2::memory(draft, index),
         },
         None => {
+            let why = "this host offers no memory controller";
             for (setting, limit) in [
                 ("memory.limit", memory.limit),
                 ("memory.reservation", memory.reservation),
                 ("memory.swap", memory.swap),
+                ("memory.kernelTCP", memory.kernel_tcp),
             ] {
                 if let Some(limit) = limit {
-                    draft.report.add(setting, limit, "this host offers no memory controller");
+                    draft.report.add(setting, limit, why);
                 }
+            }
+            if let Some(swappiness) = memory.swappiness {
+                draft.report.add("memory.swappiness", swappiness, why);
+            }
+            if memory.disable_oom_killer == Some(true) {
+                draft.report.add("memory.disableOOMKiller", true, why);
             }
             Ok(())
         }
@@ -281,15 +319,20 @@ fn cpu(draft: &mut Draft<'_>) -> Result<()> {
             let cpu = &draft.want.change.cpu;
             let report = &mut draft.report;
             let why = "this host offers no cpu controller";
-            for (setting, value) in
-                [("cpu.shares", cpu.shares), ("cpu.weight", cpu.weight), ("cpu.period", cpu.period)]
-            {
+            let number = |value: Option<u64>| value.map(|value| value.to_string());
+            for (setting, value) in [
+                ("cpu.shares", number(cpu.shares)),
+                ("cpu.weight", number(cpu.weight)),
+                ("cpu.period", number(cpu.period)),
+                ("cpu.quota", cpu.quota.map(|quota| quota.to_string())),
+                ("cpu.burst", number(cpu.burst)),
+                ("cpu.idle", cpu.idle.map(|idle| idle.to_string())),
+                ("cpu.realtimePeriod", number(cpu.realtime_period)),
+                ("cpu.realtimeRuntime", cpu.realtime_runtime.map(|runtime| runtime.to_string())),
+            ] {
                 if let Some(value) = value {
                     report.add(setting, value, why);
                 }
-            }
-            if let Some(quota) = cpu.quota {
-                report.add("cpu.quota", quota, why);
             }
             Ok(())
         }
@@ -297,7 +340,9 @@ fn cpu(draft: &mut Draft<'_>) -> Result<()> {
 }
 
 fn pids(draft: &mut Draft<'_>) {
-    let Some(limit) = draft.want.change.pids.limit else { return };
+    // None is one, as the runtimes have it: nothing beyond the first task.
+    let least = crate::Limit::Value(1);
+    let Some(limit) = draft.want.change.pids.limit.map(|limit| limit.max(least)) else { return };
     match draft.host.hierarchy_of(Controller::Pids) {
         // The file and its words are the same in both versions.
         Some((index, _)) => {
@@ -330,7 +375,7 @@ impl Bandwidth {
 
     /// What is asked for on top of what is there. A burst that the caller did not set goes down with the quota; one that
     /// was set and is above it is an error, as it is the kernel's EINVAL.
-    fn changed(self, cpu: &crate::resources::Cpu) -> Result<Self> {
+    fn changed(self, cpu: &Cpu) -> Result<Self> {
         let quota = cpu.quota.unwrap_or(self.quota);
         let period = cpu.period.unwrap_or(self.period);
         let burst = match (cpu.burst, quota) {
@@ -345,17 +390,31 @@ impl Bandwidth {
     }
 }
 
+/// Where the kernel has no bandwidth control: what was asked of it.
+fn report_no_bandwidth(draft: &mut Draft<'_>, cpu: &Cpu) {
+    let why = "this kernel has no CPU bandwidth control (CONFIG_CFS_BANDWIDTH)";
+    for (setting, value) in [
+        ("cpu.quota", cpu.quota),
+        ("cpu.period", cpu.period.map(crate::Limit::Value)),
+        ("cpu.burst", cpu.burst.map(crate::Limit::Value)),
+    ] {
+        if let Some(value) = value {
+            draft.report.add(setting, value, why);
+        }
+    }
+}
+
 /// `cpu.idle` and the weight beside it, which the kernel lets nobody write while `cpu.idle` is 1 and forgets when it
 /// becomes 0. The steps: weight then idle = 1; idle = 0 then weight. `file` and `value` are the version's own weight.
 fn weight_and_idle(
     draft: &mut Draft<'_>,
     index: usize,
     (setting, file, verify): (&'static str, &'static str, Verify),
+    idle: Option<i64>,
     changed: Option<u64>,
     wanted_before: Option<u64>,
 ) {
     let idle_now = draft.now(index, "cpu.idle") == Some("1");
-    let idle = draft.want.change.cpu.idle;
     if idle.is_some() && !draft.host.capabilities.cpu_idle {
         draft.report.add("cpu.idle", idle.unwrap_or_default(), "this kernel has no cpu.idle (Linux 5.15)");
     }
@@ -387,11 +446,6 @@ fn weight_and_idle(
                 if let Undo::Write(writes) = &mut step.undo {
                     writes.extend(weight_now.map(|weight| (file.into(), weight)));
                 }
-            } else if draft.want.change.cpu.idle == Some(0)
-                && draft.host.capabilities.cpu_idle
-                && draft.want.create
-            {
-                // A new cgroup is not idle: nothing to write.
             }
         }
     }
@@ -411,8 +465,7 @@ fn explain_set(step: &mut Step) -> &mut Step {
 }
 
 /// The burst to write, if it changes and this kernel has it.
-fn supported_burst(draft: &mut Draft<'_>, now: u64, then: u64) -> Option<u64> {
-    let asked = draft.want.change.cpu.burst;
+fn supported_burst(draft: &mut Draft<'_>, asked: Option<u64>, now: u64, then: u64) -> Option<u64> {
     if draft.host.capabilities.cpu_burst {
         return (asked.is_some() || then != now).then_some(then);
     }

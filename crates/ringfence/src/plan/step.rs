@@ -103,6 +103,9 @@ pub(crate) enum Undo {
     RemoveDir,
     /// These files get these values, in this order.
     Write(Vec<(Cow<'static, str>, String)>),
+    /// The file gets what it is found to hold when the step comes: it was not there before, since its controller is only
+    /// enabled on the way.
+    AsFound,
     /// The program that was replaced is put back.
     DeviceFilter,
 }

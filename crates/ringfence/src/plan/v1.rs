@@ -274,7 +274,14 @@ pub(super) fn cpu(draft: &mut Draft<'_>, index: usize) -> Result<()> {
     let (base, change) = (&draft.want.base.cpu, &draft.want.change.cpu);
     let shares = |cpu: &crate::resources::Cpu| cpu.weight.map(convert::weight_to_shares).or(cpu.shares);
     let verify = Verify::ReadsBack { allowed: "2 to 262144" };
-    weight_and_idle(draft, index, ("cpu.shares", "cpu.shares", verify), shares(change), shares(base));
+    weight_and_idle(
+        draft,
+        index,
+        ("cpu.shares", "cpu.shares", verify),
+        change.idle,
+        shares(change),
+        shares(base),
+    );
     bandwidth(draft, index)?;
     realtime(draft, index);
     Ok(())
@@ -286,12 +293,7 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize) -> Result<()> {
         return Ok(());
     }
     if !draft.host.capabilities.cpu_quota {
-        let quota = change.quota.unwrap_or(Limit::Max);
-        draft.report.add(
-            "cpu.quota",
-            quota,
-            "this kernel has no CPU bandwidth control (CONFIG_CFS_BANDWIDTH)",
-        );
+        super::report_no_bandwidth(draft, change);
         return Ok(());
     }
     let now = Bandwidth {
@@ -300,7 +302,7 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize) -> Result<()> {
         burst: draft.now_number(index, "cpu.cfs_burst_us").unwrap_or(0),
     };
     let then = now.changed(change)?;
-    let burst = super::supported_burst(draft, now.burst, then.burst);
+    let burst = super::supported_burst(draft, change.burst, now.burst, then.burst);
     if let Some(burst) = burst.filter(|burst| *burst < now.burst) {
         draft.write(index, "cpu.burst", "cpu.cfs_burst_us", burst);
     }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Hierarchy, Host};
-use crate::resources::{Limit, Resources};
+use crate::resources::{Cpu, Limit, Resources, parse_limit};
 
 pub(super) fn needs(_host: &Host, want: &Want<'_>, index: usize, set: &mut ReadSet) {
     if want.create {
@@ -42,6 +42,14 @@ pub(super) fn needs(_host: &Host, want: &Want<'_>, index: usize, set: &mut ReadS
     }
     for key in unified.keys() {
         set.file(index, key.clone());
+        // What bounds the file, or is bounded by it.
+        let beside: &[&str] = match key.as_str() {
+            "memory.max" => &["memory.current"],
+            "cpu.max" | "cpu.max.burst" => &["cpu.max", "cpu.max.burst"],
+            "cpu.weight" | "cpu.idle" => &["cpu.weight", "cpu.idle"],
+            _ => &[],
+        };
+        beside.iter().for_each(|file| set.file(index, *file));
     }
 }
 
@@ -109,6 +117,33 @@ pub(super) fn make_dirs(draft: &mut Draft<'_>) {
     draft.steps.extend(steps);
 }
 
+/// A change may need a controller that nothing has needed before: where none of its files was there to be read, it is
+/// enabled from the root down. Processes that run inside do not hinder that.
+pub(super) fn enable_missing(draft: &mut Draft<'_>) {
+    let Some((index, hierarchy)) = draft.host.unified() else { return };
+    let (mut required, _) = enabled(hierarchy, draft.want);
+    let mut files = ReadSet::default();
+    needs(draft.host, draft.want, index, &mut files);
+    let there: Vec<_> = files
+        .files
+        .iter()
+        .filter(|(_, file)| draft.now(index, file).is_some())
+        .filter_map(|(_, file)| controller_of(file))
+        .collect();
+    required.retain(|controller| !there.contains(controller));
+    if required.is_empty() {
+        return;
+    }
+    let mut above = draft.leaf(index).parent();
+    let mut steps = Vec::new();
+    while let Some(dir) = above {
+        above = dir.parent();
+        let (required, wanted, evacuate) = (required.clone(), Vec::new(), false);
+        steps.push(Step::new(Action::EnableControllers { dir, required, wanted, evacuate }));
+    }
+    draft.steps.extend(steps.into_iter().rev());
+}
+
 fn enabled(hierarchy: &Hierarchy, want: &Want<'_>) -> (Vec<Controller>, Vec<Controller>) {
     let offered = |controller: &Controller| hierarchy.controllers.contains(controller);
     let required: Vec<_> = limited(want.change).into_iter().filter(offered).collect();
@@ -168,7 +203,7 @@ fn limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
         (Some(Limit::Value(_)), None) => None,
     };
     if let Some(limit) = change.limit {
-        refuse_below_usage(draft, index, limit)?;
+        refuse_below_usage(draft, index, "memory.limit", limit)?;
         let verify = lowered(draft.want, limit, "a size in bytes");
         draft.write(index, "memory.limit", "memory.max", paged(draft, limit)).verify(verify);
     }
@@ -178,13 +213,14 @@ fn limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
             if !draft.want.create && swap < now {
                 let why =
                     "in force from now on; what is in swap already stays there (v2 does not reclaim swap)";
-                draft.report.note("memory.swap", swap, why);
+                draft.report.note("memory.swap", change.swap.unwrap_or(swap), why);
             }
             let value = paged(draft, swap);
             draft.write(index, "memory.swap", "memory.swap.max", value);
         }
         Some(swap @ Limit::Value(_)) => {
-            draft.report.add("memory.swap", swap, "swap accounting is off in this kernel");
+            let why = "swap accounting is off in this kernel";
+            draft.report.add("memory.swap", change.swap.unwrap_or(swap), why);
         }
         _ => {}
     }
@@ -202,24 +238,28 @@ fn paged(draft: &Draft<'_>, limit: Limit) -> Limit {
 }
 
 /// v2 takes a limit below what is in use, and kills at once.
-fn refuse_below_usage(draft: &Draft<'_>, index: usize, limit: Limit) -> Result<()> {
+fn refuse_below_usage(draft: &Draft<'_>, index: usize, setting: &'static str, limit: Limit) -> Result<()> {
     match (draft.now_number(index, "memory.current"), limit) {
         (Some(usage), Limit::Value(limit)) if limit < usage && !draft.want.force => {
             let why = format!(
                 "below the {usage} bytes in use: the kernel would kill at once (force it to have that)"
             );
-            Err(Error::new(ErrorKind::Busy, why).with_setting("memory.limit").with_value(limit))
+            Err(Error::new(ErrorKind::Busy, why).with_setting(setting).with_value(limit))
         }
         _ => Ok(()),
     }
 }
 
 pub(super) fn cpu(draft: &mut Draft<'_>, index: usize) -> Result<()> {
-    let (base, change) = (&draft.want.base.cpu, &draft.want.change.cpu);
-    let weight = |cpu: &crate::resources::Cpu| cpu.weight.or(cpu.shares.map(convert::shares_to_weight));
-    let setting = if change.weight.is_some() { "cpu.weight" } else { "cpu.shares" };
-    weight_and_idle(draft, index, (setting, "cpu.weight", Verify::Accepted), weight(change), weight(base));
-    bandwidth(draft, index)?;
+    let (change, unified) = (&draft.want.change.cpu, &draft.want.change.unified);
+    // What is in `unified` too is written with the rest of it, in an order that the kernel takes.
+    let is_unified = |files: [&str; 2]| files.into_iter().any(|file| unified.contains_key(file));
+    if !is_unified(WEIGHT_FILES) {
+        weight(draft, index, change);
+    }
+    if !is_unified(BANDWIDTH_FILES) {
+        bandwidth(draft, index, change)?;
+    }
     let realtime = [
         ("cpu.realtimeRuntime", change.realtime_runtime.map(|runtime| runtime.to_string())),
         ("cpu.realtimePeriod", change.realtime_period.map(|period| period.to_string())),
@@ -232,20 +272,24 @@ pub(super) fn cpu(draft: &mut Draft<'_>, index: usize) -> Result<()> {
     Ok(())
 }
 
+const WEIGHT_FILES: [&str; 2] = ["cpu.idle", "cpu.weight"];
+const BANDWIDTH_FILES: [&str; 2] = ["cpu.max", "cpu.max.burst"];
+
+fn weight(draft: &mut Draft<'_>, index: usize, change: &Cpu) {
+    let weight = |cpu: &Cpu| cpu.weight.or(cpu.shares.map(convert::shares_to_weight));
+    let setting = if change.weight.is_some() { "cpu.weight" } else { "cpu.shares" };
+    let (file, before) = ((setting, "cpu.weight", Verify::Accepted), weight(&draft.want.base.cpu));
+    weight_and_idle(draft, index, file, change.idle, weight(change), before);
+}
+
 /// `cpu.max` and `cpu.max.burst`: the kernel refuses a burst above the quota at every moment, so that the burst goes down
 /// before the quota and up after it.
-fn bandwidth(draft: &mut Draft<'_>, index: usize) -> Result<()> {
-    let change = &draft.want.change.cpu;
+fn bandwidth(draft: &mut Draft<'_>, index: usize, change: &Cpu) -> Result<()> {
     if change.quota.is_none() && change.period.is_none() && change.burst.is_none() {
         return Ok(());
     }
     if !draft.host.capabilities.cpu_quota {
-        let quota = change.quota.unwrap_or(Limit::Max);
-        draft.report.add(
-            "cpu.quota",
-            quota,
-            "this kernel has no CPU bandwidth control (CONFIG_CFS_BANDWIDTH)",
-        );
+        super::report_no_bandwidth(draft, change);
         return Ok(());
     }
     let (quota, period) =
@@ -256,7 +300,7 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize) -> Result<()> {
         burst: draft.now_number(index, "cpu.max.burst").unwrap_or(0),
     };
     let then = now.changed(change)?;
-    let burst = super::supported_burst(draft, now.burst, then.burst);
+    let burst = super::supported_burst(draft, change.burst, now.burst, then.burst);
     if let Some(burst) = burst.filter(|burst| *burst < now.burst) {
         draft.write(index, "cpu.burst", "cpu.max.burst", burst);
     }
@@ -285,6 +329,7 @@ pub(super) fn unified(draft: &mut Draft<'_>) -> Result<()> {
         .with_setting(format!("unified.{key}"))
         .with_value(value));
     };
+    let mut bounded = None;
     for (key, value) in wanted {
         let refuse = |why: String| {
             Err(Error::new(ErrorKind::Unsupported, why)
@@ -298,14 +343,89 @@ pub(super) fn unified(draft: &mut Draft<'_>) -> Result<()> {
             }
             Some(_) => {}
         }
+        match key.as_str() {
+            "memory.max" => {
+                if let Ok(limit) = parse_limit("unified.memory.max", value.trim()) {
+                    refuse_below_usage(draft, index, "unified.memory.max", limit)?;
+                }
+            }
+            // Once for both files of a pair.
+            file if BANDWIDTH_FILES.contains(&file) || WEIGHT_FILES.contains(&file) => {
+                if bounded.is_none() {
+                    bounded = Some(unified_cpu(draft, index)?);
+                }
+                continue;
+            }
+            _ => {}
+        }
         draft.steps.retain(|step| match &step.action {
             Action::Write { dir, file, .. } => dir.hierarchy != index || file != key,
             _ => true,
         });
-        draft
-            .write(index, format!("unified.{key}"), key.clone(), value)
-            .on(Errno::NOENT, Reaction::Explain("this kernel has no such file"))
-            .on(Errno::INVAL, NOT_VALID_HERE);
+        // A file of several lines takes one of them at a time.
+        let lines: Vec<&str> =
+            if value.trim().contains('\n') { value.lines().collect() } else { vec![value] };
+        for line in lines.into_iter().filter(|line| !line.trim().is_empty()) {
+            let step = draft.write(index, format!("unified.{key}"), key.clone(), line);
+            let effective = match key.as_str() {
+                "cpuset.cpus" => Some("cpuset.cpus.effective"),
+                "cpuset.mems" => Some("cpuset.mems.effective"),
+                _ => None,
+            };
+            if let (Some(file), Ok(asked)) = (effective, line.trim().parse()) {
+                explain_set(step).verify(Verify::Within { file, asked });
+            }
+            step.on(Errno::NOENT, Reaction::Explain("this kernel has no such file"))
+                .on(Errno::INVAL, NOT_VALID_HERE);
+        }
+    }
+    Ok(())
+}
+
+/// The files of the cpu controller that bound each other, from `unified` over what OCI's fields say.
+fn unified_cpu(draft: &mut Draft<'_>, index: usize) -> Result<()> {
+    let unified = &draft.want.change.unified;
+    let given = |files: [&'static str; 2]| files.into_iter().any(|file| unified.contains_key(file));
+    let mut cpu = draft.want.change.cpu.clone();
+    if let Some(text) = unified.get("cpu.max") {
+        let mut words = text.split_whitespace();
+        let quota = match words.next() {
+            Some("max") => Some(Limit::Max),
+            word => word.and_then(|word| word.parse().ok()).map(Limit::Value),
+        };
+        let period = words.next().map(str::parse).transpose().ok();
+        let (Some(_), Some(period), None) = (quota, period, words.next()) else {
+            return Err(Error::invalid("unified.cpu.max", text, "takes a quota or max, and a period, in µs"));
+        };
+        (cpu.quota, cpu.period) = (quota, period.or(cpu.period));
+    }
+    let number = |file: &'static str| -> Result<Option<u64>> {
+        let Some(text) = unified.get(file) else { return Ok(None) };
+        let refused = |_| Error::invalid(format!("unified.{file}"), text, "takes a whole number");
+        text.trim().parse().map(Some).map_err(refused)
+    };
+    cpu.burst = number("cpu.max.burst")?.or(cpu.burst);
+    cpu.weight = number("cpu.weight")?.or(cpu.weight);
+    if let Some(idle) = number("cpu.idle")? {
+        if idle > 1 {
+            return Err(Error::invalid("unified.cpu.idle", idle, "takes 0 to 1"));
+        }
+        cpu.idle = Some(i64::from(idle == 1));
+    }
+    let first = draft.steps.len();
+    if given(WEIGHT_FILES) {
+        weight(draft, index, &cpu);
+    }
+    if given(BANDWIDTH_FILES) {
+        bandwidth(draft, index, &cpu)?;
+    }
+    for step in draft.steps.iter_mut().skip(first) {
+        if let Action::Write { file, .. } = &step.action
+            && unified.contains_key(file.as_ref())
+        {
+            step.setting = Some(format!("unified.{file}").into());
+            step.on(Errno::INVAL, NOT_VALID_HERE);
+        }
     }
     Ok(())
 }

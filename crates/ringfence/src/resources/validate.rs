@@ -133,6 +133,15 @@ fn unified_file(key: &str, value: &str) -> Result<()> {
     if value.trim().is_empty() {
         return refused("takes a value: the kernel has no use for an empty one");
     }
+    let mut lines: Vec<&str> = value.lines().filter(|line| !line.trim().is_empty()).collect();
+    if lines.len() > 1 {
+        let (all, keyed) = (lines.len(), lines.iter().all(|line| line.trim().contains(' ')));
+        lines.sort_unstable_by_key(|line| line.split_whitespace().next());
+        lines.dedup_by_key(|line| line.split_whitespace().next());
+        if !keyed || lines.len() < all {
+            return refused("several lines are for files with a line for each device, each with its device");
+        }
+    }
     if value.contains('\0') {
         return refused("a value has no NUL in it");
     }
