@@ -64,7 +64,7 @@ pub struct Global {
         global = true,
         value_name = "SECONDS",
         default_value = "10",
-        value_parser = seconds,
+        value_parser = |text: &str| seconds("timeout", text),
         env = "RINGFENCE_TIMEOUT",
         hide_env = true
     )]
@@ -103,11 +103,11 @@ pub struct Global {
 }
 
 /// A time in seconds, with fractions.
-pub fn seconds(text: &str) -> Result<Duration> {
+pub fn seconds(setting: &'static str, text: &str) -> Result<Duration> {
     let number = text.parse::<f64>().ok();
-    number.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, "takes a number of seconds, such as 0.5").with_value(text)
-    })
+    number
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| Error::invalid(setting, text, "takes a number of seconds, such as 0.5"))
 }
 
 /// What every subcommand is given.
@@ -239,10 +239,11 @@ mod tests {
 
     #[test]
     fn a_time_is_a_number_of_seconds_that_is_not_negative() {
-        assert_eq!(seconds("0.25").unwrap(), Duration::from_millis(250));
-        assert_eq!(seconds("0").unwrap(), Duration::ZERO);
+        assert_eq!(seconds("timeout", "0.25").unwrap(), Duration::from_millis(250));
+        assert_eq!(seconds("timeout", "0").unwrap(), Duration::ZERO);
         for bad in ["", "-1", "inf", "NaN", "1e300", "1s"] {
-            assert_eq!(seconds(bad).unwrap_err().value(), Some(bad));
+            let error = seconds("timeout", bad).unwrap_err();
+            assert_eq!((error.setting(), error.value()), (Some("timeout"), Some(bad)));
         }
     }
 }

@@ -164,11 +164,12 @@ fn wants_json(args: impl Iterator<Item = OsString>) -> bool {
     let mut format = std::env::var("RINGFENCE_OUTPUT").ok();
     let mut args = args.map(|arg| arg.to_string_lossy().into_owned()).take_while(|arg| arg != "--");
     while let Some(arg) = args.next() {
-        let glued =
-            arg.strip_prefix("--output=").or_else(|| arg.strip_prefix("-o").filter(|rest| !rest.is_empty()));
+        // Of the short options that can stand before it (`-qo json`), none takes a value.
+        let short = arg.strip_prefix('-').map(|letters| letters.trim_start_matches(['q', 'v']));
+        let glued = arg.strip_prefix("--output=").or_else(|| short?.strip_prefix('o'));
         match (glued, arg.as_str()) {
+            (Some(""), _) | (None, "--output") => format = args.next(),
             (Some(value), _) => format = Some(value.trim_start_matches('=').to_owned()),
-            (None, "-o" | "--output") => format = args.next(),
             _ => {}
         }
     }
@@ -241,7 +242,15 @@ mod tests {
     #[test]
     fn the_form_of_errors_is_known_even_where_the_command_line_is_wrong() {
         let wants = |line: &str| wants_json(line.split(' ').map(OsString::from));
-        for line in ["x -o json", "x -ojson", "x --output=jsonl", "x --output json", "x -o table -o json"] {
+        for line in [
+            "x -o json",
+            "x -ojson",
+            "x --output=jsonl",
+            "x --output json",
+            "x -o table -o json",
+            "x -qo json",
+            "x -vvojson",
+        ] {
             assert!(wants(line), "{line}");
         }
         for line in ["x", "x -o", "x -o table", "x run a -- -o json"] {

@@ -247,8 +247,13 @@ impl Table {
         Self { rows: vec![heading.map(str::to_owned).to_vec()] }
     }
 
+    /// A name that someone else chose (a process has any it likes) breaks no line and steers no terminal.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.to_vec());
+        let plain = |cell: String| {
+            let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+            cell.chars().map(escaped).collect()
+        };
+        self.rows.push(cells.map(plain).to_vec());
     }
 
     fn display(&self, color: bool) -> impl Display {
@@ -307,6 +312,13 @@ mod tests {
         let mut table = Table::new(["ID", "STATE"]);
         table.row(["longer".to_owned(), String::new()]);
         assert_eq!(table.display(false).to_string(), "ID      STATE\nlonger\n");
+    }
+
+    #[test]
+    fn a_cell_steers_no_terminal() {
+        let mut table = Table::new(["NAME"]);
+        table.row(["a\u{1b}[2J\nb é".to_owned()]);
+        assert_eq!(table.display(false).to_string(), "NAME\na\\u{1b}[2J\\nb é\n");
     }
 
     #[test]

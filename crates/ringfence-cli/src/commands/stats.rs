@@ -21,7 +21,7 @@ pub struct Stats {
     ids: Vec<SandboxId>,
 
     /// Print again every so many seconds, until the sandboxes are gone; with -o json one array per line
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = |text: &str| parse_seconds("interval", text))]
     interval: Option<Duration>,
 }
 
