@@ -327,3 +327,11 @@ fn the_features_of_one_machine_are_the_host_of_a_plan_on_another() {
     assert_eq!(here["steps"], there["steps"]);
     assert_eq!(here["report"], there["report"]);
 }
+
+#[test]
+fn a_host_that_is_none_is_named_with_those_that_there_are() {
+    let sandbox = Sandbox::named("no-host");
+    let error = sandbox.attempt_json("plan", &["--host", "v3"]).exits(2).error();
+    assert_eq!(error["setting"], "host");
+    assert!(error["message"].as_str().unwrap().contains("hybrid"), "{error}");
+}

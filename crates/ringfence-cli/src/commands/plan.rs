@@ -61,5 +61,13 @@ impl Plan {
 fn other_host(name: &str) -> Result<Host> {
     let (mode, systemd) = name.strip_suffix("+systemd").map_or((name, false), |mode| (mode, true));
     let mode = [Mode::V1, Mode::Hybrid, Mode::V2].into_iter().find(|known| known.as_str() == mode);
-    mode.map_or_else(|| Host::from_json(&read(name.as_ref())?), |mode| Ok(Host::standard(mode, systemd)))
+    if let Some(mode) = mode {
+        return Ok(Host::standard(mode, systemd));
+    }
+    let text = read(name.as_ref()).map_err(|error| {
+        let why =
+            format!("neither v1, hybrid or v2, with +systemd behind or not, nor a file: {}", error.message());
+        error.with_setting("host").with_message(why)
+    })?;
+    Host::from_json(&text)
 }

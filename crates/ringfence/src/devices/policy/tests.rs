@@ -207,16 +207,18 @@ fn a_change_speaks_of_its_own_rules_alone() {
     let kvm = DeviceRule { path: Some("/dev/kvm".into()), ..rule("allow c 10:232 rw") };
     let taken = policy(&["allow c 1:3 rwm"]);
     let no_base = || panic!("nothing of the base is asked for");
-    let (changed, report) = taken.changed(&rules(&["allow c 1:5 r"]), no_base, &[kvm.clone()]).unwrap();
+    let (changed, report) =
+        taken.changed(&rules(&["allow c 1:5 r"]), no_base, std::slice::from_ref(&kvm)).unwrap();
     assert_eq!(changed, policy(&["allow c 1:3 rwm", "allow c 1:5 r"]));
     assert!(report.is_empty(), "what was taken away before is no news: {report}");
 
     let there = policy(&["allow c 10:232 rw"]);
-    let (_, report) = there.changed(&rules(&["deny c 10:* r"]), no_base, &[kvm.clone()]).unwrap();
+    let (_, report) = there.changed(&rules(&["deny c 10:* r"]), no_base, std::slice::from_ref(&kvm)).unwrap();
     assert!(report.to_string().contains("/dev/kvm"), "{report}");
 
     let anew = rules(&["allow b 8:0 r", "deny a", "allow c 1:5 r"]);
-    let (changed, report) = taken.changed(&anew, || Ok(vec![kvm.clone()]), &[kvm.clone()]).unwrap();
+    let (changed, report) =
+        taken.changed(&anew, || Ok(vec![kvm.clone()]), std::slice::from_ref(&kvm)).unwrap();
     assert_eq!(changed, policy(&["allow c 10:232 rw", "allow c 1:5 r"]));
     assert!(report.is_empty(), "{report}");
 }
