@@ -177,7 +177,7 @@ impl Run<'_, '_> {
         let open = self.open(dir)?;
         let undo = match &step.undo {
             Undo::AsFound => match open.read(name) {
-                Ok(now) => &Undo::Write(restoring(&name.to_owned().into(), value, &now)),
+                Ok(now) => &Undo::Write(restoring(name, value, &now)),
                 // Writing it says what is wrong with the file.
                 Err(_) => &Undo::Nothing,
             },

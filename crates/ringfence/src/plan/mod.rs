@@ -164,14 +164,10 @@ impl Draft<'_> {
 }
 
 /// The writes that take `value` out of a file again which held `now`.
-pub(crate) fn restoring(
-    file: &Cow<'static, str>,
-    value: &str,
-    now: &str,
-) -> Vec<(Cow<'static, str>, String)> {
-    let write = |value: &str| (file.clone(), value.to_owned());
+pub(crate) fn restoring(file: &str, value: &str, now: &str) -> Vec<(Cow<'static, str>, String)> {
+    let write = |value: &str| (file.to_owned().into(), value.to_owned());
     // Files with a line for each device, which is shown only while it differs from this.
-    let default = match file.as_ref() {
+    let default = match file {
         "io.max" => Some("rbps=max wbps=max riops=max wiops=max"),
         "io.weight" | "io.bfq.weight" => Some("default"),
         "io.latency" => Some("target=0"),

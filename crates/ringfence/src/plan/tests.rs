@@ -452,6 +452,51 @@ fn unified_wins_over_what_was_derived_and_comes_last_in_order() {
 }
 
 #[test]
+fn a_file_with_a_line_for_each_device_is_restored_device_by_device() {
+    let written = "8:0 rbps=1\n8:16 wbps=2";
+    let lines =
+        |file, now| restoring(file, written, now).into_iter().map(|(_, line)| line).collect::<Vec<_>>();
+    const NONE: &str = "rbps=max wbps=max riops=max wiops=max";
+    assert_eq!(lines("io.max", ""), [format!("8:0 {NONE}"), format!("8:16 {NONE}")]);
+    assert_eq!(
+        lines("io.max", "8:0 rbps=9 wbps=max"),
+        [format!("8:16 {NONE}"), "8:0 rbps=9 wbps=max".into()]
+    );
+    assert_eq!(lines("io.weight", "default 100"), ["8:0 default", "8:16 default", "default 100"]);
+    assert_eq!(lines("cpuset.cpus", ""), ["\n"]);
+    assert_eq!(lines("cpuset.cpus.partition", "root invalid (no CPUs)"), ["root"]);
+    assert_eq!(lines("pids.max", "max"), ["max"]);
+}
+
+#[test]
+fn everything_that_a_missing_controller_would_do_is_reported() {
+    let mut host = v1();
+    for hierarchy in &mut host.hierarchies {
+        hierarchy.controllers.clear();
+    }
+    let asked = Resources::new()
+        .memory_swappiness(1)
+        .memory_kernel_tcp(MIB)
+        .disable_oom_killer(true)
+        .cpu_burst(1)
+        .cpu_idle(true)
+        .cpu_realtime_period(1)
+        .cpu_realtime_runtime(1);
+    assert_eq!(created(&host, &asked).report.lines().len(), 7);
+}
+
+#[test]
+fn real_time_never_exceeds_its_period_at_any_step() {
+    let mut host = v1();
+    host.capabilities.cpu_rt = true;
+    let now = [("cpu.rt_period_us", "1000000"), ("cpu.rt_runtime_us", "900000")];
+    let less = Resources::new().cpu_realtime_period(1000).cpu_realtime_runtime(500);
+    assert_eq!(changed(&host, &less, &now), ["cpu.rt_runtime_us 500", "cpu.rt_period_us 1000"]);
+    let more = Resources::new().cpu_realtime_period(2_000_000).cpu_realtime_runtime(1_500_000);
+    assert_eq!(changed(&host, &more, &now), ["cpu.rt_period_us 2000000", "cpu.rt_runtime_us 1500000"]);
+}
+
+#[test]
 fn unified_is_refused_where_there_is_no_v2_and_for_controllers_that_are_not_there() {
     let refused = |host: &Host, key: &str| {
         let change = Resources::new().unified(key, "1");

@@ -278,7 +278,9 @@ const BANDWIDTH_FILES: [&str; 2] = ["cpu.max", "cpu.max.burst"];
 fn weight(draft: &mut Draft<'_>, index: usize, change: &Cpu) {
     let weight = |cpu: &Cpu| cpu.weight.or(cpu.shares.map(convert::shares_to_weight));
     let setting = if change.weight.is_some() { "cpu.weight" } else { "cpu.shares" };
-    let (file, before) = ((setting, "cpu.weight", Verify::Accepted), weight(&draft.want.base.cpu));
+    let base = draft.want.base;
+    let unified = base.unified.get("cpu.weight").and_then(|weight| weight.trim().parse().ok());
+    let (file, before) = ((setting, "cpu.weight", Verify::Accepted), unified.or(weight(&base.cpu)));
     weight_and_idle(draft, index, file, change.idle, weight(change), before);
 }
 

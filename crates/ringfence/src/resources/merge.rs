@@ -15,6 +15,8 @@ impl Resources {
     /// - shares replace a weight that was set, and a weight shares;
     /// - a quota below a burst that was set lowers the burst to it.
     ///
+    /// What was set by the name of a v2 file gives way to the field that is written to that file.
+    ///
     /// Device rules are added behind the present ones; a rule of type `a` among them takes the place of all before it.
     /// Whether the outcome is consistent, such as a swap given alone that is below the limit, [`Resources::validate`]
     /// tells.
@@ -25,6 +27,22 @@ impl Resources {
         self.cpu.merge(cpu);
         let Pids { limit } = pids;
         set(&mut self.pids.limit, limit);
+        for (given, file) in [
+            (memory.limit.is_some(), "memory.max"),
+            (memory.reservation.is_some(), "memory.low"),
+            (memory.swap.is_some(), "memory.swap.max"),
+            (cpu.shares.or(cpu.weight).is_some(), "cpu.weight"),
+            (cpu.quota.is_some(), "cpu.max"),
+            (cpu.burst.is_some(), "cpu.max.burst"),
+            (cpu.idle.is_some(), "cpu.idle"),
+            (cpu.cpus.is_some(), "cpuset.cpus"),
+            (cpu.mems.is_some(), "cpuset.mems"),
+            (pids.limit.is_some(), "pids.max"),
+        ] {
+            if given {
+                self.unified.remove(file);
+            }
+        }
         self.unified.extend(unified.clone());
     }
 }
@@ -207,6 +225,16 @@ mod tests {
             let too_low = merged(both, Resources::new().memory_swap(50), version);
             assert_eq!(too_low.validate().unwrap_err().setting(), Some("memory.swap"));
         }
+    }
+
+    #[test]
+    fn a_field_takes_the_place_of_the_file_that_it_is_written_to() {
+        let have = Resources::new().unified("memory.max", "4096").unified("cpu.weight", "50");
+        let limit = Resources::new().memory_limit(8192);
+        let after = merged(have.clone(), limit, Version::V2);
+        assert_eq!(after, Resources::new().memory_limit(8192).unified("cpu.weight", "50"));
+        let both = Resources::new().memory_limit(8192).unified("memory.max", "5000");
+        assert_eq!(merged(have, both.clone(), Version::V2).unified["memory.max"], "5000");
     }
 
     #[test]
