@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use ringfence::devices::DeviceKind;
 use ringfence::resources::{SpecFile, parse_cpus, parse_limit};
 use ringfence::{
     CgroupPath, CpuSet, DeviceNode, DeviceRule, Error, ErrorKind, Limit, Overhead, Profile, Report,
@@ -311,7 +312,32 @@ impl FromArgMatches for DeviceOptions {
     }
 }
 
-/// The numbers of a device on this host: those that it is known to have, else what the path is on this machine.
+/// The numbers of a device on a host that is not this machine: those that it is known to have, and those that are the
+/// same on every Linux (kernel documentation: admin-guide/devices).
+pub fn node_of(host: &ringfence::Host) -> impl Fn(&Path) -> Result<DeviceNode> {
+    const EVERYWHERE: [(&str, u32, u32); 7] = [
+        ("/dev/null", 1, 3),
+        ("/dev/zero", 1, 5),
+        ("/dev/full", 1, 7),
+        ("/dev/random", 1, 8),
+        ("/dev/urandom", 1, 9),
+        ("/dev/tty", 5, 0),
+        ("/dev/ptmx", 5, 2),
+    ];
+    |path| {
+        let known = host.devices.get(path).copied();
+        let everywhere = || {
+            let (_, major, minor) = EVERYWHERE.into_iter().find(|(known, ..)| Path::new(known) == path)?;
+            Some(DeviceNode { kind: DeviceKind::Char, major, minor })
+        };
+        known.or_else(everywhere).ok_or_else(|| {
+            let why = "nobody knows the numbers of this device on that host: give them, as in \"c 1:3 rwm\"";
+            Error::invalid("devices", path.display(), why)
+        })
+    }
+}
+
+/// The numbers of a device on this machine: those that are known already, else what the path is now.
 pub fn node_on(host: &ringfence::Host) -> impl Fn(&Path) -> Result<DeviceNode> {
     |path| host.devices.get(path).map_or_else(|| DeviceNode::at(path), |node| Ok(*node))
 }

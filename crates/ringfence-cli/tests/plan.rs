@@ -335,3 +335,18 @@ fn a_host_that_is_none_is_named_with_those_that_there_are() {
     assert_eq!(error["setting"], "host");
     assert!(error["message"].as_str().unwrap().contains("hybrid"), "{error}");
 }
+
+#[test]
+fn a_plan_for_another_host_takes_no_numbers_from_this_machine() {
+    let planned = |rule: &str| {
+        let mut command = support::ringfence();
+        command.args(["-o", "json", "plan", "x", "--host", "v2", "--device-allow", rule]);
+        finish(command)
+    };
+    // Known of the standard host, and the same on every Linux.
+    planned("/dev/kvm").exits(0);
+    planned("/dev/null:r").exits(0);
+    // There is one here, with other numbers elsewhere.
+    let error = planned("/dev/kmsg").exits(2).error();
+    assert_eq!((&error["setting"], &error["value"]), (&"devices".into(), &"/dev/kmsg".into()), "{error}");
+}

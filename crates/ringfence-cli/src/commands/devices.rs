@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::commands::set::options;
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::limits::{node_on, read};
+use crate::limits::{node_of, node_on, read};
 use crate::output::Table;
 
 /// List, allow, deny and check devices
@@ -128,19 +128,17 @@ impl Change {
 
 impl Check {
     fn run(&self, context: &Context) -> Result<Exit> {
-        let (host, policy) = match &self.id {
+        let rule = &self.rule;
+        let (policy, asked) = match &self.id {
             Some(id) => {
                 let host = context.host()?;
-                let policy = context.state(&host, id)?.devices;
-                (host, policy)
+                (context.state(&host, id)?.devices, DeviceRule::parse(true, rule, node_on(&host))?)
             }
             None => {
                 let host = Host::standard(Mode::V2, false);
-                let policy = self.policy(&host)?;
-                (host, policy)
+                (self.policy(&host)?, DeviceRule::parse(true, rule, node_of(&host))?)
             }
         };
-        let asked = DeviceRule::parse(true, &self.rule, node_on(&host))?;
         let decision = policy.check_rule(&asked);
         let verdict = if decision.allowed { "allowed" } else { "denied" };
         let by = if decision.by.allow { "allow" } else { "deny" };

@@ -6,7 +6,7 @@ use ringfence::{Error, Host, Mode, Plan as Steps, Result, Sandbox, SandboxId, St
 use crate::commands::set;
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::limits::{Wanted, node_on, read};
+use crate::limits::{Wanted, node_of, node_on, read};
 
 /// Print the ordered steps that a creation would take, or a change of a sandbox that exists; takes none
 ///
@@ -27,21 +27,20 @@ pub struct Plan {
 impl Plan {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let plan = match &self.host {
-            Some(name) => self.creation(context, &other_host(name)?)?,
+            Some(name) => {
+                let host = other_host(name)?;
+                Sandbox::plan(&host, &self.wanted.config(context, &self.id, node_of(&host))?)?
+            }
             None => {
                 let host = context.host()?;
                 match context.store(&host).load(&self.id)? {
                     Some(state) => self.change(context, &host, state)?,
-                    None => self.creation(context, &host)?,
+                    None => Sandbox::plan(&host, &self.wanted.config(context, &self.id, node_on(&host))?)?,
                 }
             }
         };
         context.output.object(&plan, &plan)?;
         Ok(Exit::Done)
-    }
-
-    fn creation(&self, context: &Context, host: &Host) -> Result<Steps> {
-        Sandbox::plan(host, &self.wanted.config(context, &self.id, node_on(host))?)
     }
 
     fn change(&self, context: &Context, host: &Host, state: State) -> Result<Steps> {
