@@ -67,6 +67,8 @@ impl Stage {
 pub(crate) fn spawn(image: &Image, inside: &Inside<'_>) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
     let fork_failed = |errno| (Stage::Fork, errno);
     let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(fork_failed)?;
+    // In a caller that has closed its standard descriptors it would be one of these, which the child is about to replace.
+    let writer = rustix::io::fcntl_dupfd_cloexec(writer, 3).map_err(fork_failed)?;
     let argv = pointers(&image.argv);
     let envp = pointers(&image.envp);
     let join: Vec<RawFd> = inside.join.iter().map(AsRawFd::as_raw_fd).collect();
@@ -141,8 +143,8 @@ fn fork(unified: Option<BorrowedFd<'_>>, child: &Child<'_>) -> Result<(Pid, Owne
     match pid {
         0 => child.run(),
         -1 => match last_errno() {
-            // Seccomp filters of container engines answer ENOSYS, as does a kernel before 5.3.
-            Errno::NOSYS if unified.is_none() => plain_fork(child),
+            // Seccomp filters of container engines answer ENOSYS, older ones EPERM; a kernel before 5.3 ENOSYS.
+            Errno::NOSYS | Errno::PERM if unified.is_none() => plain_fork(child),
             errno => Err(errno),
         },
         pid => {
@@ -160,7 +162,14 @@ fn plain_fork(child: &Child<'_>) -> Result<(Pid, OwnedFd), Errno> {
         -1 => Err(last_errno()),
         pid => {
             let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
-            Ok((pid, rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
+            // Not collected yet, so that the PID is still this child's.
+            rustix::process::pidfd_open(pid, PidfdFlags::empty()).map(|pidfd| (pid, pidfd)).inspect_err(
+                |_| {
+                    // An error says that nothing was started.
+                    _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                    _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+                },
+            )
         }
     }
 }
