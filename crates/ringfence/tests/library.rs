@@ -327,3 +327,170 @@ fn a_plan_names_the_files_that_are_written_then() {
     drop(vm);
     assert!(!std::path::Path::new(path).exists());
 }
+
+/// Starts one of the ignored tests below as a program of its own.
+fn helper(test: &str) -> Vec<String> {
+    let own = std::env::current_exe().unwrap().to_str().unwrap().to_owned();
+    let args = ["--ignored", "--exact", "--test-threads=1", test].map(str::to_owned);
+    [vec![own], args.to_vec()].concat()
+}
+
+#[test]
+#[ignore = "a program that another test starts"]
+fn program_whose_first_thread_ends() {
+    // SAFETY: the child goes on as a program with one thread; nothing that it uses was locked by another one.
+    if unsafe { libc::fork() } == 0 {
+        std::thread::spawn(|| std::thread::sleep(SOON * 10));
+        // SAFETY: ends this thread, the first of its process, and it alone.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    std::process::exit(0);
+}
+
+/// A process inside whose first thread has ended while another lives on.
+fn start_without_first_thread(vm: &Sandbox) -> u32 {
+    let words = helper("program_whose_first_thread_ends");
+    let child = vm.spawn(&Command::new(&words[0]).args(&words[1..]).stdout(null().unwrap())).unwrap();
+    child.wait().unwrap();
+    let pid = *vm.processes().unwrap().first().unwrap();
+    let has_ended = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('Z')
+    };
+    let started = Instant::now();
+    while !has_ended() && started.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(has_ended());
+    pid
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_found_drained_and_killed() {
+    let host = Host::detect().unwrap();
+    let parent = name("leaderless");
+    let at = |path: String| {
+        let config = SandboxConfig::new(path.parse().unwrap());
+        Guarded(Sandbox::create(&host, &config).unwrap().0)
+    };
+    let vm = at(format!("/{parent}/first"));
+    let pid = start_without_first_thread(&vm);
+    assert!(ringfence::ProcessIdentity::of(pid).is_some(), "its other thread lives on");
+
+    // Joining moves the living threads; the ended one stays where it was.
+    let second = at(format!("/{parent}/second"));
+    second.join(pid).unwrap();
+    assert_eq!(vm.processes().unwrap(), BTreeSet::new());
+    assert_eq!(second.processes().unwrap(), BTreeSet::from([pid]));
+    assert_eq!(second.destroy(Remaining::Refuse, SOON).unwrap_err().kind(), ErrorKind::Busy);
+    vm.destroy(Remaining::Refuse, SOON).unwrap();
+
+    let paths = second.paths();
+    let started = Instant::now();
+    let outcome = second.destroy(Remaining::Drain, SOON).unwrap();
+    assert!(started.elapsed() < SOON / 2);
+    assert_eq!(outcome.moved, BTreeSet::from([pid]));
+
+    let third = at(format!("/{parent}/third"));
+    third.join(pid).unwrap();
+    assert_eq!(third.destroy(Remaining::Kill, SOON).unwrap().killed, BTreeSet::from([pid]));
+    for path in paths.values().collect::<BTreeSet<_>>() {
+        _ = std::fs::remove_dir(path.with_file_name("drained"));
+        std::fs::remove_dir(path.parent().unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn what_froze_itself_below_the_sandbox_is_killed_too() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "frozen-below", Resources::new());
+    let child = vm.spawn(&sleeper()).unwrap();
+    for path in vm.paths().values().collect::<BTreeSet<_>>() {
+        let below = path.join("below");
+        std::fs::create_dir(&below).unwrap();
+        for file in ["cpuset.cpus", "cpuset.mems", "cpus", "mems"] {
+            if path.join("tasks").exists() && path.join(file).exists() {
+                std::fs::write(below.join(file), std::fs::read(path.join(file)).unwrap()).unwrap();
+            }
+        }
+        std::fs::write(below.join("cgroup.procs"), child.pid().to_string()).unwrap();
+        for (file, value) in [("freezer.state", "FROZEN"), ("cgroup.freeze", "1")] {
+            if below.join(file).exists() {
+                std::fs::write(below.join(file), value).unwrap();
+            }
+        }
+    }
+    let outcome = vm.destroy(Remaining::Kill, SOON).unwrap();
+    assert_eq!(outcome.killed, BTreeSet::from([child.pid()]));
+    child.wait().unwrap();
+}
+
+/// From now on this thread's system calls of these numbers fail so, as in a container with a seccomp filter.
+fn refuse_calls(refused: &[(libc::c_long, i32)]) {
+    let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut filter = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
+    for (number, errno) in refused {
+        let mut jump =
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, u32::try_from(*number).unwrap());
+        jump.jf = 1;
+        filter.push(jump);
+        filter.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno.unsigned_abs()));
+    }
+    filter.push(statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW));
+    let program = libc::sock_fprog { len: u16::try_from(filter.len()).unwrap(), filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its filter outlive the call, which copies them.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+    }
+}
+
+#[test]
+fn where_clone3_is_forbidden_the_child_joins_by_itself() {
+    for errno in [libc::ENOSYS, libc::EPERM] {
+        let spawn = move || {
+            refuse_calls(&[(libc::SYS_clone3, errno)]);
+            let host = Host::detect().unwrap();
+            let vm = sandbox(&host, "clone3", Resources::new());
+            let child = vm.spawn(&sleeper()).unwrap();
+            assert!(is_inside(child.pid(), &vm), "{:?}", memberships(child.pid()));
+            vm.kill(SOON).unwrap();
+            child.wait().unwrap();
+        };
+        std::thread::spawn(spawn).join().unwrap();
+    }
+}
+
+#[test]
+fn where_no_pidfd_can_be_had_nothing_is_started() {
+    let spawn = || {
+        refuse_calls(&[(libc::SYS_clone3, libc::ENOSYS), (libc::SYS_pidfd_open, libc::ENOSYS)]);
+        let host = Host::detect().unwrap();
+        let vm = sandbox(&host, "pidfd", Resources::new());
+        assert_eq!(vm.spawn(&sleeper()).unwrap_err().errno(), Some(libc::ENOSYS));
+        // One that has not joined yet would come a moment later.
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(vm.processes().unwrap(), BTreeSet::new());
+    };
+    std::thread::spawn(spawn).join().unwrap();
+}
+
+#[test]
+#[ignore = "a program that another test starts"]
+fn program_that_spawns_without_standard_descriptors() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "closed", Resources::new());
+    let command = Command::new("/dev/null/nowhere").stdin(null().unwrap()).stdout(null().unwrap());
+    // SAFETY: nothing below uses these descriptors.
+    (0..3).for_each(|fd| assert_eq!(unsafe { libc::close(fd) }, 0));
+    let refused = vm.spawn(&command).is_err();
+    drop(vm);
+    std::process::exit(if refused { 0 } else { 1 });
+}
+
+#[test]
+fn a_caller_without_standard_descriptors_is_told_that_exec_failed() {
+    let words = helper("program_that_spawns_without_standard_descriptors");
+    let status = std::process::Command::new(&words[0]).args(&words[1..]).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+}

@@ -12,13 +12,14 @@ use serde::Serialize;
 
 use crate::cgroup::freeze::event;
 use crate::cgroup::mark::mark_drained;
-use crate::cgroup::{Cgroup, members};
+use crate::cgroup::{Cgroup, members, write_pid};
 use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
+use crate::path::DRAINED;
 use crate::plan::Dir;
 
 /// What becomes of processes that are still inside.
@@ -43,22 +44,54 @@ pub struct Outcome {
     pub removed: Vec<PathBuf>,
 }
 
-/// All that went wrong at once; the source of the error that [`Cgroup::destroy`] returns.
+/// What was done all the same, and all that went wrong; the source of the error that [`Cgroup::destroy`] returns.
 #[derive(Debug)]
-pub struct Failures(Vec<Error>);
+pub struct Failures {
+    errors: Vec<Error>,
+    outcome: Outcome,
+}
+
+impl Failures {
+    /// What went wrong, where that is more than one thing: the error itself has one alone.
+    pub fn errors(&self) -> &[Error] {
+        &self.errors
+    }
+
+    /// What was moved, killed and removed before and after.
+    pub fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    /// The outcome, or one error for all that went wrong.
+    fn or_outcome(mut errors: Vec<Error>, outcome: Outcome) -> Result<Outcome> {
+        let error = match errors.pop() {
+            None => return Ok(outcome),
+            Some(only) if errors.is_empty() => only,
+            Some(last) => {
+                let kind = last.kind();
+                errors.push(last);
+                let all: Vec<_> = errors.iter().map(ToString::to_string).collect();
+                Error::new(kind, format!("not all of it could be done: {}", all.join("; ")))
+            }
+        };
+        Err(error.with_source(Self { errors, outcome }))
+    }
+}
 
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sentences: Vec<_> = self.0.iter().map(ToString::to_string).collect();
-        f.write_str(&sentences.join("; "))
+        let Outcome { killed, moved, removed } = &self.outcome;
+        write!(
+            f,
+            "all the same, {} processes were killed, {} moved out, and {} directories removed",
+            killed.len(),
+            moved.len(),
+            removed.len()
+        )
     }
 }
 
 impl std::error::Error for Failures {}
-
-/// The leaf below the parent that takes what is drained where the parent itself cannot. It stays, until somebody removes
-/// it when it is empty.
-pub(crate) const DRAINED: &str = "drained";
 
 impl Cgroup {
     /// Sends a signal to every process inside, once.
@@ -78,27 +111,31 @@ impl Cgroup {
     pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
         let deadline = Deadline::after(timeout);
         let mut outcome = Outcome::default();
-        self.kill_until_empty(deadline, &mut outcome)?;
-        Ok(outcome.killed)
+        let failures = self.kill_until_empty(deadline, &mut outcome);
+        Failures::or_outcome(failures, outcome).map(|outcome| outcome.killed)
     }
 
-    fn kill_until_empty(&self, deadline: Deadline, outcome: &mut Outcome) -> Result<()> {
+    fn kill_until_empty(&self, deadline: Deadline, outcome: &mut Outcome) -> Vec<Error> {
         let mut pause = Duration::from_micros(200);
         loop {
-            let pids = self.processes()?;
+            let pids = match self.processes() {
+                Ok(pids) => pids,
+                Err(error) => return vec![error],
+            };
             if pids.is_empty() {
                 // Thawed all the same, so that what joins later runs.
-                _ = self.write_thawed();
-                return Ok(());
+                self.thaw_tree();
+                return Vec::new();
             }
             let kernel = self.kill_once(&pids);
             outcome.killed.extend(pids.difference(&kernel));
-            if !kernel.is_empty() {
-                self.drain_once(&kernel, outcome)?;
+            let failures = if kernel.is_empty() { Vec::new() } else { self.drain_once(&kernel, outcome) };
+            if !failures.is_empty() {
+                return failures;
             }
             if deadline.is_over() {
                 let why = format!("processes live on after SIGKILL: {pids:?}");
-                return Err(Error::new(ErrorKind::TimedOut, why).with_value(&self.path));
+                return vec![Error::new(ErrorKind::TimedOut, why).with_value(&self.path)];
             }
             deadline.sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -117,12 +154,9 @@ impl Cgroup {
         let mut kernel = BTreeSet::new();
         if !killed || v1_freezer.is_some() {
             let mut again = BTreeSet::new();
-            let listed = if self.dirs.iter().try_for_each(|(_, dir)| members(dir, &mut again)).is_ok() {
-                &again
-            } else {
-                pids
-            };
-            for pid in listed {
+            let mut dirs = self.dirs.iter();
+            let listed = dirs.try_for_each(|(dir, open)| members(open, self.version(dir), &mut again));
+            for pid in if listed.is_ok() { &again } else { pids } {
                 send(*pid, Signal::KILL);
             }
         }
@@ -131,7 +165,7 @@ impl Cgroup {
                 kernel.insert(*pid);
             }
         }
-        _ = self.write_thawed();
+        self.thaw_tree();
         kernel
     }
 
@@ -145,7 +179,7 @@ impl Cgroup {
     pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let deadline = Deadline::after(timeout);
         let mut outcome = Outcome::default();
-        let mut failures = Vec::new();
+        let mut failures: Vec<Error> = Vec::new();
         match remaining {
             Remaining::Refuse => {
                 let pids = self.processes()?;
@@ -155,9 +189,11 @@ impl Cgroup {
                     return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
                 }
             }
-            Remaining::Drain => failures.extend(self.drain_until_empty(deadline, &mut outcome).err()),
-            Remaining::Kill => failures.extend(self.kill_until_empty(deadline, &mut outcome).err()),
+            Remaining::Drain => failures = self.drain_until_empty(deadline, &mut outcome),
+            Remaining::Kill => failures = self.kill_until_empty(deadline, &mut outcome),
         }
+        // Of what is left, nothing will go by itself: each directory is tried once.
+        let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };
         failures.extend(self.wait_until_unpopulated(deadline).err());
         for (dir, _) in &self.dirs {
             failures.extend(self.remove_tree(dir, deadline, &mut outcome).err());
@@ -165,54 +201,63 @@ impl Cgroup {
         if self.parent_is_default {
             self.remove_empty_parent(&mut outcome);
         }
-        match failures.pop() {
-            None => Ok(outcome),
-            Some(only) if failures.is_empty() => Err(only),
-            Some(last) => {
-                let kind = last.kind();
-                failures.push(last);
-                let failures = Failures(failures);
-                let why = format!("not all of the cgroup could be removed: {failures}");
-                Err(Error::new(kind, why).with_value(&self.path).with_source(failures))
-            }
-        }
+        Failures::or_outcome(failures, outcome)
     }
 
-    fn drain_until_empty(&self, deadline: Deadline, outcome: &mut Outcome) -> Result<()> {
-        _ = self.write_thawed();
+    /// Repeated until nothing is left that was forked meanwhile; given up early where a pass moves nothing and is refused.
+    fn drain_until_empty(&self, deadline: Deadline, outcome: &mut Outcome) -> Vec<Error> {
+        self.thaw_tree();
+        let mut before = BTreeSet::new();
+        let mut pause = Duration::from_micros(200);
         loop {
-            let pids = self.processes()?;
-            if pids.is_empty() {
-                return Ok(());
+            let pids = match self.processes() {
+                Ok(pids) if pids.is_empty() => return Vec::new(),
+                Ok(pids) => pids,
+                Err(error) => return vec![error],
+            };
+            let mut failures = self.drain_once(&pids, outcome);
+            let is_refused = !failures.is_empty() && pids == before;
+            if is_refused || deadline.is_over() {
+                if failures.is_empty() {
+                    let why = format!("processes are still inside: {pids:?}");
+                    failures.push(Error::new(ErrorKind::TimedOut, why).with_value(&self.path));
+                }
+                return failures;
             }
-            self.drain_once(&pids, outcome)?;
-            if deadline.is_over() {
-                let why = format!("processes are still inside: {pids:?}");
-                return Err(Error::new(ErrorKind::TimedOut, why).with_value(&self.path));
-            }
+            before = pids;
+            deadline.sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
 
-    /// Moves these processes out, in every hierarchy in which they are. One that vanished does not stop the rest.
-    fn drain_once(&self, pids: &BTreeSet<u32>, outcome: &mut Outcome) -> Result<()> {
+    /// Moves these processes out, in every hierarchy in which they are. One that vanished or that cannot be moved does not
+    /// stop the rest.
+    fn drain_once(&self, pids: &BTreeSet<u32>, outcome: &mut Outcome) -> Vec<Error> {
+        let mut failures = Vec::new();
         for (dir, open) in &self.dirs {
             let failed = |errno| Error::kernel("cannot drain into the parent", dir.full(&self.host), errno);
             let mut here = BTreeSet::new();
-            members(open, &mut here).map_err(failed)?;
+            failures.extend(members(open, self.version(dir), &mut here).err().map(failed));
             here.retain(|pid| pids.contains(pid));
             if here.is_empty() {
                 continue;
             }
-            let target = self.drain_target(dir).map_err(failed)?;
+            let target = match self.drain_target(dir) {
+                Ok(target) => target,
+                Err(errno) => {
+                    failures.push(failed(errno));
+                    continue;
+                }
+            };
             for pid in here {
-                match target.write("cgroup.procs", &pid.to_string()) {
+                match write_pid(&target, pid) {
                     Ok(()) => drop(outcome.moved.insert(pid)),
                     Err(Errno::SRCH) => {}
-                    Err(errno) => return Err(failed(errno)),
+                    Err(errno) => failures.push(failed(errno).with_setting("pid").with_value(pid)),
                 }
             }
         }
-        Ok(())
+        failures
     }
 
     /// v1: the parent. v2, where a parent with controllers for its children takes no processes, and below the root, which
@@ -321,8 +366,10 @@ impl Cgroup {
     /// The default parent goes with its last cgroup, and with a leaf of drained processes that have ended; another cgroup
     /// inside keeps it.
     fn remove_empty_parent(&self, outcome: &mut Outcome) {
-        for (dir, _) in &self.dirs {
-            let Some(parent) = dir.parent().filter(|parent| !parent.path.is_empty()) else { continue };
+        // In all hierarchies: where the cgroup itself is missing, its parent may still be.
+        for hierarchy in 0..self.host.hierarchies.len() {
+            let parent = Dir::new(hierarchy, &self.path).parent();
+            let Some(parent) = parent.filter(|parent| !parent.path.is_empty()) else { continue };
             let Some(above) = parent.parent() else { continue };
             let mut dirs = Dirs::new(&self.host, Vec::new());
             let Ok(above) = dirs.get(&above) else { continue };

@@ -92,6 +92,15 @@ impl Cgroup {
         written.map_err(|errno| self.freezer_error("cannot thaw", errno))
     }
 
+    /// Thaws the cgroup and every one below it, each of which may be frozen by itself: on v1 a signal to a frozen task waits
+    /// for that. On v2 it does not, and what is moved out of a frozen cgroup runs.
+    pub(crate) fn thaw_tree(&self) {
+        _ = self.write_thawed();
+        if let Ok((Version::V1, dir)) = self.freezer() {
+            thaw_below(dir);
+        }
+    }
+
     /// The nearest ancestor that is frozen by itself.
     fn frozen_ancestor(&self, version: Version) -> Result<Option<String>> {
         let controller = self.host.hierarchy_of(Controller::Freezer).map(|(index, _)| index);
@@ -117,6 +126,15 @@ impl Cgroup {
 
     fn freezer_error(&self, what: &'static str, errno: Errno) -> Error {
         Error::kernel(what, &self.path, errno)
+    }
+}
+
+fn thaw_below(dir: &CgroupDir) {
+    for child in dir.children().unwrap_or_default() {
+        // One that vanishes meanwhile needs no thawing.
+        let Ok(child) = dir.open_dir(&child) else { continue };
+        _ = child.write("freezer.state", "THAWED");
+        thaw_below(&child);
     }
 }
 

@@ -7,9 +7,9 @@ use std::os::fd::AsFd;
 
 use rustix::fs::XattrFlags;
 
-use super::destroy::DRAINED;
 use crate::host::Host;
 use crate::kernel::dir::CgroupDir;
+use crate::path::DRAINED;
 
 const MARK: &str = "trusted.ringfence";
 

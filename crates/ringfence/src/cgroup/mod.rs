@@ -15,10 +15,10 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
-pub(crate) use destroy::DRAINED;
 pub use destroy::{Failures, Outcome, Remaining};
 pub use tasks::Task;
 
+use crate::cgroup::freeze::event;
 use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};
 use crate::driver::cgroupfs::carry_out;
@@ -284,7 +284,7 @@ impl Cgroup {
     pub fn processes(&self) -> Result<BTreeSet<u32>> {
         let mut pids = BTreeSet::new();
         for (dir, open) in &self.dirs {
-            members(open, &mut pids)
+            members(open, self.version(dir), &mut pids)
                 .map_err(|errno| Error::kernel("cannot list the processes", dir.full(&self.host), errno))?;
         }
         Ok(pids)
@@ -391,27 +391,58 @@ impl Cgroup {
 }
 
 /// The processes of a directory and of those below it.
-pub(crate) fn members(dir: &CgroupDir, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
-    match dir.read("cgroup.procs") {
-        Ok(list) => pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok())),
+///
+/// v1 lists the process of every live task. v2 lists a process where its first thread is, or was: if that has ended and the
+/// others live on, they can be moved and it cannot. What is not populated has nobody in it then, and what is populated
+/// without a process has threads.
+pub(crate) fn members(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
+    match listed(dir, version, pids) {
         // Removed meanwhile: nobody is in it.
-        Err(Errno::NODEV | Errno::NOENT) => return Ok(()),
+        Err(Errno::NODEV | Errno::NOENT) => Ok(()),
+        done => done,
+    }
+}
+
+fn listed(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
+    if version == Version::V2 && !is_populated(dir)? {
+        return Ok(());
+    }
+    let known = pids.len();
+    let mut is_without_process = false;
+    match dir.read("cgroup.procs") {
+        Ok(list) => {
+            is_without_process = list.is_empty();
+            pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
         // A threaded part: its processes are listed in the domain above.
         Err(Errno::OPNOTSUPP) => {}
         Err(errno) => return Err(errno),
     }
     for child in dir.children()? {
         match dir.open_dir(&child) {
-            Ok(child) => members(&child, pids)?,
-            Err(Errno::NOENT) => {}
+            Ok(child) => members(&child, version, pids)?,
+            Err(Errno::NOENT | Errno::NODEV) => {}
             Err(errno) => return Err(errno),
         }
+    }
+    if version == Version::V2 && is_without_process && pids.len() == known {
+        let threads = dir.read("cgroup.threads")?;
+        pids.extend(threads.lines().filter_map(|tid| proc::process_of(tid.parse().ok()?)));
     }
     Ok(())
 }
 
+/// Whether a live task is in a v2 cgroup or below it. The machine's root does not say, and is.
+pub(crate) fn is_populated(dir: &CgroupDir) -> Result<bool, Errno> {
+    match dir.read("cgroup.events") {
+        Ok(events) => Ok(event(&events, "populated")),
+        Err(Errno::NOENT) => Ok(true),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// EINVAL is the answer while a task is still being born: briefly retried.
-fn write_pid(dir: &CgroupDir, pid: u32) -> Result<(), Errno> {
+pub(crate) fn write_pid(dir: &CgroupDir, pid: u32) -> Result<(), Errno> {
     let pid = pid.to_string();
     for _ in 0..10 {
         match dir.write("cgroup.procs", &pid) {

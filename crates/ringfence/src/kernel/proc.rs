@@ -20,10 +20,11 @@ pub struct ProcessIdentity {
 }
 
 impl ProcessIdentity {
-    /// The identity of a running process; `None` when there is no such process, or it is a zombie.
+    /// The identity of a running process; `None` when there is no such process, or it is a zombie. One whose first thread
+    /// has ended runs for as long as another of its threads does.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = Stat::read(pid)?;
-        if stat.state == 'Z' || stat.state == 'X' {
+        if matches!(stat.state, 'Z' | 'X') && threads(pid).iter().all(|tid| *tid == pid) {
             return None;
         }
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -76,6 +77,12 @@ pub(crate) fn name(pid: u32) -> Option<String> {
 pub(crate) fn threads(pid: u32) -> Vec<u32> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The process of a thread.
+pub(crate) fn process_of(tid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
 /// Whether a thread sleeps in the freezer of cgroup v2.

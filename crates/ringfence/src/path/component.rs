@@ -1,5 +1,9 @@
 //! Names that a directory in a cgroup file system cannot have, or must not.
 
+/// The leaf beside a sandbox that takes what is drained out of it, where the parent itself cannot. It stays, until somebody
+/// removes it when it is empty: the end of another sandbox, or gc.
+pub(crate) const DRAINED: &str = "drained";
+
 /// The longest name of a directory, in bytes: `NAME_MAX`.
 pub(super) const NAME_MAX: usize = 255;
 
@@ -22,6 +26,11 @@ pub(super) fn check(name: &str) -> Result<(), String> {
     if name.starts_with("cgroup.") {
         return Err(format!(
             "the component {name:?} begins with \"cgroup.\", which is kept for the kernel's own files"
+        ));
+    }
+    if name == DRAINED {
+        return Err(format!(
+            "the component {name:?} is kept for processes that are drained out of a sandbox beside it"
         ));
     }
     if is_interface_file(name) {
@@ -145,6 +154,7 @@ mod tests {
             (&*"ü".repeat(128), "256 bytes"),
             ("cgroup.procs", "\"cgroup.\""),
             ("cgroup.x", "\"cgroup.\""),
+            ("drained", "kept for processes"),
             ("tasks", "interface file"),
             ("notify_on_release", "interface file"),
             ("release_agent", "interface file"),
@@ -175,6 +185,7 @@ mod tests {
             "cgroups",
             "a:b",
             "-a",
+            "drained2",
         ] {
             assert_eq!(check(name), Ok(()), "{name}");
         }

@@ -18,7 +18,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use component::is_page_size;
+pub(crate) use component::{DRAINED, is_page_size};
 pub use sandbox_id::SandboxId;
 pub use subpath::Subpath;
 pub use systemd::SystemdName;

@@ -1,18 +1,19 @@
 //! Directories that are ours and of which nobody knows any more: found by the mark that they carry.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::Store;
 use crate::cgroup::mark::{mark_of, marked_hierarchy};
-use crate::cgroup::{Cgroup, DRAINED, Outcome, Remaining};
+use crate::cgroup::{Cgroup, Outcome, Remaining, members};
 use crate::error::{Error, Result};
-use crate::host::Host;
+use crate::host::{Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::Stat;
-use crate::path::Subpath;
+use crate::path::{DRAINED, Subpath};
 use crate::plan::Dir;
 
 /// An empty cgroup that a process makes to look at, and removes at once.
@@ -42,7 +43,8 @@ impl Store {
             Error::kernel("cannot open the root", Dir::new(hierarchy, "").full(host), errno)
         })?;
         let mut found = Vec::new();
-        self.search(&root, "", &mut found);
+        let version = host.hierarchies.get(hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version);
+        self.search(&root, version, "", &mut found);
         found.extend(empty_default_parent(host));
         // After the search: a state is written before its cgroup is made, so that what was made meanwhile is known now.
         let mut known = BTreeSet::new();
@@ -53,14 +55,14 @@ impl Store {
         Ok(found)
     }
 
-    fn search(&self, dir: &CgroupDir, path: &str, found: &mut Vec<Leftover>) {
+    fn search(&self, dir: &CgroupDir, version: Version, path: &str, found: &mut Vec<Leftover>) {
         for name in dir.children().unwrap_or_default() {
             let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
             // One that vanishes meanwhile is no leftover.
             let Ok(child) = dir.open_dir(&name) else { continue };
             let why = match mark_of(&child) {
                 Some(mark) if mark == self.mark() => Some("a sandbox without a state"),
-                Some(mark) if mark == DRAINED && is_empty(&child) => {
+                Some(mark) if mark == DRAINED && is_empty(&child, version) => {
                     Some("took drained processes, and is empty")
                 }
                 _ if name.strip_prefix(PROBE).is_some_and(is_of_dead_process) => {
@@ -70,7 +72,7 @@ impl Store {
             };
             match why {
                 Some(why) => found.push(Leftover { path, why }),
-                None => self.search(&child, &path, found),
+                None => self.search(&child, version, &path, found),
             }
         }
     }
@@ -79,18 +81,19 @@ impl Store {
 /// The default parent, where on v1 drained processes were, if nothing is left in any hierarchy.
 fn empty_default_parent(host: &Host) -> Option<Leftover> {
     let parent = Cgroup::open_at(host, Subpath::DEFAULT_PARENT).ok()?;
-    let is_unused =
-        |dir: &CgroupDir| is_empty(dir) && dir.children().is_ok_and(|children| children.is_empty());
+    let is_unused = |(dir, open): &(Dir, Arc<CgroupDir>)| {
+        is_empty(open, parent.version(dir)) && open.children().is_ok_and(|children| children.is_empty())
+    };
     parent
         .dirs
         .iter()
-        .all(|(_, dir)| is_unused(dir))
+        .all(is_unused)
         .then(|| Leftover { path: Subpath::DEFAULT_PARENT.to_owned(), why: "no sandbox is left in it" })
 }
 
-fn is_empty(dir: &CgroupDir) -> bool {
+fn is_empty(dir: &CgroupDir, version: Version) -> bool {
     let mut pids = BTreeSet::new();
-    crate::cgroup::members(dir, &mut pids).is_ok() && pids.is_empty()
+    members(dir, version, &mut pids).is_ok() && pids.is_empty()
 }
 
 /// `PID-NUMBER`, with a PID that is nobody's.
