@@ -55,7 +55,7 @@ pub mod resources;
 mod sandbox;
 pub mod stats;
 
-pub use cgroup::{Cgroup, Child, Command, Failures, Outcome, Remaining, STATISTICS, Task, null};
+pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
 pub use devices::{DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
 pub use host::{Capabilities, Controller, DeviceNode, Hierarchy, Host, Mode, Version};

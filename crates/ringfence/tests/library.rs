@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ringfence::{
-    Cgroup, Command, DeviceRule, ErrorKind, Host, Mode, Remaining, Resources, Sandbox, SandboxConfig, State,
-    Status, null,
+    Cgroup, Command, DeviceRule, ErrorKind, Host, JoinOptions, Mode, Remaining, Resources, Sandbox,
+    SandboxConfig, State, Status, null,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -125,10 +125,18 @@ fn a_cgroup_is_opened_by_its_path_alone() {
     assert_eq!(opened.stats_reader().unwrap().sample().unwrap().pids.current, Some(0));
     // One that holds processes and was not made here is not joined in passing.
     let child = made.spawn(&sleeper()).unwrap();
-    assert_eq!(opened.join(std::process::id()).unwrap_err().kind(), ErrorKind::Busy);
+    let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    assert_eq!(opened.join(other.id()).unwrap_err().kind(), ErrorKind::Busy);
+    opened.freeze(SOON).unwrap();
+    let asked = JoinOptions { foreign: true, ..Default::default() };
+    assert_eq!(opened.join_with(other.id(), asked).unwrap_err().kind(), ErrorKind::Busy);
+    opened.join_with(other.id(), JoinOptions { frozen: true, foreign: true }).unwrap();
+    assert!(opened.processes().unwrap().contains(&other.id()));
+    opened.thaw(SOON).unwrap();
     assert_eq!(opened.destroy(Remaining::Refuse, SOON).unwrap_err().kind(), ErrorKind::Busy);
     let outcome = opened.destroy(Remaining::Kill, SOON).unwrap();
-    assert_eq!(outcome.killed, BTreeSet::from([child.pid()]));
+    assert_eq!(outcome.killed, BTreeSet::from([child.pid(), other.id()]));
+    other.wait().unwrap();
     assert!(made.paths().values().all(|path| !path.exists()));
     child.wait().unwrap();
 }

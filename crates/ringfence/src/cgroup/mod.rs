@@ -59,6 +59,15 @@ pub struct Cgroup {
     pub(crate) filter: Mutex<Filter>,
 }
 
+/// What a process may join that it is not to join in passing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct JoinOptions {
+    /// A frozen cgroup: the process stops there until it is thawed.
+    pub frozen: bool,
+    /// A cgroup that was not made here and in which processes live.
+    pub foreign: bool,
+}
+
 /// Our device program on v2. A process that attached it can replace it without CAP_SYS_ADMIN; another one cannot.
 #[derive(Debug, Default)]
 pub(crate) enum Filter {
@@ -293,10 +302,20 @@ impl Cgroup {
     /// Joins a running process with all its threads, in every hierarchy; on failure it is put back where it was.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] where the cgroup is frozen, or holds processes and is not ours.
+    /// [`ErrorKind::Busy`] where the cgroup is frozen, or holds processes and is not ours: see [`Cgroup::join_with`].
     pub fn join(&self, pid: u32) -> Result<()> {
-        self.refuse_frozen()?;
-        if !self.ours && !self.processes()?.is_empty() {
+        self.join_with(pid, JoinOptions::default())
+    }
+
+    /// [`Cgroup::join`], also where it would be refused.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] for what the options do not allow.
+    pub fn join_with(&self, pid: u32, options: JoinOptions) -> Result<()> {
+        if !options.frozen {
+            self.refuse_frozen()?;
+        }
+        if !options.foreign && !self.ours && !self.processes()?.is_empty() {
             let why = "the cgroup holds processes and was not made here: joining it is refused";
             return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
         }
