@@ -379,3 +379,16 @@ fn a_sandbox_below_processes_does_not_make_their_cgroup_threaded() {
     assert!(error["message"].as_str().unwrap().contains("domain invalid"), "{error}");
     inner.is_gone();
 }
+
+#[test]
+fn a_cgroup_that_is_somebody_elses_is_refused_before_anything_is_recorded() {
+    let theirs = Sandbox::named("theirs");
+    theirs.create(&[]);
+    let path = theirs.json("show", &[])["path"].as_str().unwrap().to_owned();
+    let ours = Sandbox::named("ours");
+    // A record of it, cut short, would have it removed with all that runs inside. Here none can be written.
+    fs::create_dir_all(ours.state_dir().join(format!("{}.tmp", ours.id))).unwrap();
+    ours.attempt("create", &["--path", &path]).exits(5);
+    fs::remove_dir(ours.state_dir().join(format!("{}.tmp", ours.id))).unwrap();
+    assert_eq!(theirs.json("show", &[])["state"], "empty");
+}

@@ -4,7 +4,7 @@ use clap::Args;
 use ringfence::{Entry, Error, ErrorKind, Host, Phase, ProcessIdentity, Result, Sandbox, SandboxId};
 
 use crate::commands::show::Shown;
-use crate::context::{Context, unfinished};
+use crate::context::{Context, alive, unfinished};
 use crate::exit::Exit;
 use crate::limits::{Wanted, node_on};
 
@@ -49,6 +49,11 @@ pub fn make(
             phase => unfinished(phase),
         };
         return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(id));
+    }
+    if alive(host, &intent)?.is_some() {
+        // Never recorded, not for an instant: rm and gc take what is recorded for ours.
+        let why = "there is such a cgroup already, and no sandbox of this name";
+        return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(format!("/{}", intent.cgroup)));
     }
     context.announce(|| Sandbox::plan(host, &config))?;
     entry.save(&intent)?;
