@@ -142,8 +142,8 @@ impl Cgroup {
         }
     }
 
-    /// One pass: `cgroup.kill` (Linux 5.14) where there is one, and a signal for each, so that what is in a v1 hierarchy
-    /// alone is reached too. Frozen while at it, v1 lets nothing fork; it dies when it thaws. Returns the kernel threads.
+    /// One pass: `cgroup.kill` (Linux 5.14) where there is one, and a signal for each that is listed still, so that what is
+    /// in a v1 hierarchy alone is reached too, and on Linux 6.1 a process whose first thread ended elsewhere. Frozen while at it, v1 lets nothing fork; it dies when it thaws. Returns the kernel threads.
     fn kill_once(&self, pids: &BTreeSet<u32>) -> BTreeSet<u32> {
         let killed = self.host.capabilities.cgroup_kill
             && self.unified().is_some_and(|dir| dir.write("cgroup.kill", "1").is_ok());
@@ -152,13 +152,11 @@ impl Cgroup {
             _ = dir.write("freezer.state", "FROZEN");
         }
         let mut kernel = BTreeSet::new();
-        if !killed || v1_freezer.is_some() {
-            let mut again = BTreeSet::new();
-            let mut dirs = self.dirs.iter();
-            let listed = dirs.try_for_each(|(dir, open)| members(open, self.version(dir), &mut again));
-            for pid in if listed.is_ok() { &again } else { pids } {
-                send(*pid, Signal::KILL);
-            }
+        let mut again = BTreeSet::new();
+        let mut dirs = self.dirs.iter();
+        let listed = dirs.try_for_each(|(dir, open)| members(open, self.version(dir), &mut again));
+        for pid in if listed.is_ok() { &again } else { pids } {
+            send(*pid, Signal::KILL);
         }
         for pid in pids {
             if proc::Stat::read(*pid).is_some_and(|stat| stat.is_kernel_thread()) {
