@@ -105,6 +105,19 @@ fn a_running_process_joins_with_all_its_threads() {
 }
 
 #[test]
+fn a_zombie_does_not_join() {
+    let host = Host::detect().unwrap();
+    let vm = sandbox(&host, "zombie", Resources::new());
+    let mut ended = std::process::Command::new("true").spawn().unwrap();
+    let stat = format!("/proc/{}/stat", ended.id());
+    while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(vm.join(ended.id()).unwrap_err().errno(), Some(libc::ESRCH));
+    ended.wait().unwrap();
+}
+
+#[test]
 fn a_cgroup_is_opened_by_its_path_alone() {
     let host = Host::detect().unwrap();
     let path = name("open").parse().unwrap();

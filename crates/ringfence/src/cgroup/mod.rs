@@ -319,7 +319,9 @@ impl Cgroup {
             let why = "the cgroup holds processes and was not made here: joining it is refused";
             return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
         }
-        let before = proc::cgroups(pid).ok_or_else(|| no_such_process(pid))?;
+        // The kernel takes a zombie without moving anything.
+        let runs = proc::is_running(pid);
+        let before = proc::cgroups(pid).filter(|_| runs).ok_or_else(|| no_such_process(pid))?;
         for (position, (dir, open)) in self.dirs.iter().enumerate() {
             if let Err(errno) = write_pid(open, pid) {
                 for (dir, _) in self.dirs.iter().take(position) {

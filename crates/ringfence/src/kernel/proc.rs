@@ -23,10 +23,7 @@ impl ProcessIdentity {
     /// The identity of a running process; `None` when there is no such process, or it is a zombie. One whose first thread
     /// has ended runs for as long as another of its threads does.
     pub fn of(pid: u32) -> Option<Self> {
-        let stat = Stat::read(pid)?;
-        if matches!(stat.state, 'Z' | 'X') && threads(pid).iter().all(|tid| *tid == pid) {
-            return None;
-        }
+        let stat = Stat::read(pid).filter(|stat| stat.is_running(pid))?;
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         Some(Self { pid, start_time: stat.start_time, boot_id: boot_id.trim_end().to_owned() })
     }
@@ -62,9 +59,19 @@ impl Stat {
         })
     }
 
+    /// A process whose first thread has ended is a zombie only when its other threads have too.
+    fn is_running(&self, pid: u32) -> bool {
+        !matches!(self.state, 'Z' | 'X') || threads(pid).iter().any(|tid| *tid != pid)
+    }
+
     pub(crate) fn is_kernel_thread(&self) -> bool {
         self.flags & KERNEL_THREAD != 0
     }
+}
+
+/// Whether there is such a process, and it is no zombie.
+pub(crate) fn is_running(pid: u32) -> bool {
+    Stat::read(pid).is_some_and(|stat| stat.is_running(pid))
 }
 
 /// The name of a thread or process (`comm`).
