@@ -56,7 +56,7 @@ mod sandbox;
 pub mod stats;
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
-pub use devices::{DevicePolicy, DeviceRule, Profile};
+pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
 pub use host::{Capabilities, Controller, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;

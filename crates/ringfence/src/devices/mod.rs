@@ -8,6 +8,7 @@ mod access;
 pub(crate) mod filter;
 #[cfg(test)]
 mod kernel_list;
+mod number;
 mod oci;
 mod policy;
 mod profile;
@@ -18,6 +19,7 @@ mod rule;
 pub(crate) mod transition;
 
 pub use access::Access;
+pub use number::DeviceNumber;
 pub use policy::{Decision, DevicePolicy, Exception, Verdict};
 pub use profile::{Entry, Profile, Subject, runtime_defaults};
 pub use rule::{DeviceKind, DeviceRule, Numbers, RuleKind};

@@ -17,7 +17,8 @@ mod validate;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use cpuset::CpuSet;
 pub use document::SpecFile;
@@ -47,6 +48,44 @@ impl fmt::Display for Limit {
             Self::Value(value) => value.fmt(f),
             Self::Max => f.write_str("max"),
         }
+    }
+}
+
+/// The number, or the string `max`. (OCI's documents have forms of their own.)
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Value(value) => serializer.serialize_u64(*value),
+            Self::Max => serializer.serialize_str("max"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NumberOrMax;
+
+        impl Visitor<'_> for NumberOrMax {
+            type Value = Limit;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number, or \"max\"")
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Limit, E> {
+                Ok(Limit::Value(value))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Limit, E> {
+                if text == "max" {
+                    Ok(Limit::Max)
+                } else {
+                    Err(E::invalid_value(Unexpected::Str(text), &self))
+                }
+            }
+        }
+
+        deserializer.deserialize_any(NumberOrMax)
     }
 }
 

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{DeviceNumber, Stats, files};
+use super::{Stats, files};
+use crate::devices::DeviceNumber;
 use crate::host::Version::{self, V1, V2};
 use crate::resources::Limit;
 

@@ -1,21 +1,11 @@
 //! Block devices: `io.stat`; on v1 the recursive counters of `blkio`.
 
-use std::fmt;
-
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::file::File;
 use super::{Table, parse};
+use crate::devices::DeviceNumber;
 use crate::host::Controller::Io;
-
-/// A block device by its numbers; in JSON `"8:0"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceNumber {
-    /// Major number.
-    pub major: u32,
-    /// Minor number.
-    pub minor: u32,
-}
 
 /// What was read from, written to and discarded on one device since the cgroup was made.
 ///
@@ -129,25 +119,4 @@ fn v1_counts(contents: &[u8]) -> impl Iterator<Item = (DeviceNumber, &str, u64)>
         let mut words = line.split_ascii_whitespace();
         Some((DeviceNumber::parse(words.next()?)?, words.next()?, parse::number(words.next()?)?))
     })
-}
-
-impl DeviceNumber {
-    /// `MAJOR:MINOR`.
-    fn parse(text: &str) -> Option<Self> {
-        let (major, minor) = text.split_once(':')?;
-        let number = |part| u32::try_from(parse::number(part)?).ok();
-        Some(Self { major: number(major)?, minor: number(minor)? })
-    }
-}
-
-impl fmt::Display for DeviceNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
-
-impl Serialize for DeviceNumber {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
 }

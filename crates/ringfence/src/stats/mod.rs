@@ -1,8 +1,8 @@
 //! Statistics: what a cgroup uses, typed.
 //!
 //! An absent value (`None`, and a missing key in JSON) is one that this kernel, this cgroup version or this cgroup does
-//! not have; it is never 0 instead. Sizes are in bytes, times in microseconds, and no limit is [`Limit::Max`], in JSON
-//! `"max"`.
+//! not have; it is never 0 instead. Sizes are in bytes, times in microseconds, and no limit is [`Limit::Max`](crate::Limit::Max), in
+//! JSON `"max"`.
 //!
 //! Each controller's file here declares its type and, in a table, the kernel files that fill it on v1 and on v2. The
 //! contents are parsed by pure functions; only [`StatsReader`] touches the kernel.
@@ -25,11 +25,11 @@ mod allocations;
 #[cfg(test)]
 mod fixtures;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 pub use cpu::CpuStats;
 pub use hugetlb::HugetlbStats;
-pub use io::{DeviceNumber, IoStats};
+pub use io::IoStats;
 pub use memory::{MemoryEvents, MemoryStats};
 pub use misc::MiscStats;
 pub use pids::{PidsEvents, PidsStats};
@@ -39,8 +39,8 @@ pub(crate) use reader::Source;
 pub use reader::StatsReader;
 pub use table::Table;
 
+use crate::devices::DeviceNumber;
 use crate::host::Version;
-use crate::resources::Limit;
 use file::File;
 
 /// One sample of a cgroup's statistics. Its JSON is that of the command's `stats`, without `id` and `parts`.
@@ -127,14 +127,4 @@ impl Stats {
 /// Whether a part has nothing to say, and so is left out of the JSON.
 fn absent<T: Default + PartialEq>(part: &T) -> bool {
     *part == T::default()
-}
-
-impl Serialize for Limit {
-    /// The number, or the string `max`.
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Value(value) => serializer.serialize_u64(*value),
-            Self::Max => serializer.serialize_str("max"),
-        }
-    }
 }
