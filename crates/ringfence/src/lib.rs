@@ -43,10 +43,12 @@
 //! ```
 
 mod cgroup;
+mod convert;
 pub mod devices;
 mod driver;
 mod error;
 mod host;
+mod interface;
 mod kernel;
 mod path;
 mod plan;
@@ -65,8 +67,8 @@ pub use plan::{Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
 pub use sandbox::{
-    ChangeOptions, Entry, Leftover, Overhead, Phase, STATE_VERSION, Sandbox, SandboxConfig, State, Status,
-    Store,
+    ChangeOptions, Difference, Entry, Leftover, Overhead, Phase, STATE_VERSION, Sandbox, SandboxConfig,
+    State, Status, Store,
 };
 pub use stats::StatsReader;
 

@@ -1,8 +1,10 @@
 //! One file per subcommand.
 
 pub mod attach;
+pub mod convert;
 pub mod create;
 pub mod devices;
+pub mod diff;
 pub mod exec;
 pub mod features;
 pub mod freeze;

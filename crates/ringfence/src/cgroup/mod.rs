@@ -123,6 +123,7 @@ impl Cgroup {
                 running: false,
                 overriding: Override::Refuse,
             }),
+            burst_by_default: false,
             force: false,
             evacuate: false,
             statistics: STATISTICS,
@@ -195,7 +196,7 @@ impl Cgroup {
 
     /// The steps that [`Cgroup::create`] or [`Cgroup::change`] would take.
     pub(crate) fn plan_with(host: &Host, want: &Want<'_>, dirs: &mut Dirs<'_>) -> Result<Plan> {
-        let observed = observe(host, dirs, want.path, &plan::needs(host, want))?;
+        let observed = observe(host, dirs, want)?;
         plan::plan(host, want, &observed)
     }
 
@@ -221,6 +222,7 @@ impl Cgroup {
             base,
             change,
             devices: None,
+            burst_by_default: false,
             force: false,
             evacuate: false,
             statistics: &[],
@@ -275,6 +277,11 @@ impl Cgroup {
         if let Some((_, open)) = self.dirs.iter().find(|(dir, _)| dir.hierarchy == hierarchy) {
             mark::mark(open, text);
         }
+    }
+
+    /// A directory of the cgroup, if it was there when the cgroup was opened.
+    pub(crate) fn opened(&self, dir: &Dir) -> Option<&Arc<CgroupDir>> {
+        self.dirs.iter().find(|(known, _)| known == dir).map(|(_, open)| open)
     }
 
     /// The directory in the v2 tree.

@@ -50,6 +50,7 @@ fn want<'a>(path: &'a str, base: &'a Resources, change: &'a Resources, devices: 
         base,
         change,
         devices: Some(devices),
+        burst_by_default: false,
         force: false,
         evacuate: false,
         statistics: &[],

@@ -18,7 +18,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use component::{DRAINED, is_page_size};
+pub(crate) use component::DRAINED;
 pub use sandbox_id::SandboxId;
 pub use subpath::Subpath;
 pub use systemd::SystemdName;
@@ -104,14 +104,26 @@ impl FromStr for CgroupPath {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut parts = text.split(':');
-        match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(slice), Some(prefix), Some(name), None) if slice.ends_with(".slice") => {
-                SystemdName::new(slice, prefix, name).map(Self::Systemd)
-            }
-            _ if text.starts_with('/') => Subpath::clean(text).map(Self::Absolute),
-            _ => Subpath::clean(text).map(Self::Relative),
+        if let Some((slice, prefix, name)) = as_unit(text) {
+            return SystemdName::new(slice, prefix, name).map(Self::Systemd);
         }
+        let clean = Subpath::clean(text)?;
+        let path = if text.starts_with('/') { Self::Absolute(clean) } else { Self::Relative(clean) };
+        if as_unit(&path.to_string()).is_some() {
+            let why =
+                "without its . and .. this would be slice:prefix:name, which is no path but a systemd unit";
+            return Err(Error::invalid(SETTING, text, why));
+        }
+        Ok(path)
+    }
+}
+
+/// The parts of a text of systemd's form: exactly three, of which the first ends in `.slice`.
+fn as_unit(text: &str) -> Option<(&str, &str, &str)> {
+    let mut parts = text.split(':');
+    match (parts.next()?, parts.next()?, parts.next()?, parts.next()) {
+        (slice, prefix, name, None) if slice.ends_with(".slice") => Some((slice, prefix, name)),
+        _ => None,
     }
 }
 
@@ -229,6 +241,15 @@ mod tests {
         for text in ["/a", "a", "a:b:c"] {
             let error = parse(text).for_systemd().unwrap_err();
             assert!(error.to_string().contains("takes slice:prefix:name"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_becomes_a_unit_when_it_is_cleaned_is_neither() {
+        for text in ["a:b/../x.slice:cri:vm1", "a:/../.slice:b:c", "x.slice:cri:y:/../vm1/../x.slice:cri:vm1"]
+        {
+            let error = text.parse::<CgroupPath>().unwrap_err();
+            assert!(error.to_string().contains("systemd unit"), "{text}: {error}");
         }
     }
 
