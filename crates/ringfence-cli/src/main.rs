@@ -79,6 +79,7 @@ enum Command {
     Rm(commands::rm::Rm),
     Gc(commands::gc::Gc),
     Plan(commands::plan::Plan),
+    Explain(commands::explain::Explain),
     Features(commands::features::Features),
 }
 
@@ -101,6 +102,7 @@ impl Command {
             Self::Rm(rm) => rm.run(context),
             Self::Gc(gc) => gc.run(context),
             Self::Plan(plan) => plan.run(context),
+            Self::Explain(explain) => explain.run(context),
             Self::Features(features) => features.run(context),
         }
     }
@@ -219,6 +221,7 @@ mod tests {
             "ringfence rm a --drain",
             "ringfence gc --apply --kill",
             "ringfence plan a --host v2+systemd --memory 1G",
+            "ringfence explain a hugetlb.2MB.max",
         ] {
             assert!(parses(line), "{line}");
         }
@@ -233,6 +236,8 @@ mod tests {
             "ringfence rm a --kill --drain",
             "ringfence create a --overhead nested",
             "ringfence ls --timeout -1",
+            "ringfence explain a",
+            "ringfence explain a memory.nonsense",
             "ringfence devices check --id a --profile none /dev/null",
         ] {
             assert!(!parses(line), "{line}");

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod create;
 pub mod devices;
 pub mod exec;
+pub mod explain;
 pub mod features;
 pub mod freeze;
 pub mod gc;
