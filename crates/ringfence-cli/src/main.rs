@@ -81,6 +81,7 @@ enum Command {
     Plan(commands::plan::Plan),
     Diff(commands::diff::Diff),
     Convert(commands::convert::Convert),
+    Explain(commands::explain::Explain),
     Features(commands::features::Features),
 }
 
@@ -105,6 +106,7 @@ impl Command {
             Self::Plan(plan) => plan.run(context),
             Self::Diff(diff) => diff.run(context),
             Self::Convert(convert) => convert.run(context),
+            Self::Explain(explain) => explain.run(context),
             Self::Features(features) => features.run(context),
         }
     }
@@ -225,6 +227,7 @@ mod tests {
             "ringfence plan a --host v2+systemd --memory 1G",
             "ringfence -o json diff a",
             "ringfence convert --from v1 --to v2 -",
+            "ringfence explain a hugetlb.2MB.max",
         ] {
             assert!(parses(line), "{line}");
         }
@@ -239,6 +242,8 @@ mod tests {
             "ringfence rm a --kill --drain",
             "ringfence create a --overhead nested",
             "ringfence ls --timeout -1",
+            "ringfence explain a",
+            "ringfence explain a memory.nonsense",
             "ringfence devices check --id a --profile none /dev/null",
         ] {
             assert!(!parses(line), "{line}");

@@ -6,6 +6,7 @@ pub mod create;
 pub mod devices;
 pub mod diff;
 pub mod exec;
+pub mod explain;
 pub mod features;
 pub mod freeze;
 pub mod gc;

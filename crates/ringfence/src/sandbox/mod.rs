@@ -25,6 +25,7 @@ use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::dirs::Dirs;
 use crate::error::Result;
+use crate::explain::{Explanation, Key};
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
@@ -246,6 +247,11 @@ impl Sandbox {
     /// A reader of statistics that keeps its descriptors between samples.
     pub fn stats_reader(&self) -> Result<StatsReader> {
         self.cgroup.stats_reader()
+    }
+
+    /// The value in effect, and which ancestor decides it. See [`Cgroup::explain`].
+    pub fn explain(&self, key: &Key) -> Result<Explanation> {
+        self.cgroup.explain(key)
     }
 
     /// Stops every task inside. See [`Cgroup::freeze`].

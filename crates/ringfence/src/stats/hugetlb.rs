@@ -37,7 +37,7 @@ pub(super) const FILES: &[File] = &[
         stats.hugetlb.update(size, |pages| pages.current = parse::value(contents));
     }),
     File::keyed(V2, Hugetlb, "hugetlb.*.max", |stats, size, contents| {
-        stats.hugetlb.update(size, |pages| pages.limit = parse::limit(contents));
+        stats.hugetlb.update(size, |pages| pages.limit = limit(size, contents));
     }),
     File::keyed(V2, Hugetlb, "hugetlb.*.events", |stats, size, contents| {
         stats.hugetlb.update(size, |pages| pages.refused = parse::value_of(contents, "max"));
@@ -46,7 +46,7 @@ pub(super) const FILES: &[File] = &[
         stats.hugetlb.update(size, |pages| pages.reserved = parse::value(contents));
     }),
     File::keyed(V2, Hugetlb, "hugetlb.*.rsvd.max", |stats, size, contents| {
-        stats.hugetlb.update(size, |pages| pages.reserved_limit = parse::limit(contents));
+        stats.hugetlb.update(size, |pages| pages.reserved_limit = limit(size, contents));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.usage_in_bytes", |stats, size, contents| {
         stats.hugetlb.update(size, |pages| pages.current = parse::value(contents));
@@ -55,7 +55,7 @@ pub(super) const FILES: &[File] = &[
         stats.hugetlb.update(size, |pages| pages.peak = parse::value(contents));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.limit_in_bytes", |stats, size, contents| {
-        stats.hugetlb.update(size, |pages| pages.limit = v1_limit(size, contents));
+        stats.hugetlb.update(size, |pages| pages.limit = limit(size, contents));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.failcnt", |stats, size, contents| {
         stats.hugetlb.update(size, |pages| pages.refused = parse::value(contents));
@@ -64,16 +64,20 @@ pub(super) const FILES: &[File] = &[
         stats.hugetlb.update(size, |pages| pages.reserved = parse::value(contents));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.rsvd.limit_in_bytes", |stats, size, contents| {
-        stats.hugetlb.update(size, |pages| pages.reserved_limit = v1_limit(size, contents));
+        stats.hugetlb.update(size, |pages| pages.reserved_limit = limit(size, contents));
     }),
 ];
 
-/// "No limit" is the largest number of bytes below 2^63 that is whole huge pages: 9223372036852678656 for `2MB`,
-/// 9223372035781033984 for `1GB`.
-fn v1_limit(size: &str, contents: &[u8]) -> Option<Limit> {
-    let bytes = parse::value(contents)?;
+/// A limit in bytes. "No limit" is `max` on v2; on v1 it is the largest number of bytes below 2^63 that is whole huge pages:
+/// 9223372036852678656 for `2MB`, 9223372035781033984 for `1GB`. Linux 6.18 says 9223372036854771712, the largest that is
+/// whole pages, of a new cgroup on v2 for each size, until a limit is written.
+pub(crate) fn limit(size: &str, contents: &[u8]) -> Option<Limit> {
     let unlimited = page_size(size).and_then(|page| (1_u64 << 63).checked_sub(page));
-    Some(if unlimited.is_some_and(|unlimited| bytes >= unlimited) { Limit::Max } else { Limit::Value(bytes) })
+    let is_unlimited = |bytes| unlimited.is_some_and(|unlimited| bytes >= unlimited);
+    Some(match parse::limit(contents)? {
+        Limit::Value(bytes) if is_unlimited(bytes) => Limit::Max,
+        limit => limit,
+    })
 }
 
 /// A page size in bytes, as file names have it: `64KB`, `2MB`, `1GB`.
@@ -86,4 +90,24 @@ fn page_size(name: &str) -> Option<u64> {
         _ => return None,
     };
     parse::number(number)?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_limit_is_max_however_the_kernel_says_it() {
+        for (size, contents, expected) in [
+            ("2MB", "max\n", Some(Limit::Max)),
+            ("2MB", "9223372036852678656\n", Some(Limit::Max)),
+            ("1GB", "9223372035781033984\n", Some(Limit::Max)),
+            ("1GB", "9223372036854771712\n", Some(Limit::Max)),
+            ("2MB", "9223372036850581504\n", Some(Limit::Value(9223372036850581504))),
+            ("2MB", "0\n", Some(Limit::Value(0))),
+            ("2MB", "-1\n", None),
+        ] {
+            assert_eq!(limit(size, contents.as_bytes()), expected, "{size} {contents}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ mod hugetlb;
 mod io;
 mod memory;
 mod misc;
-mod parse;
+pub(crate) mod parse;
 mod pids;
 mod pressure;
 mod rdma;
@@ -29,6 +29,7 @@ use serde::Serialize;
 
 pub use cpu::CpuStats;
 pub use hugetlb::HugetlbStats;
+pub(crate) use hugetlb::limit as huge_page_limit;
 pub use io::IoStats;
 pub use memory::{MemoryEvents, MemoryStats};
 pub use misc::MiscStats;

@@ -5,17 +5,17 @@
 use crate::resources::Limit;
 
 /// The lines that are text.
-pub(super) fn lines(contents: &[u8]) -> impl Iterator<Item = &str> {
+pub(crate) fn lines(contents: &[u8]) -> impl Iterator<Item = &str> {
     contents.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok())
 }
 
 /// A file that is one number.
-pub(super) fn value(contents: &[u8]) -> Option<u64> {
+pub(crate) fn value(contents: &[u8]) -> Option<u64> {
     number(std::str::from_utf8(contents).ok()?.trim_ascii_end())
 }
 
 /// A file that is one number or `max`.
-pub(super) fn limit(contents: &[u8]) -> Option<Limit> {
+pub(crate) fn limit(contents: &[u8]) -> Option<Limit> {
     number_or_max(std::str::from_utf8(contents).ok()?.trim_ascii_end())
 }
 
@@ -24,7 +24,7 @@ pub(super) fn limit(contents: &[u8]) -> Option<Limit> {
 const V1_UNLIMITED: u64 = (1 << 63) - (64 << 10);
 
 /// A limit in bytes of v1.
-pub(super) fn v1_limit(contents: &[u8]) -> Option<Limit> {
+pub(crate) fn v1_limit(contents: &[u8]) -> Option<Limit> {
     value(contents).map(|bytes| if bytes >= V1_UNLIMITED { Limit::Max } else { Limit::Value(bytes) })
 }
 
@@ -44,17 +44,17 @@ pub(super) fn value_of(contents: &[u8], name: &str) -> Option<u64> {
 }
 
 /// The `NAME=TEXT` words of the rest of a line of `KEY NAME=TEXT …` ("nested keyed").
-pub(super) fn assignments(rest: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn assignments(rest: &str) -> impl Iterator<Item = (&str, &str)> {
     rest.split_ascii_whitespace().filter_map(|word| word.split_once('='))
 }
 
 /// A decimal number, without a sign.
-pub(super) fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     text.starts_with(|first: char| first.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 /// A decimal number, or `max`.
-pub(super) fn number_or_max(text: &str) -> Option<Limit> {
+pub(crate) fn number_or_max(text: &str) -> Option<Limit> {
     if text == "max" { Some(Limit::Max) } else { number(text).map(Limit::Value) }
 }
 
