@@ -42,6 +42,8 @@
 //! # Ok::<(), ringfence::Error>(())
 //! ```
 
+#[cfg(test)]
+mod allocations;
 mod cgroup;
 pub mod devices;
 mod driver;
