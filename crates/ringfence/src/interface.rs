@@ -105,15 +105,13 @@ pub(crate) fn holds(file: &str, written: &str, now: &str, page_size: u64) -> boo
     }
 }
 
-/// A number as the kernel keeps it. No limit has many words: beside `max` and -1 the greatest number of pages, of whatever
-/// size they are; no machine has as much as is taken for it here.
+/// A number as the kernel keeps it, in whole pages.
 pub(crate) fn size(text: &str, page_size: u64) -> Option<Limit> {
-    const NO_LIMIT: u64 = 1 << 62;
     match text.trim() {
         "max" | "-1" => Some(Limit::Max),
-        text => match parse_size(text).ok()? {
-            NO_LIMIT.. => Some(Limit::Max),
-            bytes => Some(Limit::Value(page_floor(bytes, page_size))),
+        text => match Limit::from_bytes(parse_size(text).ok()?) {
+            Limit::Value(bytes) => Some(Limit::Value(page_floor(bytes, page_size))),
+            Limit::Max => Some(Limit::Max),
         },
     }
 }

@@ -42,6 +42,8 @@
 //! # Ok::<(), ringfence::Error>(())
 //! ```
 
+#[cfg(test)]
+mod allocations;
 mod cgroup;
 mod convert;
 pub mod devices;

@@ -402,11 +402,26 @@ impl Cgroup {
             .dirs
             .iter()
             .filter_map(|(dir, open)| {
-                let Hierarchy { version, controllers, .. } = self.host.hierarchies.get(dir.hierarchy)?;
-                Some(Source { version: *version, controllers, dir: open })
+                let hierarchy = self.host.hierarchies.get(dir.hierarchy)?;
+                let Hierarchy { version, noprefix, .. } = *hierarchy;
+                let controllers = self.counted_in(hierarchy);
+                Some(Source { version, controllers, noprefix, dir: open })
             })
             .collect();
         StatsReader::open(&sources)
+    }
+
+    /// The controllers whose statistics are in a hierarchy. The v2 tree accounts for CPU time also where it has no
+    /// controller `cpu`, as in a part of it that was delegated without.
+    fn counted_in(&self, hierarchy: &Hierarchy) -> Vec<Controller> {
+        let mut controllers = hierarchy.controllers.clone();
+        if hierarchy.version == Version::V2
+            && !controllers.contains(&Controller::Cpu)
+            && self.host.hierarchy_of(Controller::Cpuacct).is_none()
+        {
+            controllers.push(Controller::Cpu);
+        }
+        controllers
     }
 
     fn refuse_frozen(&self) -> Result<()> {

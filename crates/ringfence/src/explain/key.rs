@@ -37,8 +37,6 @@ struct Subject {
 pub(super) enum Rule {
     /// The least limit, in bytes.
     Bytes,
-    /// The least limit, in bytes of huge pages.
-    HugePages,
     /// The least limit, in tasks.
     Tasks,
     /// The least quota in proportion to its period.
@@ -142,14 +140,14 @@ const SUBJECTS: &[Subject] = &[
     ),
     Subject {
         controller: Controller::Hugetlb,
-        rule: Rule::HugePages,
+        rule: Rule::Bytes,
         names: &["hugepageLimits.*", "hugetlb.*.max", "hugetlb.*.limit_in_bytes"],
         v2: &["hugetlb.*.max"],
         v1: &["hugetlb.*.limit_in_bytes"],
     },
     Subject {
         controller: Controller::Hugetlb,
-        rule: Rule::HugePages,
+        rule: Rule::Bytes,
         names: &["hugetlb.*.rsvd.max", "hugetlb.*.rsvd.limit_in_bytes"],
         v2: &["hugetlb.*.rsvd.max"],
         v1: &["hugetlb.*.rsvd.limit_in_bytes"],

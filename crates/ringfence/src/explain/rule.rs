@@ -7,7 +7,7 @@ use super::value::{Bandwidth, PerDevice, Throttle, Value};
 use crate::devices::DeviceNumber;
 use crate::host::Version;
 use crate::resources::{CpuSet, Limit};
-use crate::stats::{huge_page_limit, parse};
+use crate::stats::parse;
 
 /// What the levels come to.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,12 +28,7 @@ pub(super) struct Malformed {
 /// What the levels, from the root down to the cgroup, come to.
 pub(super) fn decide(key: &Key, version: Version, levels: &[Contents]) -> Result<Answer, Malformed> {
     match (key.rule(), version) {
-        (Rule::Bytes, Version::V1) => limit(levels, parse::v1_limit, Value::Bytes),
-        (Rule::Bytes, Version::V2) => limit(levels, parse::limit, Value::Bytes),
-        (Rule::HugePages, _) => {
-            let size = key.page_size().map(|size| size.to_string()).unwrap_or_default();
-            limit(levels, |contents| huge_page_limit(&size, contents), Value::Bytes)
-        }
+        (Rule::Bytes, _) => limit(levels, parse::bytes_limit, Value::Bytes),
         (Rule::Tasks, _) => limit(levels, parse::limit, Value::Tasks),
         (Rule::Bandwidth, _) => bandwidth(version, levels),
         (Rule::Set, _) => set(levels),

@@ -110,12 +110,8 @@ fn v1_wanted(draft: &mut Draft<'_>, index: usize, swap_now: Limit) -> Result<(Li
     Ok((limit, None))
 }
 
-/// A limit as v1 reads back: no limit is the largest number of pages.
 fn v1_now(draft: &Draft<'_>, index: usize, file: &str) -> Limit {
-    match draft.now_number(index, file) {
-        Some(value) if value < i64::MAX as u64 - draft.host.page_size => Limit::Value(value),
-        _ => Limit::Max,
-    }
+    draft.now_number(index, file).map_or(Limit::Max, Limit::from_bytes)
 }
 
 fn v2(draft: &mut Draft<'_>, index: usize) -> Result<()> {

@@ -42,6 +42,15 @@ pub enum Limit {
     Max,
 }
 
+impl Limit {
+    /// A limit in bytes as the kernel gives it. Where it has no word for no limit (v1, and hugetlb of Linux 6.18 until a
+    /// limit is written), that is the largest number of bytes below 2⁶³ in whole pages, of whatever size they are; no
+    /// machine has half as much.
+    pub(crate) fn from_bytes(bytes: u64) -> Self {
+        if bytes >= 1 << 62 { Self::Max } else { Self::Value(bytes) }
+    }
+}
+
 impl From<u64> for Limit {
     fn from(value: u64) -> Self {
         Self::Value(value)

@@ -181,7 +181,7 @@ fn lines_of_throttles_without_numbers_of_a_device_hide_nothing() {
 fn a_file_that_cannot_be_understood_is_an_error_that_knows_where() {
     let table: &[(&str, Version, &[[&str; 2]], usize)] = &[
         ("memory", V2, &[["-", "-"], ["max\n", "-"], ["4K\n", "-"]], 0),
-        ("memory", V1, &[["1\n", "-"], ["1\n", "-"], ["max\n", "-"]], 0),
+        ("memory", V1, &[["1\n", "-"], ["1\n", "-"], ["-1\n", "-"]], 0),
         ("pids", V2, &[["-", "-"], ["-", "-"], ["\n", "-"]], 0),
         ("cpu", V2, &[["-", "-"], ["-", "-"], ["50000\n", "-"]], 0),
         ("cpu", V2, &[["-", "-"], ["-", "-"], ["50000 0\n", "-"]], 0),
