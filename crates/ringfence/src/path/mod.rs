@@ -104,14 +104,28 @@ impl FromStr for CgroupPath {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let mut parts = text.split(':');
-        match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some(slice), Some(prefix), Some(name), None) if slice.ends_with(".slice") => {
-                SystemdName::new(slice, prefix, name).map(Self::Systemd)
-            }
-            _ if text.starts_with('/') => Subpath::clean(text).map(Self::Absolute),
-            _ => Subpath::clean(text).map(Self::Relative),
+        if let Some([slice, prefix, name]) = unit_parts(text) {
+            return SystemdName::new(slice, prefix, name).map(Self::Systemd);
         }
+        let path = Subpath::clean(text)?;
+        // Its own text, which a state keeps, would name something else when it is read again.
+        if unit_parts(path.as_str()).is_some() {
+            let why =
+                format!("it comes to {:?}, which reads as a systemd unit (slice:prefix:name)", path.as_str());
+            return Err(Error::invalid(SETTING, text, why));
+        }
+        Ok(if text.starts_with('/') { Self::Absolute(path) } else { Self::Relative(path) })
+    }
+}
+
+/// The three parts of `slice:prefix:name`, if the text has that form.
+fn unit_parts(text: &str) -> Option<[&str; 3]> {
+    let mut parts = text.split(':');
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(slice), Some(prefix), Some(name), None) if slice.ends_with(".slice") => {
+            Some([slice, prefix, name])
+        }
+        _ => None,
     }
 }
 
@@ -193,6 +207,17 @@ mod tests {
             let error = text.parse::<CgroupPath>().unwrap_err();
             assert!(error.to_string().contains("names no cgroup"), "{text:?}: {error}");
             assert_eq!(error.setting(), Some("cgroupsPath"));
+        }
+    }
+
+    #[test]
+    fn what_reads_as_a_unit_only_when_it_is_cleaned_is_refused() {
+        // Its text, which a state keeps, would name something else when it is read again.
+        for text in ["x:/../a.slice:b:c", "/x:/../a.slice:b:c", "./x:/../a/b.slice::c", "a.slice:b:./c:d/.."]
+        {
+            let error = text.parse::<CgroupPath>().unwrap_err();
+            assert_eq!((error.setting(), error.value()), (Some("cgroupsPath"), Some(text)));
+            assert!(error.message().contains("reads as a systemd unit"), "{error}");
         }
     }
 
