@@ -46,6 +46,9 @@ mod cgroup;
 pub mod devices;
 mod driver;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod kernel;
 mod path;

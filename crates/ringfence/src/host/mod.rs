@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use roots::Roots;
 
+#[cfg(fuzzing)]
+pub(crate) use {devices::device_mapper_major, hierarchies::of_mountinfo};
+
 pub use controller::Controller;
 
 use crate::devices::DeviceKind;
