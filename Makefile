@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
-.PHONY: demo test check host-test testbed-test
+.PHONY: demo test check host-test testbed-test fuzz
 
 # Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
 demo:
@@ -23,3 +23,7 @@ host-test:
 testbed-test:
 	./testbed/testbed build
 	./testbed/testbed run
+
+# Every parser, the planner and the eBPF compiler under libFuzzer, FUZZ_SECONDS (600) each; stops at the first crash.
+fuzz:
+	./fuzz/run

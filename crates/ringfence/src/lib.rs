@@ -50,6 +50,9 @@ pub mod devices;
 mod driver;
 mod error;
 pub mod explain;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod interface;
 mod kernel;

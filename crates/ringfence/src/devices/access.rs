@@ -49,7 +49,7 @@ impl Access {
     }
 
     /// The bits of the kernel's `BPF_DEVCG_ACC_*`.
-    pub(super) fn bits(self) -> u8 {
+    pub(crate) fn bits(self) -> u8 {
         self.0
     }
 

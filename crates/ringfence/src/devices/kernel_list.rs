@@ -1,6 +1,8 @@
-//! The v1 kernel's device controller as a naive model, for tests: a list that is searched, as `devices.list` shows it.
+//! The v1 kernel's device controller as a naive model, for tests and fuzzing: a list that is searched, as `devices.list` shows it.
 //!
 //! Written from the behaviour of the files alone, and compared with the real ones in `transition`'s tests.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "no part of the library")]
 
 use super::transition::{DeviceWrite, LiveList, parse_devices_list};
 
@@ -8,9 +10,9 @@ use super::transition::{DeviceWrite, LiveList, parse_devices_list};
 type Line = (char, Option<u32>, Option<u32>, String);
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct KernelList {
-    pub(super) allow_by_default: bool,
-    pub(super) lines: Vec<Line>,
+pub(crate) struct KernelList {
+    pub(crate) allow_by_default: bool,
+    pub(crate) lines: Vec<Line>,
 }
 
 fn letters_in(all: &str, of: &str) -> bool {
@@ -18,7 +20,7 @@ fn letters_in(all: &str, of: &str) -> bool {
 }
 
 impl KernelList {
-    pub(super) fn after(rules: &[super::DeviceRule]) -> Self {
+    pub(crate) fn after(rules: &[super::DeviceRule]) -> Self {
         let mut list = Self::default();
         for rule in rules {
             list.write(rule.allow, &rule.to_string());
@@ -26,7 +28,7 @@ impl KernelList {
         list
     }
 
-    pub(super) fn apply(&mut self, write: &DeviceWrite) {
+    pub(crate) fn apply(&mut self, write: &DeviceWrite) {
         self.write(write.file == "devices.allow", &write.value);
     }
 
@@ -54,7 +56,7 @@ impl KernelList {
     }
 
     /// `access` may be empty: access(2) with F_OK asks so.
-    pub(super) fn allows(&self, kind: char, major: u32, minor: u32, access: &str) -> bool {
+    pub(crate) fn allows(&self, kind: char, major: u32, minor: u32, access: &str) -> bool {
         let mut of_device = self.lines.iter().filter(|(k, a, b, _)| {
             *k == kind && a.is_none_or(|a| a == major) && b.is_none_or(|b| b == minor)
         });
@@ -66,7 +68,7 @@ impl KernelList {
     }
 
     /// What `devices.list` shows.
-    pub(super) fn show(&self) -> LiveList {
+    pub(crate) fn show(&self) -> LiveList {
         let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
         let text: String = match self.allow_by_default {
             true => "a *:* rwm\n".to_owned(),

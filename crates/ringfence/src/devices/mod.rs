@@ -6,8 +6,8 @@
 
 mod access;
 pub(crate) mod filter;
-#[cfg(test)]
-mod kernel_list;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod kernel_list;
 mod number;
 mod oci;
 mod policy;

@@ -160,42 +160,17 @@ fn guarded(tests: Vec<Insn>, body: Vec<Insn>) -> Vec<Insn> {
     skipping.chain(body).collect()
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod interpreter;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::super::DeviceRule;
     use super::super::policy::tests::{any_rules, every_access, expressible, policy};
+    use super::interpreter::{run, unreachable};
     use super::*;
-
-    /// Runs the program as the kernel would; panics on whatever the verifier would refuse.
-    fn run(program: &[Insn], kind: DeviceKind, major: u32, minor: u32, access: u32) -> bool {
-        let kind = if kind == DeviceKind::Block { 1 } else { 2 };
-        let context = [access << 16 | kind, major, minor];
-        let mut registers: [Option<u32>; 6] = [None; 6];
-        let mut at = 0;
-        loop {
-            let insn = program[at];
-            let (imm, dst) = (insn.imm.cast_unsigned(), usize::from(insn.dst));
-            let mut skip = false;
-            match insn.code {
-                LOAD => {
-                    assert_eq!((insn.src, insn.off % 4), (CONTEXT, 0));
-                    registers[dst] = Some(context[usize::try_from(insn.off / 4).unwrap()]);
-                }
-                MOVE => registers[dst] = Some(registers[usize::from(insn.src)].unwrap()),
-                SET => registers[dst] = Some(imm),
-                AND => registers[dst] = Some(registers[dst].unwrap() & imm),
-                SHIFT_RIGHT => registers[dst] = Some(registers[dst].unwrap() >> imm),
-                SKIP_UNLESS_EQUAL => skip = registers[dst].unwrap() != imm,
-                SKIP_IF_EQUAL => skip = registers[dst].unwrap() == imm,
-                SKIP_IF_ANY => skip = registers[dst].unwrap() & imm != 0,
-                EXIT => return registers[0].unwrap() == 1,
-                other => panic!("unknown instruction {other:#x}"),
-            }
-            at += 1 + if skip { usize::try_from(insn.off).unwrap() } else { 0 };
-        }
-    }
 
     #[test]
     fn a_policy_without_exceptions_is_two_instructions() {
@@ -251,6 +226,7 @@ mod tests {
         fn the_program_decides_as_the_policy_does(rules in any_rules()) {
             let policy = expressible(&rules);
             let program = compile(&policy);
+            prop_assert_eq!(unreachable(&program), None);
             for (kind, major, minor, access) in every_access() {
                 prop_assert_eq!(
                     run(&program, kind, major, minor, access.bits().into()),

@@ -33,7 +33,7 @@ impl DeviceNode {
 }
 
 /// The device mapper's major number, which the kernel gives out dynamically, from the text of `/proc/devices`.
-pub(super) fn device_mapper_major(proc_devices: &str) -> Option<u32> {
+pub(crate) fn device_mapper_major(proc_devices: &str) -> Option<u32> {
     let (_, block) = proc_devices.split_once("Block devices:")?;
     block.lines().find_map(|line| {
         let (major, name) = line.trim().split_once(' ')?;

@@ -136,5 +136,11 @@ impl<'a> Options<'a> {
     }
 }
 
+/// [`assemble`], from the text of mountinfo.
+#[cfg(fuzzing)]
+pub(crate) fn of_mountinfo(text: &[u8], root: Option<&Path>) -> Result<(Mode, Vec<Hierarchy>)> {
+    assemble(&super::mountinfo::parse(text), root)
+}
+
 #[cfg(test)]
 mod tests;

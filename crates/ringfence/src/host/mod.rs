@@ -20,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use roots::Roots;
 
+#[cfg(fuzzing)]
+pub(crate) use {devices::device_mapper_major, hierarchies::of_mountinfo};
+
 pub use controller::Controller;
 
 use crate::devices::DeviceKind;
@@ -150,7 +153,7 @@ impl Host {
     ///
     /// # Errors
     /// The text is no such JSON, or says something that no host can be: a page size that is no power of two, a
-    /// hierarchy at a relative path, a size that no huge page has.
+    /// hierarchy at a relative path or twice, a size that no huge page has.
     pub fn from_json(text: &str) -> Result<Self> {
         let host: Self = serde_json::from_str(text).map_err(|error| {
             Error::new(crate::ErrorKind::InvalidInput, format!("not the JSON of a host: {error}"))
@@ -172,11 +175,28 @@ impl Host {
                 "an absolute path is needed",
             ));
         }
-        if (self.mode != Mode::V1) != self.unified().is_some() {
+        let unified = self.hierarchies.iter().filter(|hierarchy| hierarchy.version == Version::V2).count();
+        let fits = match self.mode {
+            Mode::V1 => unified == 0,
+            Mode::Hybrid => unified == 1 && self.hierarchies.len() > 1,
+            Mode::V2 => unified == 1 && self.hierarchies.len() == 1,
+        };
+        if !fits {
             return Err(Error::invalid(
                 "host.mode",
                 self.mode.as_str(),
-                "v1 has no version 2 hierarchy, hybrid and v2 have one",
+                "v1 has hierarchies of version 1 alone, v2 one of version 2 alone, hybrid both",
+            ));
+        }
+        let offered = |controller: &Controller| {
+            let offers = |hierarchy: &&Hierarchy| hierarchy.controllers.contains(controller);
+            self.hierarchies.iter().filter(offers).count()
+        };
+        if let Some(twice) = Controller::ALL.into_iter().find(|controller| offered(controller) > 1) {
+            return Err(Error::invalid(
+                "host.hierarchies.controllers",
+                twice,
+                "a controller is in one hierarchy",
             ));
         }
         Ok(())
@@ -237,6 +257,39 @@ mod tests {
         let mut relative = good["hierarchies"].clone();
         relative[0]["root"] = "sys/fs/cgroup".into();
         assert!(with("hierarchies", relative).contains("absolute"));
+    }
+
+    #[test]
+    fn hierarchies_that_no_kernel_mounts_beside_each_other_are_refused() {
+        let v2 = Hierarchy {
+            version: Version::V2,
+            root: "/sys/fs/cgroup/unified".into(),
+            controllers: vec![Controller::Hugetlb],
+            name: None,
+            noprefix: false,
+        };
+        let v1 = Hierarchy { version: Version::V1, root: "/cgroup".into(), ..v2.clone() };
+        let cpu = Hierarchy { controllers: vec![Controller::Cpu], ..v1.clone() };
+        let host = |mode, hierarchies: &[&Hierarchy]| {
+            let hierarchies = hierarchies.iter().copied().cloned().collect();
+            let host = Host { hierarchies, ..Host::standard(mode, false) };
+            Host::from_json(&serde_json::to_string(&host).unwrap()).map_err(|error| error.to_string())
+        };
+        for (mode, sound) in [(Mode::V1, &[&cpu, &v1][..]), (Mode::Hybrid, &[&cpu, &v2]), (Mode::V2, &[&v2])]
+        {
+            host(mode, sound).unwrap();
+        }
+        let (alone, cut) = (Hierarchy { controllers: Vec::new(), ..v2.clone() }, &[&v2][..]);
+        for (mode, odd) in [
+            (Mode::V1, cut),
+            (Mode::Hybrid, cut),
+            (Mode::V2, &[&cpu, &v2]),
+            (Mode::Hybrid, &[&cpu, &v2, &alone]),
+        ] {
+            assert!(host(mode, odd).unwrap_err().contains("host.mode"), "{odd:?}");
+        }
+        let twice = host(Mode::Hybrid, &[&v1, &v2]).unwrap_err();
+        assert!(twice.starts_with(r#"host.hierarchies.controllers = "hugetlb""#), "{twice}");
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Stat {
     }
 
     /// The name of the program stands in parentheses and may hold anything, parentheses too.
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(bytes);
         let (_, after_name) = text.rsplit_once(')')?;
         let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
@@ -99,13 +99,17 @@ pub(crate) fn is_stopped_by_freezer(tid: u32) -> bool {
 
 /// The cgroup of a process in each hierarchy: (controllers as `/proc/PID/cgroup` has them, path).
 pub(crate) fn cgroups(pid: u32) -> Option<Vec<(String, String)>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    Some(parse_cgroups(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?))
+}
+
+/// Lines of `ID:CONTROLLERS:PATH`.
+pub(crate) fn parse_cgroups(text: &str) -> Vec<(String, String)> {
     let line = |line: &str| {
         let (_, rest) = line.split_once(':')?;
         let (controllers, path) = rest.split_once(':')?;
         Some((controllers.to_owned(), path.to_owned()))
     };
-    Some(text.lines().filter_map(line).collect())
+    text.lines().filter_map(line).collect()
 }
 
 /// A PID as the kernel's own type; 0 and what does not fit is no process.

@@ -103,6 +103,12 @@ fn files() -> impl Iterator<Item = &'static File> {
     FILES.into_iter().flatten()
 }
 
+/// The names of the files of one version, `*` in the place of a key.
+#[cfg(fuzzing)]
+pub(crate) fn file_names(version: Version) -> impl Iterator<Item = &'static str> {
+    files().filter(move |file| file.version == version).map(|file| file.name)
+}
+
 impl Stats {
     /// Takes in the contents of one kernel file, as found in a snapshot of some machine; false if the file is none that
     /// statistics are made of. What cannot be understood is left out.
@@ -121,7 +127,7 @@ impl Stats {
     }
 
     /// Makes everything absent, and keeps the memory of the tables.
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         let Self { at_us, cpu, cpuset, memory, io, pids, hugetlb, rdma, misc, pressure } = self;
         *at_us = 0;
         *cpu = CpuStats::default();

@@ -1,0 +1,202 @@
+//! What several fuzz targets share.
+
+pub mod plans;
+pub mod stats;
+
+use std::collections::BTreeSet;
+
+use ringfence::devices::{Access, DeviceKind};
+use ringfence::{DeviceRule, Error, ErrorKind, Host, Mode, Resources};
+use serde_json::{Map, Value};
+
+/// The parts of an input, which a NUL divides; those that are missing are empty.
+pub fn parts<const N: usize>(data: &[u8]) -> [&[u8]; N] {
+    let mut parts = data.splitn(N, |byte| *byte == 0);
+    std::array::from_fn(|_| parts.next().unwrap_or_default())
+}
+
+/// The hosts for which a plan can be made without being there.
+pub fn standard_hosts() -> impl Iterator<Item = Host> {
+    [Mode::V1, Mode::Hybrid, Mode::V2]
+        .into_iter()
+        .flat_map(|mode| [false, true].map(|systemd| Host::standard(mode, systemd)))
+}
+
+/// An error of a parser blames the input, and says something.
+pub fn assert_refused(error: &Error) {
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error:?}");
+    assert!(!error.message().is_empty() && !error.to_string().is_empty());
+}
+
+/// What is written as OCI JSON reads back the same.
+pub fn assert_round_trip(resources: &Resources) {
+    let text = resources.to_oci_json().expect("all that can be held can be written");
+    let (read, report) = Resources::from_oci_json(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    assert!(report.is_empty(), "{text}: {report}");
+    assert_eq!(read, *resources, "{text}");
+    assert_eq!(read.to_oci_json().expect("as above"), text);
+}
+
+/// Every value in a document with its place, such as `devices[2].major`, and the values inside of it.
+pub fn places(document: &Value) -> Vec<(String, &Value)> {
+    fn walk<'v>(place: String, value: &'v Value, found: &mut Vec<(String, &'v Value)>) {
+        match value {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+                    walk(place, value, found);
+                }
+            }
+            Value::Array(items) => {
+                for (index, value) in items.iter().enumerate() {
+                    walk(format!("{place}[{index}]"), value, found);
+                }
+            }
+            _ => {}
+        }
+        found.push((place, value));
+    }
+    let mut found = Vec::new();
+    walk(String::new(), document, &mut found);
+    found
+}
+
+/// A place without what stands in brackets: `hugepageLimits` of `hugepageLimits[0]`.
+pub fn without_indices(place: &str) -> String {
+    let mut depth = 0_usize;
+    place
+        .chars()
+        .filter(|c| {
+            match c {
+                '[' => depth += 1,
+                ']' => {
+                    depth = depth.saturating_sub(1);
+                    return false;
+                }
+                _ => {}
+            }
+            depth == 0
+        })
+        .collect()
+}
+
+/// The settings that resources give, by OCI's names; each list is one.
+pub fn settings(resources: &Resources) -> BTreeSet<String> {
+    let document: Value = serde_json::from_str(&resources.to_oci_json().expect("JSON")).expect("JSON");
+    places(&document)
+        .into_iter()
+        .filter(|(_, value)| !value.is_object() && !value.is_array())
+        .map(|(place, _)| without_indices(&place))
+        .collect()
+}
+
+/// Whether an object anywhere in a document has a key twice: `Value` shows the last one only.
+pub fn has_duplicate_keys(text: &str) -> bool {
+    // A document that says the same as its `Value` has as many colons outside of strings as that has fields.
+    fn colons(text: &str) -> usize {
+        let (mut count, mut string, mut escaped) = (0, false, false);
+        for byte in text.bytes() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if string => escaped = true,
+                b'"' => string = !string,
+                b':' if !string => count += 1,
+                _ => {}
+            }
+        }
+        count
+    }
+    fn fields(value: &Value) -> usize {
+        match value {
+            Value::Object(map) => map.len() + map.values().map(fields).sum::<usize>(),
+            Value::Array(items) => items.iter().map(fields).sum(),
+            _ => 0,
+        }
+    }
+    serde_json::from_str::<Value>(text).is_ok_and(|value| colons(text) != fields(&value))
+}
+
+/// The document with nothing in it but what leads to `place`, and what is there. The one element of a list that leads
+/// there becomes its first.
+pub fn alone(document: &Value, place: &str) -> Option<Value> {
+    fn within(value: &Value, here: &str, place: &str) -> Option<Value> {
+        if here == place {
+            return Some(value.clone());
+        }
+        match value {
+            Value::Object(fields) => fields.iter().find_map(|(key, value)| {
+                let there = if here.is_empty() { key.clone() } else { format!("{here}.{key}") };
+                Some(Value::Object(Map::from_iter([(key.clone(), within(value, &there, place)?)])))
+            }),
+            Value::Array(items) => items.iter().enumerate().find_map(|(index, value)| {
+                Some(Value::Array(vec![within(value, &format!("{here}[{index}]"), place)?]))
+            }),
+            _ => None,
+        }
+    }
+    within(document, "", place)
+}
+
+/// Device rules, three bytes each, over few numbers so that they meet.
+pub fn rules(bytes: &[u8]) -> Vec<DeviceRule> {
+    const LETTERS: [&str; 7] = ["r", "w", "m", "rw", "rm", "wm", "rwm"];
+    let number = |byte: u8| match byte {
+        0xff => None,
+        0xfe => Some(4_294_967_294),
+        0xfd => Some(65_536),
+        other => Some(u32::from(other % 8)),
+    };
+    let rule = |bytes: &[u8; 3]| {
+        let [head, major, minor] = *bytes;
+        let allow = head & 1 == 1;
+        if head & 0xf0 == 0xf0 {
+            return if allow { DeviceRule::allow_all() } else { DeviceRule::deny_all() };
+        }
+        let kind = if head & 2 == 2 { DeviceKind::Block } else { DeviceKind::Char };
+        let access: Access = LETTERS[usize::from(head >> 2) % 7].parse().expect("an access");
+        let (major, minor) = (number(major), number(minor));
+        match allow {
+            true => DeviceRule::allow(kind, major, minor, access),
+            false => DeviceRule::deny(kind, major, minor, access),
+        }
+    };
+    bytes.as_chunks().0.iter().map(rule).collect()
+}
+
+/// The policy of those rules that can be expressed.
+pub fn expressible(rules: &[DeviceRule]) -> ringfence::DevicePolicy {
+    let mut policy = ringfence::DevicePolicy::deny_all();
+    let mut report = ringfence::Report::default();
+    for rule in rules {
+        let before = (rules.len() < 100).then(|| policy.clone());
+        if policy.apply(rule, &mut report).is_err() {
+            assert!(before.is_none_or(|before| before == policy), "a refused rule changes nothing");
+        }
+    }
+    policy
+}
+
+/// Accesses to the devices that policies name, and to those beside them; `None` asks for nothing (access(2) with F_OK).
+pub fn probes<'a>(
+    policies: impl IntoIterator<Item = &'a ringfence::DevicePolicy>,
+) -> Vec<(DeviceKind, u32, u32, Option<Access>)> {
+    let (mut majors, mut minors) = (BTreeSet::from([9]), BTreeSet::from([9]));
+    for exception in policies.into_iter().flat_map(|policy| policy.exceptions()) {
+        majors.extend(exception.numbers.major);
+        minors.extend(exception.numbers.minor);
+    }
+    let accesses: Vec<_> = ["r", "w", "m", "rw", "rm", "wm", "rwm"]
+        .iter()
+        .map(|letters| Some(letters.parse().expect("an access")))
+        .chain([None])
+        .collect();
+    let mut probes = Vec::new();
+    for kind in [DeviceKind::Block, DeviceKind::Char] {
+        for major in &majors {
+            for minor in &minors {
+                probes.extend(accesses.iter().map(|access| (kind, *major, *minor, *access)));
+            }
+        }
+    }
+    probes
+}
