@@ -198,6 +198,17 @@ fn each_setting_becomes_the_files_of_its_version() {
             &["rdma.max mlx5_1 hca_object=0"],
         ),
         (new().rdma("mlx5_1", Rdma::default()), &[], &[]),
+        // The greatest numbers are no limits to the kernel, and read back so.
+        (
+            new().rdma("mlx5_1", Rdma { hca_handles: Some(Limit::Value((1 << 31) - 1)), hca_objects: None }),
+            &["rdma.max mlx5_1 hca_handle=max"],
+            &["rdma.max mlx5_1 hca_handle=max"],
+        ),
+        (
+            new().io_read_bps(DISK, u64::MAX).io_read_iops(DISK, u64::from(u32::MAX)),
+            &["blkio.throttle.read_bps_device 8:0 0", "blkio.throttle.read_iops_device 8:0 0"],
+            &["io.max 8:0 rbps=max wbps=max riops=max wiops=max"],
+        ),
     ];
     for (resources, on_v1, on_v2) in cases {
         assert_eq!(created_on_v1(resources), *on_v1, "{resources:?}");
