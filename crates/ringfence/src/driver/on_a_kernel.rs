@@ -18,6 +18,7 @@ use crate::host::DeviceNode;
 use crate::host::{Controller, Host, Version};
 use crate::plan::{Action, DeviceWant, Dir, Plan, Step, Unsupported, Want};
 use crate::resources::{Limit, Resources};
+use crate::skip::skip;
 
 const SOON: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
@@ -134,7 +135,7 @@ fn skipped(host: &Host, test: &str) -> bool {
         std::fs::create_dir(&dir).and_then(|()| std::fs::remove_dir(dir)).is_ok()
     });
     if !made {
-        eprintln!("SKIPPED: {test}: no cgroup can be made here");
+        skip("no cgroup can be made here");
     }
     !made
 }

@@ -12,6 +12,7 @@ use crate::error::ErrorKind;
 use crate::host::Controller::{self, Cpu, Cpuacct, Hugetlb, Io, Memory, Misc, Pids, Rdma};
 use crate::host::Version::{self, V1, V2};
 use crate::kernel::dir::CgroupDir;
+use crate::skip::skip;
 use crate::stats::allocations;
 
 /// A cgroup made for one test, in one hierarchy; removed with it.
@@ -26,7 +27,7 @@ impl TestCgroup {
     fn make(version: Version, controllers: &[Controller], root: &Path, test: &str) -> Option<Self> {
         let path = root.join(format!("rf-test-{test}-{}", std::process::id()));
         if let Err(error) = fs::create_dir(&path) {
-            eprintln!("NOT TESTED: cannot make {}: {error}", path.display());
+            skip(&format!("cannot make {}: {error}", path.display()));
             return None;
         }
         let dir = CgroupDir::open_root(&path).unwrap();
@@ -38,10 +39,7 @@ impl TestCgroup {
         let mut hierarchies = BTreeMap::<PathBuf, Vec<Controller>>::new();
         for (name, controller) in [("cpu", Cpu), ("cpuacct", Cpuacct), ("memory", Memory), ("pids", Pids)] {
             let root = Path::new("/sys/fs/cgroup").join(name);
-            let Ok(root) = root.join("cgroup.procs").canonicalize() else {
-                eprintln!("NOT TESTED: there is no v1 hierarchy at {}", root.display());
-                return Vec::new();
-            };
+            let Ok(root) = root.join("cgroup.procs").canonicalize() else { return Vec::new() };
             hierarchies.entry(root.parent().unwrap().to_owned()).or_default().push(controller);
         }
         hierarchies.iter().filter_map(|(root, controllers)| Self::make(V1, controllers, root, test)).collect()
@@ -50,11 +48,13 @@ impl TestCgroup {
     /// In this machine's v2 tree, with the controllers that its root enables.
     fn v2(test: &str) -> Vec<Self> {
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
-        let Some(root) = roots.into_iter().find(|root| root.join("cgroup.controllers").exists()) else {
-            eprintln!("NOT TESTED: there is no v2 tree");
-            return Vec::new();
-        };
-        Self::make(V2, &[Cpu, Memory, Io, Pids, Hugetlb, Rdma, Misc], root, test).into_iter().collect()
+        let root = roots.into_iter().find(|root| root.join("cgroup.controllers").exists());
+        let controllers = [Cpu, Memory, Io, Pids, Hugetlb, Rdma, Misc];
+        root.and_then(|root| Self::make(V2, &controllers, root, test)).into_iter().collect()
+    }
+
+    fn everywhere(test: &str) -> Vec<Self> {
+        Self::v1(test).into_iter().chain(Self::v2(test)).collect()
     }
 
     fn source(&self) -> Source<'_> {
@@ -69,6 +69,13 @@ impl Drop for TestCgroup {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+fn none(cgroups: &[TestCgroup]) -> bool {
+    if cgroups.is_empty() {
+        skip("there are no such cgroups here");
+    }
+    cgroups.is_empty()
 }
 
 fn reader(cgroups: &[TestCgroup]) -> StatsReader {
@@ -116,7 +123,7 @@ fn two_samples_under_load(cgroups: &[TestCgroup]) -> (Stats, Stats) {
 #[test]
 fn a_process_that_burns_cpu_and_fills_memory_shows_in_all_v1_hierarchies() {
     let cgroups = TestCgroup::v1("stats-v1");
-    if cgroups.is_empty() {
+    if none(&cgroups) {
         return;
     }
     let (_, after) = two_samples_under_load(&cgroups);
@@ -133,7 +140,10 @@ fn a_process_that_burns_cpu_and_fills_memory_shows_in_all_v1_hierarchies() {
 #[test]
 fn a_process_that_burns_cpu_shows_on_v2_with_or_without_controllers() {
     let cgroups = TestCgroup::v2("stats-v2");
-    let Some(cgroup) = cgroups.first() else { return };
+    if none(&cgroups) {
+        return;
+    }
+    let cgroup = &cgroups[0];
     let enabled = fs::read_to_string(cgroup.path.join("cgroup.controllers")).unwrap();
     let enabled = |controller| enabled.split_whitespace().any(|name| name == controller);
     let (_, after) = two_samples_under_load(&cgroups);
@@ -164,9 +174,8 @@ fn reads_of_this_thread() -> u64 {
 
 #[test]
 fn a_sample_is_one_read_per_file_and_allocates_nothing() {
-    let cgroups: Vec<_> =
-        TestCgroup::v1("stats-reads").into_iter().chain(TestCgroup::v2("stats-reads")).collect();
-    if cgroups.is_empty() {
+    let cgroups = TestCgroup::everywhere("stats-reads");
+    if none(&cgroups) {
         return;
     }
     let mut reader = reader(&cgroups);
@@ -206,7 +215,7 @@ fn a_sample_is_one_read_per_file_and_allocates_nothing() {
 #[test]
 fn a_file_longer_than_the_buffer_is_read_whole() {
     let cgroups = TestCgroup::v2("stats-buffer");
-    if cgroups.is_empty() {
+    if none(&cgroups) {
         return;
     }
     let mut reader = reader(&cgroups);
@@ -219,9 +228,8 @@ fn a_file_longer_than_the_buffer_is_read_whole() {
 
 #[test]
 fn removal_of_one_hierarchys_cgroup_leaves_the_others_and_of_all_is_not_found() {
-    let mut cgroups: Vec<_> =
-        TestCgroup::v1("stats-removed").into_iter().chain(TestCgroup::v2("stats-removed")).collect();
-    if cgroups.is_empty() {
+    let mut cgroups = TestCgroup::everywhere("stats-removed");
+    if none(&cgroups) {
         return;
     }
     let mut reader = reader(&cgroups);
@@ -244,8 +252,10 @@ fn removal_of_one_hierarchys_cgroup_leaves_the_others_and_of_all_is_not_found() 
 
 #[test]
 fn every_v1_and_v2_file_here_is_understood() {
-    let cgroups: Vec<_> =
-        TestCgroup::v1("stats-all").into_iter().chain(TestCgroup::v2("stats-all")).collect();
+    let cgroups = TestCgroup::everywhere("stats-all");
+    if none(&cgroups) {
+        return;
+    }
     for cgroup in &cgroups {
         for file in files().filter(|file| file.version == cgroup.version) {
             // Those of v1 that count per device list none in a new cgroup.
