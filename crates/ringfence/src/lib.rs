@@ -61,6 +61,8 @@ mod plan;
 mod report;
 pub mod resources;
 mod sandbox;
+#[cfg(test)]
+mod skip;
 pub mod stats;
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
