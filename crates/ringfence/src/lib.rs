@@ -64,6 +64,7 @@ mod sandbox;
 #[cfg(test)]
 mod skip;
 pub mod stats;
+mod text;
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};

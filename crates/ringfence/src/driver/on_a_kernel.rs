@@ -16,7 +16,7 @@ use crate::devices::{DeviceNumber, DevicePolicy, DeviceRule, runtime_defaults};
 use crate::error::ErrorKind;
 use crate::host::DeviceNode;
 use crate::host::{Controller, Host, Version};
-use crate::plan::{Action, DeviceWant, Dir, Plan, Step, Unsupported, Want};
+use crate::plan::{Action, DeviceWant, Dir, Plan, Step, Want};
 use crate::resources::{Limit, Rdma, Resources};
 use crate::skip::skip;
 
@@ -45,18 +45,7 @@ fn policy(rules: &[&str]) -> DevicePolicy {
 }
 
 fn want<'a>(path: &'a str, base: &'a Resources, change: &'a Resources, devices: DeviceWant<'a>) -> Want<'a> {
-    Want {
-        path,
-        create: false,
-        base,
-        change,
-        devices: Some(devices),
-        burst_by_default: false,
-        force: false,
-        evacuate: false,
-        statistics: &[],
-        unsupported: Unsupported::Report,
-    }
+    Want { devices: Some(devices), ..Want::change(path, base, change) }
 }
 
 /// The plan, with a step before the one at `position` that no kernel carries out.
