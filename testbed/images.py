@@ -37,6 +37,8 @@ def _contents(*names: str) -> tuple[str, ...]:
 def boot_files(release: str, kernel: Kernel) -> Artefact:
     """A kernel's `vmlinux`, which QEMU boots directly (PVH), its `modules`, and `busybox`."""
 
+    release = kernel.release or release
+
     def make(directory: Path) -> None:
         debian.require_tools(*DECOMPRESSORS.values())
         packages = directory / "packages"

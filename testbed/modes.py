@@ -25,6 +25,8 @@ class Kernel:
     package: str
     # What guests have of its modules beyond those that reach the root disk; None means all.
     modules: tuple[str, ...] | None = None
+    # The Debian release that it is from; None means the guest's own.
+    release: str | None = None
 
 
 CLOUD = Kernel("cloud", "linux-image-cloud-amd64")
@@ -33,6 +35,10 @@ CLOUD = Kernel("cloud", "linux-image-cloud-amd64")
 STANDARD = Kernel("standard", "linux-image-amd64", (
     "crc32_generic", "ib_core", "ib_uverbs", "ip6_udp_tunnel", "rdma_rxe", "udp_tunnel",
 ))
+
+
+# The oldest that is of interest: no cgroup.kill, no CPU bursts, no cpu.idle, no memory.peak.
+OLD = Kernel("old", "linux-image-cloud-amd64", release="bullseye")
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,9 @@ MODES = {
              _plain("v2") + " testbed.rdma", kernel=STANDARD, on_request=True),
         Mode("rdma-v1", "plain-v1 on Debian's standard kernel, with an RDMA device", BOOKWORM,
              _plain("v1") + " swapaccount=1 testbed.rdma", kernel=STANDARD, on_request=True),
+        Mode("old-v2", "no systemd, kernel 5.10, v2", BOOKWORM, _plain("v2"), kernel=OLD, on_request=True),
+        Mode("old-v1", "no systemd, kernel 5.10, each v1 controller by itself", BOOKWORM,
+             _plain("v1") + " swapaccount=1", kernel=OLD, on_request=True),
     )
 }
 

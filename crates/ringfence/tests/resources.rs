@@ -501,6 +501,10 @@ fn files_of_v2_that_oci_has_no_field_for_are_written_by_their_names() {
         ("memory.high", "x", "does not take this value"),
         ("memory.oom.group", "2", "does not take this value"),
     ] {
+        if file == "misc.max" && host.hierarchy_of(Controller::Misc).is_none() {
+            skip("this kernel has no misc controller");
+            continue;
+        }
         let before = vm.files();
         let error = vm.change(&Resources::new().unified(file, value).pids_limit(3)).unwrap_err();
         assert_eq!((error.setting(), error.value()), (Some(format!("unified.{file}").as_str()), Some(value)));

@@ -17,7 +17,8 @@ use crate::{Error, ErrorKind, Report, Result};
 /// The name of our programs in the kernel, as `bpftool cgroup show` has it.
 pub(crate) const NAME: &str = "ringfence_dev";
 
-const NEEDS: &str = "a device filter needs CAP_SYS_ADMIN, or CAP_BPF and CAP_NET_ADMIN";
+const NEEDS: &str = "a device filter needs CAP_SYS_ADMIN, or CAP_BPF and CAP_NET_ADMIN (and before Linux 5.11 room \
+                     within RLIMIT_MEMLOCK)";
 
 /// What to do where a program of another manager above the cgroup would no longer be asked once ours is attached: it
 /// was attached with `BPF_F_ALLOW_OVERRIDE`.

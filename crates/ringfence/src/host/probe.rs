@@ -99,8 +99,10 @@ fn look_v2(
         Question::new(Some(Controller::Hugetlb), rsvd, available),
     ]);
     questions.ask(root);
-    let [kill, peak, swap, quota, burst, idle, bfq, weight, rsvd] =
-        questions.0.map(|question| question.answer.unwrap_or_else(|| elsewhere(&question.file, root)));
+    let has_kill = questions.0.first().and_then(|kill| kill.answer);
+    let [kill, peak, swap, quota, burst, idle, bfq, weight, rsvd] = questions
+        .0
+        .map(|question| question.answer.unwrap_or_else(|| elsewhere(&question.file, root, has_kill)));
     found.cgroup_kill = kill;
     // In hybrid mode the controller is on version 1, which has answered already.
     found.memory_peak |= peak;
@@ -185,8 +187,10 @@ impl Questions {
 }
 
 /// A version 2 file of which no cgroup here can tell whether it exists.
-fn elsewhere(file: &str, root: &CgroupDir) -> bool {
+fn elsewhere(file: &str, root: &CgroupDir, has_kill: Option<bool>) -> bool {
     match file {
+        // Linux 5.14 as is cgroup.kill, which every cgroup has; and 5.15.
+        "cpu.max.burst" | "cpu.idle" => has_kill.unwrap_or(true),
         // The files of the cost model stand in the machine's root alone.
         "io.weight" => root.has("io.cost.qos"),
         // CONFIG_SWAP, CONFIG_CFS_BANDWIDTH, and BFQ loaded as a module.

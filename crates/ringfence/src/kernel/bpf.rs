@@ -78,6 +78,8 @@ struct Query {
     attach_flags: u32,
     prog_ids: u64,
     prog_cnt: u32,
+    /// What follows must be 0 to a kernel that knows no more fields (EINVAL, seen on Linux 5.10); padding need not be.
+    zero: u32,
 }
 
 #[repr(C)]
@@ -273,6 +275,7 @@ fn query(cgroup: BorrowedFd<'_>, query_flags: u32) -> Result<Attached> {
             attach_flags: 0,
             prog_ids: address(ids.as_mut_ptr()),
             prog_cnt: ids.len().try_into().map_err(|_| Errno::TOOBIG)?,
+            zero: 0,
         };
         // SAFETY: `ids` outlives the call, and its length is given.
         let done = unsafe { bpf(PROG_QUERY, &mut attr) };

@@ -13,6 +13,9 @@ use crate::resources::{Cpu, Limit, Resources, most_burst};
 /// The files of v2 that bound each other: what `unified` says of them is written here, in an order that the kernel takes.
 pub(super) const BOUND: [&str; 4] = ["cpu.idle", "cpu.max", "cpu.max.burst", "cpu.weight"];
 
+const NO_BURST: &str = "this kernel has no CPU burst (Linux 5.14)";
+const NO_IDLE: &str = "this kernel has no cpu.idle (Linux 5.15)";
+
 pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
     let change = &draft.want.change.cpu;
     match draft.place_of(Controller::Cpu) {
@@ -81,7 +84,7 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
         return;
     }
     if let Some(idle) = cpu.idle.filter(|_| !draft.host.capabilities.cpu_idle) {
-        draft.report.add("cpu.idle", idle, "this kernel has no cpu.idle (Linux 5.15)");
+        draft.report.add("cpu.idle", idle, NO_IDLE);
     }
     let base = draft.want.base;
     let (file, verify, changed, before) = match version {
@@ -129,6 +132,7 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
                 let weight_now = draft.now(index, file).map(str::to_owned);
                 let name = setting(draft, "cpu.idle", "cpu.idle");
                 let step = draft.write(index, name, "cpu.idle", 1);
+                step.on(Errno::NOENT, Reaction::Unsupported(NO_IDLE));
                 if let Undo::Write(writes) = &mut step.undo {
                     writes.extend(weight_now.map(|weight| (file.into(), weight)));
                 }
@@ -211,11 +215,12 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &Cpu) -
     };
     let write_burst = |draft: &mut Draft<'_>| {
         let setting = setting(draft, file, "cpu.burst");
-        draft.write(index, setting, file, then.burst).on(Errno::INVAL, NOT_VALID_HERE);
+        let step = draft.write(index, setting, file, then.burst);
+        step.on(Errno::INVAL, NOT_VALID_HERE).on(Errno::NOENT, Reaction::Unsupported(NO_BURST));
     };
     let has_burst = draft.host.capabilities.cpu_burst;
     if let Some(burst) = cpu.burst.filter(|burst| *burst > 0 && !has_burst) {
-        draft.report.add("cpu.burst", burst, "this kernel has no CPU burst (Linux 5.14)");
+        draft.report.add("cpu.burst", burst, NO_BURST);
     }
     let changes = has_burst && (cpu.burst.is_some() || then.burst != now.burst);
     if changes && then.burst < now.burst {
