@@ -1,6 +1,7 @@
 """The workspace's tests of a kernel, in every mode that they ask for."""
 
 import asyncio
+import dataclasses
 import json
 import shlex
 import shutil
@@ -38,6 +39,11 @@ class Test:
     @property
     def name(self) -> str:
         return f"{self.target}-lib" if self.kind == "lib" else self.target
+
+    def also_in(self, chosen: list[str]) -> "Test":
+        """The same, with those of the chosen modes that are on request: whoever names one means it."""
+        extra = [mode for mode in chosen if MODES[mode].on_request and mode not in self.modes]
+        return dataclasses.replace(self, modes=(*self.modes, *extra)) if self.modes else self
 
     def command_line(self, arguments: list[str]) -> str:
         """Runs it in the guest; of unit tests those that need a kernel, or fewer if an argument says which."""
