@@ -1,17 +1,12 @@
 //! CPU time: weight, idleness, bandwidth, real time.
 
-use std::borrow::Cow;
-
 use rustix::io::Errno;
 
 use super::draft::{NOT_VALID_HERE, lowered, minus_one};
 use super::{Draft, Reaction, Undo, Verify, convert};
 use crate::error::{Error, Result};
 use crate::host::{Controller, Version};
-use crate::resources::{Cpu, Limit, Resources, most_burst};
-
-/// The files of v2 that bound each other: what `unified` says of them is written here, in an order that the kernel takes.
-pub(super) const BOUND: [&str; 4] = ["cpu.idle", "cpu.max", "cpu.max.burst", "cpu.weight"];
+use crate::resources::{Cpu, Limit, most_burst};
 
 const NO_BURST: &str = "this kernel has no CPU burst (Linux 5.14)";
 const NO_IDLE: &str = "this kernel has no cpu.idle (Linux 5.15)";
@@ -25,9 +20,8 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
             realtime(draft, index);
         }
         Some((index, Version::V2)) => {
-            let cpu = over(change, draft.want.change)?;
-            weight_and_idle(draft, index, Version::V2, &cpu);
-            bandwidth(draft, index, Version::V2, &cpu)?;
+            weight_and_idle(draft, index, Version::V2, change);
+            bandwidth(draft, index, Version::V2, change)?;
             let Cpu { realtime_runtime, realtime_period, .. } = *change;
             let realtime = Cpu { realtime_runtime, realtime_period, ..Cpu::default() };
             draft.report_all("cpu", &realtime, "cgroup v2 has no real-time limits");
@@ -38,43 +32,6 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// What `unified` says over OCI's fields.
-fn over(cpu: &Cpu, change: &Resources) -> Result<Cpu> {
-    let unified = &change.unified;
-    let mut cpu = cpu.clone();
-    if let Some(text) = unified.get("cpu.max") {
-        let mut words = text.split_whitespace();
-        let quota = match words.next() {
-            Some("max") => Some(Limit::Max),
-            word => word.and_then(|word| word.parse().ok()).map(Limit::Value),
-        };
-        let period = words.next().map(str::parse).transpose().ok();
-        let (Some(_), Some(period), None) = (quota, period, words.next()) else {
-            return Err(Error::invalid("unified.cpu.max", text, "takes a quota or max, and a period, in µs"));
-        };
-        (cpu.quota, cpu.period) = (quota, period.or(cpu.period));
-    }
-    let number = |file: &'static str| -> Result<Option<u64>> {
-        let Some(text) = unified.get(file) else { return Ok(None) };
-        let refused = |_| Error::invalid(format!("unified.{file}"), text, "takes a whole number");
-        text.trim().parse().map(Some).map_err(refused)
-    };
-    cpu.burst = number("cpu.max.burst")?.or(cpu.burst);
-    cpu.weight = number("cpu.weight")?.or(cpu.weight);
-    if let Some(idle) = number("cpu.idle")? {
-        if idle > 1 {
-            return Err(Error::invalid("unified.cpu.idle", idle, "takes 0 to 1"));
-        }
-        cpu.idle = Some(i64::from(idle == 1));
-    }
-    Ok(cpu)
-}
-
-/// The name by which a file's value was asked for.
-fn setting(draft: &Draft<'_>, file: &'static str, field: &'static str) -> Cow<'static, str> {
-    if draft.want.change.unified.contains_key(file) { format!("unified.{file}").into() } else { field.into() }
 }
 
 /// `cpu.idle` and the weight beside it, which the kernel lets nobody write while `cpu.idle` is 1 and forgets when it
@@ -95,13 +52,12 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
         }
         Version::V2 => {
             let weight = |cpu: &Cpu| cpu.weight.or(cpu.shares.map(convert::shares_to_weight));
-            let unified = base.unified.get("cpu.weight").and_then(|weight| weight.trim().parse().ok());
-            ("cpu.weight", Verify::Accepted, weight(cpu), unified.or(weight(&base.cpu)))
+            ("cpu.weight", Verify::Accepted, weight(cpu), weight(&base.cpu))
         }
     };
     let field = if cpu.weight.is_some() { "cpu.weight" } else { "cpu.shares" };
     let write_weight = |draft: &mut Draft<'_>, weight: u64, undo: Option<Undo>| {
-        let setting = setting(draft, file, field);
+        let setting = draft.setting(file, field);
         let step = draft.write(index, setting, file, weight);
         step.verify(verify.clone()).on(Errno::INVAL, NOT_VALID_HERE);
         step.undo = undo.unwrap_or(std::mem::take(&mut step.undo));
@@ -112,12 +68,12 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
         (true, true) => {
             if let Some(weight) = changed {
                 let why = "the cgroup is idle (cpu.idle = 1): its weight counts again when it is not";
-                let setting = setting(draft, file, field);
+                let setting = draft.setting(file, field);
                 draft.report.add(setting, weight, why);
             }
         }
         (true, false) => {
-            let name = setting(draft, "cpu.idle", "cpu.idle");
+            let name = draft.setting("cpu.idle", "cpu.idle");
             draft.write(index, name, "cpu.idle", 0);
             if let Some(weight) = changed.or(before) {
                 // Writing cpu.idle = 1 again takes the weight with it.
@@ -130,7 +86,7 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
             }
             if idle {
                 let weight_now = draft.now(index, file).map(str::to_owned);
-                let name = setting(draft, "cpu.idle", "cpu.idle");
+                let name = draft.setting("cpu.idle", "cpu.idle");
                 let step = draft.write(index, name, "cpu.idle", 1);
                 step.on(Errno::NOENT, Reaction::Unsupported(NO_IDLE));
                 if let Undo::Write(writes) = &mut step.undo {
@@ -206,7 +162,7 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &Cpu) -
         return Ok(());
     }
     let burst_is_default =
-        draft.want.burst_by_default && cpu.quota.is_some() && !burst_was_set(draft.want.base);
+        draft.want.burst_by_default && cpu.quota.is_some() && draft.want.base.cpu.burst.is_none();
     let now = Bandwidth::now(draft, index, version);
     let then = now.changed(cpu, burst_is_default)?;
     let file = match version {
@@ -214,7 +170,7 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &Cpu) -
         Version::V2 => "cpu.max.burst",
     };
     let write_burst = |draft: &mut Draft<'_>| {
-        let setting = setting(draft, file, "cpu.burst");
+        let setting = draft.setting(file, "cpu.burst");
         let step = draft.write(index, setting, file, then.burst);
         step.on(Errno::INVAL, NOT_VALID_HERE).on(Errno::NOENT, Reaction::Unsupported(NO_BURST));
     };
@@ -232,7 +188,7 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &Cpu) -
             let field = if cpu.quota.is_some() { "cpu.quota" } else { "cpu.period" };
             let allowed = "a quota of 1000 µs and more, a period of 1000 to 1000000 µs";
             let verify = lowered(draft.want, then.quota, allowed);
-            let setting = setting(draft, "cpu.max", field);
+            let setting = draft.setting("cpu.max", field);
             let value = format!("{} {}", then.quota, then.period);
             draft.write(index, setting, "cpu.max", value).verify(verify).on(Errno::INVAL, NOT_VALID_HERE);
         }
@@ -242,10 +198,6 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &Cpu) -
         write_burst(draft);
     }
     Ok(())
-}
-
-fn burst_was_set(base: &Resources) -> bool {
-    base.cpu.burst.is_some() || base.unified.contains_key("cpu.max.burst")
 }
 
 /// A child's quota per period may not exceed its parent's: the way on which the ratio does not rise comes first, and the

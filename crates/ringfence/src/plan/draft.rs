@@ -64,7 +64,10 @@ impl Observed {
 /// The steps while they are being thought out.
 pub(super) struct Draft<'a> {
     pub(super) host: &'a Host,
+    /// What `unified` says of fields is said by the fields here.
     pub(super) want: &'a Want<'a>,
+    /// `unified` as it was given.
+    pub(super) named: &'a BTreeMap<String, String>,
     pub(super) observed: &'a Observed,
     pub(super) steps: Vec<Step>,
     pub(super) report: Report,
@@ -73,13 +76,24 @@ pub(super) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub(super) fn new(host: &'a Host, want: &'a Want<'a>, observed: &'a Observed) -> Self {
+    pub(super) fn new(
+        host: &'a Host,
+        want: &'a Want<'a>,
+        named: &'a BTreeMap<String, String>,
+        observed: &'a Observed,
+    ) -> Self {
         let (steps, report, missing) = Default::default();
-        Self { host, want, observed, steps, report, missing }
+        Self { host, want, named, observed, steps, report, missing }
     }
 
-    pub(super) fn into_missing(self) -> ReadSet {
-        self.missing.into_inner()
+    /// The steps, the report, and what was looked for and not observed yet.
+    pub(super) fn into_parts(self) -> (Vec<Step>, Report, ReadSet) {
+        (self.steps, self.report, self.missing.into_inner())
+    }
+
+    /// The name by which a v2 file's value was asked for.
+    pub(super) fn setting(&self, file: &str, field: &'static str) -> Cow<'static, str> {
+        if self.named.contains_key(file) { format!("unified.{file}").into() } else { field.into() }
     }
 
     /// Where a controller's files are.

@@ -148,9 +148,10 @@ fn v2_limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
         (Some(Limit::Value(_)), None) => None,
     };
     if let Some(limit) = change.limit {
-        refuse_below_usage(draft, index, "memory.limit", limit)?;
+        let setting = draft.setting("memory.max", "memory.limit");
+        refuse_below_usage(draft, index, &setting, limit)?;
         let verify = lowered(draft.want, limit, "a size in bytes");
-        draft.write(index, "memory.limit", "memory.max", paged(draft, limit)).verify(verify);
+        draft.write(index, setting, "memory.max", paged(draft, limit)).verify(verify);
     }
     match swap {
         Some(swap) if draft.host.capabilities.swap => {
@@ -183,18 +184,13 @@ fn paged(draft: &Draft<'_>, limit: Limit) -> Limit {
 }
 
 /// v2 takes a limit below what is in use, and kills at once.
-pub(super) fn refuse_below_usage(
-    draft: &Draft<'_>,
-    index: usize,
-    setting: &'static str,
-    limit: Limit,
-) -> Result<()> {
+fn refuse_below_usage(draft: &Draft<'_>, index: usize, setting: &str, limit: Limit) -> Result<()> {
     match (draft.now_number(index, "memory.current"), limit) {
         (Some(usage), Limit::Value(limit)) if limit < usage && !draft.want.force => {
             let why = format!(
                 "below the {usage} bytes in use: the kernel would kill at once (force it to have that)"
             );
-            Err(Error::new(ErrorKind::Busy, why).with_setting(setting).with_value(limit))
+            Err(Error::new(ErrorKind::Busy, why).with_setting(setting.to_owned()).with_value(limit))
         }
         _ => Ok(()),
     }

@@ -111,23 +111,33 @@ impl<'a> Want<'a> {
 /// What must be read of the cgroup and of its ancestors, beside what was, before [`plan`] can tell the steps. Empty when it
 /// can; what is read may show that more is needed.
 pub(crate) fn needs(host: &Host, want: &Want<'_>, observed: &Observed) -> ReadSet {
-    let mut draft = Draft::new(host, want, observed);
     // Whether it is an error is only known when all was read.
-    _ = translate(&mut draft);
-    draft.into_missing()
+    think_out(host, want, observed).1
 }
 
 /// The ordered steps that make the cgroup, or change it, and the report of what cannot be done here.
 pub(crate) fn plan(host: &Host, want: &Want<'_>, observed: &Observed) -> Result<Plan> {
-    let mut draft = Draft::new(host, want, observed);
-    translate(&mut draft)?;
-    let Draft { steps, report, .. } = draft;
+    let (steps, report) = think_out(host, want, observed).0?;
     want.unsupported.mind(&report)?;
     Ok(Plan { host: host.clone(), steps, report, unsupported: want.unsupported })
 }
 
+/// The steps and the report; and what was looked for and not observed yet.
+fn think_out(host: &Host, want: &Want<'_>, observed: &Observed) -> (Result<(Vec<Step>, Report)>, ReadSet) {
+    let (mut base, mut change) = (want.base.clone(), want.change.clone());
+    // What was wanted before is in force: what nobody could read of it was refused then.
+    _ = base.take_named_fields();
+    if let Err(error) = want.change.validate().and_then(|()| change.take_named_fields()) {
+        return (Err(error), ReadSet::default());
+    }
+    let fields = Want { base: &base, change: &change, ..*want };
+    let mut draft = Draft::new(host, &fields, &want.change.unified, observed);
+    let done = translate(&mut draft);
+    let (steps, report, missing) = draft.into_parts();
+    (done.map(|()| (steps, report)), missing)
+}
+
 fn translate(draft: &mut Draft<'_>) -> Result<()> {
-    draft.want.change.validate()?;
     cpuset::plan(draft);
     devices::plan(draft)?;
     memory::plan(draft)?;

@@ -3,18 +3,17 @@
 use rustix::io::Errno;
 
 use super::draft::NOT_VALID_HERE;
-use super::{Action, Draft, Reaction, Verify, cpu, cpuset, io, memory};
+use super::{Action, Draft, Reaction, Verify, cpuset, io};
 use crate::error::{Error, ErrorKind, Result};
 use crate::interface::{controller_of, is_keyed};
-use crate::resources::parse_limit;
+use crate::resources::FIELDS;
 
 pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
-    let wanted = &draft.want.change.unified;
     let refuse = |key: &str, value: &str, why: String| {
         let error = Error::new(ErrorKind::Unsupported, why);
         Err(error.with_setting(format!("unified.{key}")).with_value(value))
     };
-    for (key, value) in wanted {
+    for (key, value) in draft.named {
         let Some((index, hierarchy)) = draft.host.unified() else {
             return refuse(
                 key,
@@ -31,13 +30,9 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
                 let why = format!("this host's cgroup v2 does not offer the {controller} controller");
                 return refuse(key, value, why);
             }
-            Some(_) if cpu::BOUND.contains(&key.as_str()) => continue,
+            // Fields have said it.
+            Some(_) if FIELDS.contains(&key.as_str()) => continue,
             Some(_) => {}
-        }
-        if key == "memory.max"
-            && let Ok(limit) = parse_limit("unified.memory.max", value.trim())
-        {
-            memory::refuse_below_usage(draft, index, "unified.memory.max", limit)?;
         }
         // What was derived for other lines of the same file stays.
         let keyed = is_keyed(key);

@@ -1,9 +1,8 @@
 //! What a live change leaves behind as the desired state.
 
-use serde::Serialize;
-
 use super::{Cpu, Limit, Memory, Network, Pids, Rdma, Resources, most_burst, update};
 use crate::Version;
+use crate::devices::{DeviceRule, RuleKind};
 use crate::interface::{Lines, merged};
 
 impl Resources {
@@ -17,13 +16,19 @@ impl Resources {
     /// - a quota below a burst that was set lowers the burst to it.
     ///
     /// What was set by the name of a v2 file gives way to the field that is written to that file; of files with a line
-    /// for each device, the values that are given alone.
+    /// for each device, the values that are given alone. What is held against other values (`cpu.max`, `cpu.max.burst`,
+    /// `cpu.weight`, `cpu.idle`, `memory.max`) becomes the field.
     ///
     /// Device rules are added behind the present ones; a rule of type `a` among them takes the place of all before it.
     /// Whether the outcome is consistent, such as a swap given alone that is below the limit, [`Resources::validate`]
     /// tells.
     pub fn merge(&mut self, change: &Self, version: Version) {
-        let Self { devices, memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified } = change;
+        let mut change = change.clone();
+        // What no file can hold stays where it is, and is refused when it is planned.
+        _ = self.take_named_fields();
+        _ = change.take_named_fields();
+        self.drop_unified(&change);
+        let Self { devices, memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified } = &change;
         merge_rules(&mut self.devices, devices);
         self.memory.merge(memory, version);
         self.cpu.merge(cpu);
@@ -39,7 +44,6 @@ impl Resources {
             update(&mut own.hca_handles, hca_handles);
             update(&mut own.hca_objects, hca_objects);
         }
-        self.drop_unified(change);
         for (file, value) in unified {
             let value = match self.unified.get(file) {
                 Some(own) => merged(file, own, value),
@@ -49,13 +53,13 @@ impl Resources {
         }
     }
 
-    /// Drops the v2 files to which fields of the change are written.
-    fn drop_unified(&mut self, change: &Self) {
+    /// Drops what `unified` says of the v2 files to which fields of the change are written.
+    pub fn drop_unified(&mut self, change: &Self) {
         let Self { memory, cpu, pids, block_io, hugepage_limits, rdma, .. } = change;
         for (given, file) in [
             (memory.limit.is_some(), "memory.max"),
             (memory.reservation.is_some(), "memory.low"),
-            (memory.swap.is_some(), "memory.swap.max"),
+            (memory.swap.is_some() || memory.limit == Some(Limit::Max), "memory.swap.max"),
             (cpu.shares.or(cpu.weight).is_some(), "cpu.weight"),
             (cpu.quota.is_some(), "cpu.max"),
             (cpu.burst.is_some(), "cpu.max.burst"),
@@ -74,7 +78,8 @@ impl Resources {
         }
         for weights in ["io.weight", "io.bfq.weight"] {
             block_io.weight.iter().for_each(|_| self.drop_line(weights, "default", ""));
-            block_io.weight_device.keys().for_each(|device| self.drop_line(weights, &device.to_string(), ""));
+            let devices = block_io.weight_device.iter().filter(|(_, weight)| weight.weight.is_some());
+            devices.for_each(|(device, _)| self.drop_line(weights, &device.to_string(), ""));
         }
         for throttle in block_io.throttles() {
             let devices = throttle.rates.keys();
@@ -170,24 +175,17 @@ impl Cpu {
     }
 }
 
-fn merge_rules<R: Clone + Serialize>(rules: &mut Vec<R>, change: &[R]) {
+fn merge_rules(rules: &mut Vec<DeviceRule>, change: &[DeviceRule]) {
     for rule in change {
-        if resets(rule) {
+        if rule.kind == RuleKind::All {
             rules.clear();
         }
         rules.push(rule.clone());
     }
 }
 
-/// Whether a device rule, seen as OCI has it, is of type `a`.
-fn resets(rule: &impl Serialize) -> bool {
-    serde_json::to_value(rule).is_ok_and(|rule| rule.get("type").is_some_and(|kind| kind == "a"))
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::DeviceNumber;
 
@@ -276,12 +274,42 @@ mod tests {
 
     #[test]
     fn a_field_takes_the_place_of_the_file_that_it_is_written_to() {
-        let have = Resources::new().unified("memory.max", "4096").unified("cpu.weight", "50");
+        let have = Resources::new().unified("memory.max", "4096").unified("pids.max", "50");
         let limit = Resources::new().memory_limit(8192);
         let after = merged(have.clone(), limit, Version::V2);
-        assert_eq!(after, Resources::new().memory_limit(8192).unified("cpu.weight", "50"));
+        assert_eq!(after, Resources::new().memory_limit(8192).unified("pids.max", "50"));
         let both = Resources::new().memory_limit(8192).unified("memory.max", "5000");
-        assert_eq!(merged(have, both.clone(), Version::V2).unified["memory.max"], "5000");
+        assert_eq!(merged(have, both, Version::V2).memory.limit, Some(Limit::Value(5000)));
+        let have = Resources::new().memory_limit(100).unified("memory.swap.max", "50");
+        let lifted = Resources::new().memory_limit(Limit::Max);
+        assert_eq!(merged(have, lifted.clone(), Version::V2), lifted, "it lifts swap too");
+    }
+
+    #[test]
+    fn a_quota_a_period_and_a_burst_are_what_is_in_force_whatever_they_were_called() {
+        let new = Resources::new;
+        let cpu = |quota: u64, period: u64| new().cpu_quota(quota).cpu_period(period);
+        for (have, change, after) in [
+            (
+                new().cpu_quota(50_000).unified("cpu.max.burst", "50000"),
+                new().cpu_quota(20_000),
+                new().cpu_quota(20_000).cpu_burst(20_000),
+            ),
+            (
+                new().cpu_quota(50_000).cpu_burst(50_000),
+                new().unified("cpu.max", "20000 100000"),
+                cpu(20_000, 100_000).cpu_burst(20_000),
+            ),
+            (new().unified("cpu.max", "50000 50000"), new().cpu_quota(20_000), cpu(20_000, 50_000)),
+            (new().unified("cpu.max", "50000 100000"), new().cpu_period(20_000), cpu(50_000, 20_000)),
+            (
+                new().unified("cpu.max", "20000 50000"),
+                new().unified("cpu.max", "max"),
+                new().cpu_quota(Limit::Max).cpu_period(50_000),
+            ),
+        ] {
+            assert_eq!(merged(have, change, Version::V2), after);
+        }
     }
 
     #[test]
@@ -371,15 +399,14 @@ mod tests {
 
     #[test]
     fn device_rules_are_added_and_a_rule_of_type_a_drops_those_before_it() {
-        let all = json!({"allow": false, "type": "a", "access": "rwm"});
-        let null = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"});
-        let disk = json!({"allow": true, "type": "b", "major": 8, "minor": 0, "access": "r"});
+        let rule = |text: &str| DeviceRule::parse(true, text, |_| unreachable!()).unwrap();
+        let (all, null, disk) = (&DeviceRule::deny_all(), &rule("c 1:3 rwm"), &rule("b 8:0 r"));
         for (change, after) in [
-            (vec![], vec![&all, &null]),
-            (vec![&disk], vec![&all, &null, &disk]),
-            (vec![&all], vec![&all]),
-            (vec![&disk, &all, &null], vec![&all, &null]),
-            (vec![&null], vec![&all, &null, &null]),
+            (vec![], vec![all, null]),
+            (vec![disk], vec![all, null, disk]),
+            (vec![all], vec![all]),
+            (vec![disk, all, null], vec![all, null]),
+            (vec![null], vec![all, null, null]),
         ] {
             let mut rules = vec![all.clone(), null.clone()];
             merge_rules(&mut rules, &change.into_iter().cloned().collect::<Vec<_>>());

@@ -10,6 +10,7 @@ mod document;
 mod huge_page;
 mod json;
 mod merge;
+mod named;
 mod oci;
 mod size;
 #[cfg(feature = "oci")]
@@ -28,6 +29,7 @@ pub use block_io::{BlockIo, DeviceWeight};
 pub use cpuset::CpuSet;
 pub use document::SpecFile;
 pub use huge_page::HugePageSize;
+pub(crate) use named::FIELDS;
 pub(crate) use size::page_floor;
 pub use size::{parse_cpus, parse_limit, parse_size};
 pub(crate) use validate::most_burst;
