@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::host::Controller;
-use crate::resources::{CpuSet, Limit, page_floor, parse_size};
+use crate::resources::{CpuSet, HugePageSize, Limit, page_floor, parse_size};
 
 /// The v2 controller that a file belongs to, by the part of its name before the first dot.
 pub(crate) fn controller_of(file: &str) -> Option<Controller> {
@@ -91,18 +91,34 @@ pub(crate) fn holds(file: &str, written: &str, now: &str, page_size: u64) -> boo
     }
     match file {
         "memory.oom_control" => now.contains(&format!("oom_kill_disable {written}")),
-        "cpuset.cpus" | "cpuset.mems" | "cpus" | "mems" => {
+        "cpuset.cpus" | "cpuset.mems" | "cpuset.cpus.exclusive" | "cpus" | "mems" => {
             let set = |text: &str| text.parse::<CpuSet>().ok();
             set(written).is_some_and(|written| set(now) == Some(written))
         }
         _ => {
-            let page_size = if file.starts_with("memory.") { page_size } else { 1 };
+            let page_size = match file.split('.').collect::<Vec<_>>()[..] {
+                ["memory", ..] => page_size,
+                ["hugetlb", size, ..] => HugePageSize::parse(size).map_or(1, HugePageSize::bytes),
+                // Per cent with two decimals.
+                ["cpu", "uclamp", _] => return per_cent(written) == per_cent(now),
+                _ => 1,
+            };
             match (size(written, page_size), size(now, page_size)) {
                 (Some(written), Some(now)) => written == now,
                 _ => written.split_whitespace().eq(now.split_whitespace()),
             }
         }
     }
+}
+
+/// In hundredths; without a limit it is all of it.
+fn per_cent(text: &str) -> Option<u64> {
+    let (whole, part) = text.trim().split_once('.').unwrap_or((text.trim(), "0"));
+    if whole == "max" {
+        return Some(10_000);
+    }
+    let hundredths: u64 = format!("{part:0<2}").get(..2)?.parse().ok()?;
+    whole.parse::<u64>().ok()?.checked_mul(100)?.checked_add(hundredths)
 }
 
 /// A number as the kernel keeps it, in whole pages.
@@ -285,6 +301,13 @@ mod tests {
             ("rdma.max", "a hca_handle=3", "a hca_handle=3 hca_object=max", true),
             ("rdma.max", "a hca_handle=3", "", false),
             ("cpuset.cpus.partition", "root", "root invalid (no CPUs)", false),
+            ("cpuset.cpus.exclusive", "0,1", "0-1", true),
+            ("hugetlb.2MB.max", "3000000", "2097152", true),
+            ("hugetlb.2MB.max", "5000000", "2097152", false),
+            ("cpu.uclamp.min", "50", "50.00", true),
+            ("cpu.uclamp.min", "12.5", "12.50", true),
+            ("cpu.uclamp.max", "100", "max", true),
+            ("cpu.uclamp.max", "12.5", "12.51", false),
         ] {
             assert_eq!(holds(file, written, now, 4096), holds_it, "{file}: {written:?} in {now:?}");
         }

@@ -22,9 +22,7 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
         Some((index, Version::V2)) => {
             weight_and_idle(draft, index, Version::V2, change);
             bandwidth(draft, index, Version::V2, change)?;
-            let Cpu { realtime_runtime, realtime_period, .. } = *change;
-            let realtime = Cpu { realtime_runtime, realtime_period, ..Cpu::default() };
-            draft.report_all("cpu", &realtime, "cgroup v2 has no real-time limits");
+            no_realtime(draft, "cgroup v2 has no real-time limits");
         }
         None => {
             let time = Cpu { cpus: None, mems: None, ..change.clone() };
@@ -40,7 +38,7 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
     if cpu.idle.is_none() && cpu.weight.is_none() && cpu.shares.is_none() {
         return;
     }
-    if let Some(idle) = cpu.idle.filter(|_| !draft.host.capabilities.cpu_idle) {
+    if let Some(idle) = cpu.idle.filter(|idle| *idle != 0 && !draft.host.capabilities.cpu_idle) {
         draft.report.add("cpu.idle", idle, NO_IDLE);
     }
     let base = draft.want.base;
@@ -215,6 +213,14 @@ fn v1_quota_and_period(draft: &mut Draft<'_>, index: usize, cpu: &Cpu, now: Band
     }
 }
 
+/// A runtime of 0, which every new cgroup has, asks for nothing; nor does a period beside it.
+fn no_realtime(draft: &mut Draft<'_>, why: &str) {
+    let Cpu { realtime_runtime, realtime_period, .. } = draft.want.change.cpu;
+    if realtime_runtime != Some(0) {
+        draft.report_all("cpu", &Cpu { realtime_runtime, realtime_period, ..Cpu::default() }, why);
+    }
+}
+
 /// v1: the kernel keeps runtime ≤ period at every moment: the runtime goes down before the period, and up after it.
 fn realtime(draft: &mut Draft<'_>, index: usize) {
     const RUNTIME: &str = "cpu.rt_runtime_us";
@@ -223,8 +229,7 @@ fn realtime(draft: &mut Draft<'_>, index: usize) {
         return;
     }
     if !draft.host.capabilities.cpu_rt {
-        let why = "this kernel has no real-time group scheduling (CONFIG_RT_GROUP_SCHED)";
-        return draft.report_all("cpu", &Cpu { realtime_period, realtime_runtime, ..Cpu::default() }, why);
+        return no_realtime(draft, "this kernel has no real-time group scheduling (CONFIG_RT_GROUP_SCHED)");
     }
     let mut settings = [
         ("cpu.realtimePeriod", "cpu.rt_period_us", realtime_period.map(|period| period.to_string())),

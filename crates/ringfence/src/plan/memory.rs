@@ -10,7 +10,7 @@ use crate::resources::{Limit, Memory, page_floor};
 
 pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
     let memory = &draft.want.change.memory;
-    if let Some(limit) = memory.kernel {
+    if let Some(limit) = memory.kernel.filter(|limit| *limit != Limit::Max) {
         draft.report.add("memory.kernel", limit, "limits on kernel memory are obsolete: it counts as memory");
     }
     if memory.use_hierarchy == Some(false) {
@@ -121,7 +121,7 @@ fn v2(draft: &mut Draft<'_>, index: usize) -> Result<()> {
         draft.write(index, "memory.reservation", "memory.low", limit);
     }
     let report = &mut draft.report;
-    if let Some(limit) = memory.kernel_tcp {
+    if let Some(limit) = memory.kernel_tcp.filter(|limit| *limit != Limit::Max) {
         let why = "cgroup v2 counts TCP buffers as memory and has no limit of their own";
         report.add("memory.kernelTCP", limit, why);
     }

@@ -13,6 +13,8 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
             Some((index, _)) => {
                 draft.write(index, "network.classID", "net_cls.classid", class);
             }
+            // What every packet has.
+            None if *class == 0 => {}
             None => draft.report.add("network.classID", class, why(draft, "net_cls")),
         }
     }

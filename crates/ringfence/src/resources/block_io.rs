@@ -167,6 +167,13 @@ impl Item for WeightDevice {
         (DeviceNumber { major, minor }, DeviceWeight { weight, leaf_weight })
     }
 
+    fn after(earlier: DeviceWeight, later: DeviceWeight) -> DeviceWeight {
+        DeviceWeight {
+            weight: later.weight.or(earlier.weight),
+            leaf_weight: later.leaf_weight.or(earlier.leaf_weight),
+        }
+    }
+
     fn from_entry(&DeviceNumber { major, minor }: &DeviceNumber, value: &DeviceWeight) -> Self {
         Self { major, minor, weight: value.weight, leaf_weight: value.leaf_weight }
     }

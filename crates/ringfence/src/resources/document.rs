@@ -203,6 +203,7 @@ pub(super) mod tests {
             r#"{"memory": {"limit": null, "swappiness": null, "disableOOMKiller": null, "checkBeforeUpdate": null}}"#,
             r#"{"cpu": {"shares": 0, "quota": 0, "period": 0, "realtimePeriod": 0, "cpus": "", "mems": ""}}"#,
             r#"{"cpu": {"shares": null, "quota": null, "burst": null, "idle": null, "cpus": null, "mems": null}}"#,
+            r#"{"memory": {"swappiness": 18446744073709551615}}"#,
             r#"{"pids": {"limit": null}, "blockIO": null, "hugepageLimits": [], "rdma": {}}"#,
         ] {
             let resources = read(text);
@@ -224,6 +225,19 @@ pub(super) mod tests {
                 .pids_limit(Limit::Max)
         );
         assert_eq!(read(r#"{"pids": {"limit": 0}}"#), Resources::new().pids_limit(1));
+    }
+
+    #[test]
+    fn of_two_objects_for_one_device_the_later_counts() {
+        let resources = read(
+            r#"{"blockIO": {
+                "weightDevice": [{"major": 8, "minor": 0, "weight": 50}, {"major": 8, "minor": 0, "leafWeight": 20}],
+                "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1}, {"major": 8, "minor": 0, "rate": 2}]
+            }}"#,
+        );
+        let expected =
+            Resources::new().io_device_weight(DISK, 50).io_device_leaf_weight(DISK, 20).io_read_bps(DISK, 2);
+        assert_eq!(resources, expected);
     }
 
     #[test]
@@ -436,7 +450,7 @@ pub(super) mod tests {
     prop_compose! {
         fn resources()(
             (limit, reservation, swap, kernel, kernel_tcp) in (limit(1), limit(1), limit(1), limit(1), limit(1)),
-            (swappiness, disable_oom_killer, use_hierarchy, check_before_update) in any::<(Option<u64>, Option<bool>, Option<bool>, Option<bool>)>(),
+            (swappiness, disable_oom_killer, use_hierarchy, check_before_update) in (proptest::option::of(0..u64::MAX), any::<Option<bool>>(), any::<Option<bool>>(), any::<Option<bool>>()),
             (shares, period, realtime_period) in (proptest::option::of(1u64..), proptest::option::of(1u64..), proptest::option::of(1u64..)),
             (weight, burst, idle, realtime_runtime) in any::<(Option<u64>, Option<u64>, Option<i64>, Option<i64>)>(),
             (quota, pids, cpus, mems) in (limit(1), limit(1), set(), set()),

@@ -170,8 +170,8 @@ pub struct Memory {
     /// TCP buffer limit: `memory.kmem.tcp.limit_in_bytes` (v1 only).
     #[serde(rename = "kernelTCP", with = "oci::limit", skip_serializing_if = "Option::is_none")]
     pub kernel_tcp: Option<Limit>,
-    /// 0 to 100: `memory.swappiness` (v1 only).
-    #[serde(with = "oci::number", skip_serializing_if = "Option::is_none")]
+    /// 0 to 100: `memory.swappiness` (v1 only). OCI: 2⁶⁴ − 1, the -1 of docker, is absent.
+    #[serde(with = "oci::unless_minus_one", skip_serializing_if = "Option::is_none")]
     pub swappiness: Option<u64>,
     /// Whether the OOM killer is off: `memory.oom_control` (v1 only).
     #[serde(rename = "disableOOMKiller", skip_serializing_if = "Option::is_none")]

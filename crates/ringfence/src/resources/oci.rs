@@ -102,17 +102,31 @@ pub(super) trait Item: Sized {
     type Value;
 
     fn into_entry(self) -> (Self::Key, Self::Value);
+
+    /// What two objects with one key say together: the later counts. Runtimes write them in order.
+    fn after(_earlier: Self::Value, later: Self::Value) -> Self::Value {
+        later
+    }
+
     fn from_entry(key: &Self::Key, value: &Self::Value) -> Self;
 }
 
-/// A list of objects, or `null` for an empty one. Of two with one key the later stays: runtimes write them in order.
+/// A list of objects, or `null` for an empty one.
 pub(super) fn read_list<'de, I, D>(deserializer: D) -> Result<BTreeMap<I::Key, I::Value>, D::Error>
 where
     I: Item + Deserialize<'de>,
     D: Deserializer<'de>,
 {
     let items: Vec<Object<I>> = collection(deserializer)?;
-    Ok(items.into_iter().map(|Object(item)| item.into_entry()).collect())
+    let mut map = BTreeMap::new();
+    for Object(item) in items {
+        let (key, mut value) = item.into_entry();
+        if let Some(earlier) = map.remove(&key) {
+            value = I::after(earlier, value);
+        }
+        map.insert(key, value);
+    }
+    Ok(map)
 }
 
 /// The map as a list again.
@@ -257,6 +271,25 @@ pub(super) mod number {
             most: u64::MAX.into(),
             expected: "a whole number that is not negative",
             meaning: Some,
+            minus_one: None,
+        })
+    }
+}
+
+/// A number of OCI's type uint64 that some callers have signed: their -1 is absent.
+pub(super) mod unless_minus_one {
+    use serde::Deserializer;
+
+    use super::Number;
+
+    pub(crate) use super::nonzero::serialize;
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        deserializer.deserialize_any(Number {
+            least: 0,
+            most: u64::MAX.into(),
+            expected: "a whole number that is not negative",
+            meaning: |number| (number != u64::MAX).then_some(number),
             minus_one: None,
         })
     }

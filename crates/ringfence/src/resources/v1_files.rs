@@ -21,7 +21,7 @@ impl Resources {
     /// A value that the file cannot hold: the error names the file.
     pub fn from_v1_files(text: &str) -> Result<(Self, Report)> {
         let (mut resources, mut others) = (Self::default(), BTreeSet::new());
-        for (file, value) in lines(text)? {
+        for (file, value) in lines(text)?.into_iter().filter(|(_, value)| !value.trim().is_empty()) {
             let known = resources.take_v1(&file, value.trim());
             if !known.map_err(|error| error.with_setting(file.clone()).with_value(value.trim()))? {
                 others.insert(file);
@@ -40,7 +40,11 @@ impl Resources {
         let refused = |allowed: &'static str| Error::new(ErrorKind::InvalidInput, allowed);
         let limit = || interface::size(value, 1).ok_or_else(|| refused("takes a number, or -1 for no limit"));
         let number = || value.parse::<u64>().map_err(|_| refused("takes a whole number"));
-        let is_on = || Ok(number()? == 1);
+        let is_on = || match number()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(refused("takes 0 or 1")),
+        };
         let mut words = value.split_ascii_whitespace();
         let (first, second) = (words.next(), words.next());
         let device = || first.and_then(DeviceNumber::parse).zip(second?.parse::<u64>().ok());
@@ -49,7 +53,10 @@ impl Resources {
         match file {
             "memory.limit_in_bytes" => memory.limit = Some(limit()?),
             "memory.memsw.limit_in_bytes" => memory.swap = Some(limit()?),
-            "memory.soft_limit_in_bytes" => memory.reservation = Some(limit()?),
+            "memory.soft_limit_in_bytes" => {
+                // No limit to what is reclaimed first, which is no protection from reclaim.
+                memory.reservation = Some(limit()?).filter(|limit| *limit != Limit::Max);
+            }
             "memory.kmem.limit_in_bytes" => {
                 memory.kernel = Some(limit()?).filter(|limit| *limit != Limit::Max)
             }
@@ -76,7 +83,8 @@ impl Resources {
             "cpuset.cpus" => cpu.cpus = Some(value.parse()?),
             "cpuset.mems" => cpu.mems = Some(value.parse()?),
             "pids.max" => pids.limit = Some(limit()?),
-            "blkio.weight" | "blkio.bfq.weight" => block_io.weight = Some(number()?),
+            "blkio.bfq.weight" => block_io.weight = Some(number()?).filter(|weight| *weight != 100),
+            "blkio.weight" => block_io.weight = Some(number()?),
             "blkio.leaf_weight" => block_io.leaf_weight = Some(number()?),
             // The weight of all others stands in the first line of this file.
             "blkio.bfq.weight_device" if first == Some("default") => {}
@@ -216,6 +224,8 @@ mod tests {
             ("memory.limit_in_bytes 9223372036854771712", new().memory_limit(Limit::Max)),
             ("memory.memsw.limit_in_bytes -1", new().memory_swap(Limit::Max)),
             ("memory.soft_limit_in_bytes 4096", new().memory_reservation(4096)),
+            ("memory.soft_limit_in_bytes 9223372036854771712", new()),
+            ("blkio.bfq.weight 100\ncpuset.cpus=", new()),
             ("memory.kmem.limit_in_bytes 4096", new().memory_kernel(4096)),
             ("memory.kmem.limit_in_bytes 9223372036854771712", new()),
             ("memory.kmem.tcp.limit_in_bytes 4096", new().memory_kernel_tcp(4096)),
@@ -306,6 +316,7 @@ mod tests {
         for (text, file, value) in [
             ("memory.limit_in_bytes x", "memory.limit_in_bytes", "x"),
             ("cpu.shares -5", "cpu.shares", "-5"),
+            ("cpu.idle 2", "cpu.idle", "2"),
             ("cpuset.cpus 3-1", "cpuset.cpus", "3-1"),
             ("blkio.throttle.read_bps_device 8:0", "blkio.throttle.read_bps_device", "8:0"),
             ("blkio.throttle.read_bps_device", "", ""),

@@ -193,6 +193,9 @@ fn unified_file(key: &str, value: &str) -> Result<()> {
     if key.starts_with("cgroup.") {
         return refused("the files cgroup.* are the manager's own: they set no resource");
     }
+    if key == "memory.reclaim" || key.ends_with(".pressure") {
+        return refused("this file sets no resource, and does not tell what it was given");
+    }
     let refused = |why| Err(Error::invalid(format!("unified.{key}"), value, why));
     if value.trim().is_empty() {
         return refused("takes a value: the kernel has no use for an empty one");
@@ -383,6 +386,8 @@ mod tests {
             "mémoire.max",
             "cgroup.procs",
             "cgroup.subtree_control",
+            "memory.reclaim",
+            "io.pressure",
             &long,
         ] {
             let error = new().unified(key, "1").validate().expect_err(key);

@@ -135,6 +135,14 @@ fn each_setting_becomes_the_files_of_its_version() {
 
 #[test]
 fn what_v2_does_not_have_is_in_the_report_and_an_error_in_strict_mode() {
+    let nothing = Resources::new()
+        .memory_kernel(Limit::Max)
+        .memory_kernel_tcp(Limit::Max)
+        .disable_oom_killer(false)
+        .cpu_realtime_runtime(0)
+        .cpu_realtime_period(1_000_000)
+        .network_class_id(0);
+    assert!(created(&v2(), &nothing).report.is_empty(), "what is so anyway");
     let cases = [
         (Resources::new().memory_swappiness(60), "memory.swappiness"),
         (Resources::new().disable_oom_killer(true), "memory.disableOOMKiller"),
