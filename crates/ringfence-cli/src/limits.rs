@@ -187,8 +187,15 @@ impl Limits {
         }
     }
 
-    /// Puts the options over what is there.
+    /// Puts the options over what is there, whatever it is called there.
     pub fn apply(&self, resources: &mut Resources) {
+        let mut given = Resources::default();
+        self.put(&mut given);
+        resources.drop_unified(&given);
+        self.put(resources);
+    }
+
+    fn put(&self, resources: &mut Resources) {
         let Resources { memory, cpu, pids, block_io, unified, .. } = resources;
         memory.limit = self.memory.or(memory.limit);
         memory.reservation = self.memory_reservation.or(memory.reservation);
@@ -437,6 +444,11 @@ mod tests {
         let expected =
             Resources::new().memory_limit(Limit::Value(8192)).cpu_weight(7).pids_limit(Limit::Value(3));
         assert_eq!(given, expected);
+        let mut given =
+            Resources::new().unified("memory.max", "1").unified("pids.max", "2").unified("cpu.max", "1000");
+        parse(&["--memory", "8K", "--cpus", "1"]).unwrap().limits.apply(&mut given);
+        let expected = Resources::new().memory_limit(Limit::Value(8192)).cpu_quota(Limit::Value(100_000));
+        assert_eq!(given, expected.cpu_period(100_000).unified("pids.max", "2"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The report: what could not be done on this host, never dropped in silence.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,16 @@ impl Report {
     /// Whether everything was done as asked.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
+    }
+
+    /// Forgets what could not be done of settings that were `tried` again, and takes over what could not be done of them
+    /// and of others now.
+    pub(crate) fn supersede(&mut self, tried: &BTreeSet<Cow<'static, str>>, now: &Self) {
+        let again = |line: &ReportLine| {
+            tried.contains(&line.setting) || now.lines.iter().any(|new| new.setting == line.setting)
+        };
+        self.lines.retain(|line| line.note || !again(line));
+        self.lines.extend(now.unsupported().cloned());
     }
 
     /// Takes over the lines of `other`.

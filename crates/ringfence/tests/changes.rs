@@ -172,6 +172,49 @@ fn every_limit_of_memory_follows_every_other() {
 }
 
 #[test]
+fn swap_beside_a_limit_that_is_not_ours_is_refused_and_what_is_recorded_can_be_compared() {
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "not-ours", Resources::new());
+    let (dir, is_v1) = vm.dir("memory");
+    let file = dir.join(if is_v1 { "memory.limit_in_bytes" } else { "memory.max" });
+    std::fs::write(file, "256M").unwrap();
+    let error = vm.change(&Resources::new().memory_swap(512 * MIB)).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some("memory.swap")));
+    assert_eq!(vm.diff().unwrap(), []);
+    vm.change(&Resources::new().memory_limit(256 * MIB).memory_swap(512 * MIB)).unwrap();
+    assert_eq!(vm.diff().unwrap(), []);
+}
+
+#[test]
+fn what_is_in_force_is_what_is_recorded_whatever_it_was_called() {
+    let host = Host::detect().unwrap();
+    if host.mode != ringfence::Mode::V2 {
+        return skip("unified settings need cgroup v2");
+    }
+    let new = Resources::new;
+    let states = [
+        new().cpu_quota(50_000).unified("cpu.max.burst", "50000"),
+        new().unified("cpu.max", "20000 50000"),
+        new().cpu_quota(20_000),
+        new().unified("cpu.max", "max"),
+        new().cpu_period(20_000),
+        new().unified("cpu.weight", "70"),
+        new().cpu_shares(2),
+        new().memory_limit(200 * MIB).memory_swap(300 * MIB).unified("memory.max", "250M"),
+        new().unified("memory.max", "100M").unified("memory.swap.max", "10M"),
+        new().memory_limit(Limit::Max),
+    ];
+    for first in &states {
+        for second in &states {
+            let vm = Guarded::new(&host, "names", first.clone());
+            assert_eq!(vm.diff().unwrap(), [], "{first:?}");
+            vm.change(second).unwrap_or_else(|error| panic!("{first:?} then {second:?}: {error}"));
+            assert_eq!(vm.diff().unwrap(), [], "{first:?} then {second:?}");
+        }
+    }
+}
+
+#[test]
 fn a_limit_below_what_is_in_use_is_refused_and_everything_is_as_it_was() {
     let host = Host::detect().unwrap();
     let resources = Resources::new().memory_limit(200 * MIB).memory_swap(200 * MIB).pids_limit(50);

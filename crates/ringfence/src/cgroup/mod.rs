@@ -6,6 +6,7 @@ mod freeze;
 pub(crate) mod mark;
 mod tasks;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -199,7 +200,7 @@ impl Cgroup {
     /// # Errors
     /// The setting that failed; everything is then as it was.
     pub fn change(&self, change: &Resources) -> Result<Report> {
-        let mut report = self.change_as(&Want::change(&self.path, &Resources::default(), change))?;
+        let (mut report, _) = self.change_as(&Want::change(&self.path, &Resources::default(), change))?;
         if !change.devices.is_empty() {
             let rules = format!("{} rules", change.devices.len());
             report.add("devices", rules, "what this cgroup may open is not known here: change its sandbox");
@@ -207,7 +208,8 @@ impl Cgroup {
         Ok(report)
     }
 
-    pub(crate) fn change_as(&self, want: &Want<'_>) -> Result<Report> {
+    /// Makes a change; what could not be done, and the settings that were tried.
+    pub(crate) fn change_as(&self, want: &Want<'_>) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
         let mut dirs = Dirs::new(&self.host, self.dirs.clone());
         let plan = Self::plan_with(&self.host, want, &mut dirs)?;
         let mut report = plan.report().clone();
@@ -217,7 +219,7 @@ impl Cgroup {
             *filter = done.filter.into();
         }
         report.append(done.report);
-        Ok(report)
+        Ok((report, plan.steps.into_iter().filter_map(|step| step.setting).collect()))
     }
 
     /// The number of our device program (v2).

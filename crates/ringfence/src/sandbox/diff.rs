@@ -37,7 +37,9 @@ impl Sandbox {
         let state = self.state();
         let cgroup = self.cgroup();
         let nothing = Resources::default();
-        let plan = plan::plan(&cgroup.host, &state.want(&nothing), &Observed::default())?;
+        let mut plan = plan::plan(&cgroup.host, &state.want(&nothing), &Observed::default())?;
+        let is_reported = |setting: &str| state.report.unsupported().any(|line| line.setting == setting);
+        plan.steps.retain(|step| !step.setting.as_deref().is_some_and(is_reported));
         let mut differences = Vec::new();
         for ((hierarchy, file), value) in plan.values(&state.cgroup) {
             differences.extend(file_differs(cgroup, &Dir::new(hierarchy, &state.cgroup), file, &value)?);

@@ -29,9 +29,10 @@ use crate::explain::{Explanation, Key};
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
+use crate::plan::convert::swap_to_v2;
 use crate::plan::{self, DeviceWant, Observed, Plan, Unsupported, Want};
 use crate::report::Report;
-use crate::resources::Resources;
+use crate::resources::{Limit, Resources};
 use crate::stats::StatsReader;
 
 /// What a sandbox is doing.
@@ -210,11 +211,14 @@ impl Sandbox {
         let mut state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.cgroup.host)?;
         options.unsupported.mind(&planned.report)?;
-        let changed = self.cgroup.change_as(&planned.want(&self.cgroup, &state, change, &options))?;
+        let want = planned.want(&self.cgroup, &state, change, &options);
+        let (changed, tried) = self.cgroup.change_as(&want)?;
+        let report = joined(planned.report, changed);
+        state.report.supersede(&tried, &report);
         state.resources = planned.resources;
         state.devices = planned.devices;
         state.device_program = self.cgroup.filter_id();
-        Ok(joined(planned.report, changed))
+        Ok(report)
     }
 
     /// The device policy in force.
@@ -307,6 +311,9 @@ impl Changed {
         resources.merge(change, version);
         // A half that is given may contradict the half that stays.
         resources.validate()?;
+        if let Some(swap) = resources.memory.swap {
+            swap_to_v2(resources.memory.limit.unwrap_or(Limit::Max), swap)?;
+        }
         let unread = options.unread.clone();
         if change.devices.is_empty() {
             return Ok(Self { resources, devices: state.devices.clone(), report: unread });
