@@ -133,9 +133,9 @@ fn limits_of_oci_and_of_v1_are_converted_and_what_is_lost_is_told() {
         finish(sandbox.ringfence(&["-o", output, "convert", "--from", from, "--to", "v2", file]))
     };
     let resources = r#"{"memory": {"limit": 67108864, "swap": 100663296, "swappiness": 10}, "cpu": {"shares": 1024, "quota": 50000},
-        "blockIO": {"weight": 100}, "devices": [{"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rw"}]}"#;
+        "blockIO": {"weight": 200}, "devices": [{"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rw"}]}"#;
     let unified = json!({
-        "cpu.max": "50000 100000", "cpu.weight": "100", "io.weight": "default 910", "memory.max": "67108864",
+        "cpu.max": "50000 100000", "cpu.weight": "100", "io.weight": "default 1920", "memory.max": "67108864",
         "memory.swap.max": "33554432"
     });
     let whole =
@@ -147,7 +147,7 @@ fn limits_of_oci_and_of_v1_are_converted_and_what_is_lost_is_told() {
         assert!(done.stderr.contains("memory.swappiness"), "{}", done.stderr);
     }
     let v1 = "/sys/fs/cgroup/memory/vm1/memory.limit_in_bytes:67108864\n/x/memory.memsw.limit_in_bytes:100663296\n\
-              /x/memory.swappiness:10\n/x/cpu.shares:1024\n/x/cpu.cfs_quota_us:50000\n/x/blkio.bfq.weight:100\n/x/memory.stat:rss 0\n";
+              /x/memory.swappiness:10\n/x/cpu.shares:1024\n/x/cpu.cfs_quota_us:50000\n/x/blkio.bfq.weight:200\n/x/memory.stat:rss 0\n";
     let done = convert("json", "v1", &file("v1.txt", v1)).exits(0);
     assert_eq!(done.json()["unified"], unified);
     let lines = convert("table", "v1", &file("v1.txt", v1)).exits(0).stdout;
