@@ -18,6 +18,8 @@ pub enum Exit {
     NoSuchSandbox,
     /// 4: the device is denied.
     Denied,
+    /// 4: what is there is not what is wanted.
+    Differs,
     /// 5: exists, busy or locked.
     Busy,
     /// 125: `run` and `exec` failed before or after the command.
@@ -70,7 +72,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Usage => 2,
             Exit::NoSuchSandbox => 3,
-            Exit::Denied => 4,
+            Exit::Denied | Exit::Differs => 4,
             Exit::Busy => 5,
             Exit::NotRun => 125,
             Exit::CannotExecute => 126,

@@ -115,7 +115,8 @@ pub struct Limits {
     #[arg(long, value_name = "N", value_parser = |text: &str| number("cpu.weight", text))]
     cpu_weight: Option<u64>,
 
-    /// CPU time that may be saved up while idle, in microseconds, at most the quota [kernel's default: 0]
+    /// CPU time that may be saved up while idle, in microseconds, at most the quota; 0 for none [default: the quota of one
+    /// period, so that vCPUs that are all busy for a moment are not all stopped at once; with --profile none: none]
     #[arg(long, value_name = "USEC", value_parser = |text: &str| number("cpu.burst", text))]
     cpu_burst: Option<u64>,
 
@@ -130,6 +131,10 @@ pub struct Limits {
     /// Most tasks (processes and threads); or max
     #[arg(long, value_name = "N", value_parser = pids)]
     pids: Option<Limit>,
+
+    /// Share of block device time beside others, 10 to 1000 (OCI's scale) [kernel's default: 100]
+    #[arg(long, value_name = "N", value_parser = |text: &str| number("blockIO.weight", text))]
+    io_weight: Option<u64>,
 
     /// Write a cgroup v2 file, such as memory.high=1073741824; wins over the others; repeat for more
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
@@ -184,7 +189,7 @@ impl Limits {
 
     /// Puts the options over what is there.
     pub fn apply(&self, resources: &mut Resources) {
-        let Resources { memory, cpu, pids, unified, .. } = resources;
+        let Resources { memory, cpu, pids, block_io, unified, .. } = resources;
         memory.limit = self.memory.or(memory.limit);
         memory.reservation = self.memory_reservation.or(memory.reservation);
         memory.swap = self.memory_swap.or(memory.swap);
@@ -200,6 +205,7 @@ impl Limits {
         cpu.cpus = self.cpuset_cpus.clone().or(cpu.cpus.take());
         cpu.mems = self.cpuset_mems.clone().or(cpu.mems.take());
         pids.limit = self.pids.or(pids.limit);
+        block_io.weight = self.io_weight.or(block_io.weight);
         unified.extend(self.unified.iter().cloned().collect::<BTreeMap<_, _>>());
     }
 }
@@ -357,7 +363,8 @@ pub fn read(file: &Path) -> Result<String> {
     Ok(text)
 }
 
-fn in_file(error: Error, file: &Path) -> Error {
+/// Names the file of a document that is refused.
+pub fn in_file(error: Error, file: &Path) -> Error {
     if error.path().is_some() { error } else { error.with_path(file) }
 }
 
@@ -385,7 +392,7 @@ mod tests {
 
     #[test]
     fn each_option_sets_what_it_is_named_after() {
-        let cases: [(&[&str], Resources); 11] = [
+        let cases: [(&[&str], Resources); 12] = [
             (&[], Resources::new()),
             (&["--memory", "64M"], Resources::new().memory_limit(Limit::Value(64 << 20))),
             (&["--memory-reservation", "4096"], Resources::new().memory_reservation(Limit::Value(4096))),
@@ -396,6 +403,7 @@ mod tests {
             (&["--cpu-weight", "50"], Resources::new().cpu_weight(50)),
             (&["--cpuset-cpus", "0-1"], Resources::new().cpuset_cpus("0-1".parse().unwrap())),
             (&["--pids", "max"], Resources::new().pids_limit(Limit::Max)),
+            (&["--io-weight", "500"], Resources::new().io_weight(500)),
             (&["--unified", "memory.high=1"], Resources::new().unified("memory.high", "1")),
         ];
         for (options, expected) in cases {
@@ -410,6 +418,7 @@ mod tests {
             ("--memory-swap", "", "memory.swap"),
             ("--cpus", "fast", "cpu.quota"),
             ("--pids", "1.5", "pids.limit"),
+            ("--io-weight", "x", "blockIO.weight"),
             ("--unified", "=1", "unified"),
             ("--overhead", "nested", "overhead"),
         ] {

@@ -35,8 +35,8 @@ Examples:
     ringfence plan vm3 --memory 1G --host v2
 
 Exit status:
-  0 done; 1 failed; 2 wrong usage or bad input; 3 no such sandbox; 4 denied (devices check);
-  5 exists, busy or locked. run and exec: the command's own, 128+signal if it was killed;
+  0 done; 1 failed; 2 wrong usage or bad input; 3 no such sandbox; 4 differs (diff), denied (devices
+  check); 5 exists, busy or locked. run and exec: the command's own, 128+signal if it was killed;
   125 when ringfence failed, 126 if the command cannot be executed, 127 if it is not found.
   Bad input is 2 here too.
 
@@ -79,6 +79,9 @@ enum Command {
     Rm(commands::rm::Rm),
     Gc(commands::gc::Gc),
     Plan(commands::plan::Plan),
+    Diff(commands::diff::Diff),
+    Convert(commands::convert::Convert),
+    Explain(commands::explain::Explain),
     Features(commands::features::Features),
 }
 
@@ -101,6 +104,9 @@ impl Command {
             Self::Rm(rm) => rm.run(context),
             Self::Gc(gc) => gc.run(context),
             Self::Plan(plan) => plan.run(context),
+            Self::Diff(diff) => diff.run(context),
+            Self::Convert(convert) => convert.run(context),
+            Self::Explain(explain) => explain.run(context),
             Self::Features(features) => features.run(context),
         }
     }
@@ -219,6 +225,9 @@ mod tests {
             "ringfence rm a --drain",
             "ringfence gc --apply --kill",
             "ringfence plan a --host v2+systemd --memory 1G",
+            "ringfence -o json diff a",
+            "ringfence convert --from v1 --to v2 -",
+            "ringfence explain a hugetlb.2MB.max",
         ] {
             assert!(parses(line), "{line}");
         }
@@ -233,6 +242,8 @@ mod tests {
             "ringfence rm a --kill --drain",
             "ringfence create a --overhead nested",
             "ringfence ls --timeout -1",
+            "ringfence explain a",
+            "ringfence explain a memory.nonsense",
             "ringfence devices check --id a --profile none /dev/null",
         ] {
             assert!(!parses(line), "{line}");

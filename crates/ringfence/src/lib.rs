@@ -42,14 +42,19 @@
 //! # Ok::<(), ringfence::Error>(())
 //! ```
 
+#[cfg(test)]
+mod allocations;
 mod cgroup;
+mod convert;
 pub mod devices;
 mod driver;
 mod error;
+pub mod explain;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
 mod host;
+mod interface;
 mod kernel;
 mod path;
 mod plan;
@@ -61,6 +66,7 @@ pub mod stats;
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
+pub use explain::Explanation;
 pub use host::{Capabilities, Controller, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
 pub use path::{CgroupPath, SandboxId, Subpath, SystemdName};
@@ -68,8 +74,8 @@ pub use plan::{Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
 pub use sandbox::{
-    ChangeOptions, Entry, Leftover, Overhead, Phase, STATE_VERSION, Sandbox, SandboxConfig, State, Status,
-    Store,
+    ChangeOptions, Difference, Entry, Leftover, Overhead, Phase, STATE_VERSION, Sandbox, SandboxConfig,
+    State, Status, Store,
 };
 pub use stats::StatsReader;
 

@@ -1,9 +1,12 @@
 //! One file per subcommand.
 
 pub mod attach;
+pub mod convert;
 pub mod create;
 pub mod devices;
+pub mod diff;
 pub mod exec;
+pub mod explain;
 pub mod features;
 pub mod freeze;
 pub mod gc;

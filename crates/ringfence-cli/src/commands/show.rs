@@ -5,7 +5,6 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
-use ringfence::devices::Verdict;
 use ringfence::{
     DevicePolicy, DeviceRule, Mode, Phase, ProcessIdentity, Report, Resources, Result, Sandbox, SandboxId,
     State, Status,
@@ -122,12 +121,7 @@ impl fmt::Display for Shown<'_> {
         }
         let limits = self.resources.to_oci_json().map_err(|_| fmt::Error)?;
         writeln!(f, "{:<10}{limits}", "asked for")?;
-        let exceptions: Vec<_> = self.devices.exceptions().map(|exception| exception.to_string()).collect();
-        let default = match self.devices.default_verdict() {
-            Verdict::Deny => "all denied but",
-            Verdict::Allow => "all allowed but",
-        };
-        writeln!(f, "{:<10}{default} {}", "devices", exceptions.join(", "))?;
+        writeln!(f, "{:<10}{}", "devices", self.devices)?;
         for line in self.report.lines() {
             writeln!(f, "{:<10}{} = {}: {}", "report", line.setting, line.value, line.why)?;
         }

@@ -123,6 +123,7 @@ impl Cgroup {
                 running: false,
                 overriding: Override::Refuse,
             }),
+            burst_by_default: false,
             force: false,
             evacuate: false,
             statistics: STATISTICS,
@@ -195,7 +196,7 @@ impl Cgroup {
 
     /// The steps that [`Cgroup::create`] or [`Cgroup::change`] would take.
     pub(crate) fn plan_with(host: &Host, want: &Want<'_>, dirs: &mut Dirs<'_>) -> Result<Plan> {
-        let observed = observe(host, dirs, want.path, &plan::needs(host, want))?;
+        let observed = observe(host, dirs, want)?;
         plan::plan(host, want, &observed)
     }
 
@@ -221,6 +222,7 @@ impl Cgroup {
             base,
             change,
             devices: None,
+            burst_by_default: false,
             force: false,
             evacuate: false,
             statistics: &[],
@@ -275,6 +277,11 @@ impl Cgroup {
         if let Some((_, open)) = self.dirs.iter().find(|(dir, _)| dir.hierarchy == hierarchy) {
             mark::mark(open, text);
         }
+    }
+
+    /// A directory of the cgroup, if it was there when the cgroup was opened.
+    pub(crate) fn opened(&self, dir: &Dir) -> Option<&Arc<CgroupDir>> {
+        self.dirs.iter().find(|(known, _)| known == dir).map(|(_, open)| open)
     }
 
     /// The directory in the v2 tree.
@@ -395,11 +402,26 @@ impl Cgroup {
             .dirs
             .iter()
             .filter_map(|(dir, open)| {
-                let Hierarchy { version, controllers, .. } = self.host.hierarchies.get(dir.hierarchy)?;
-                Some(Source { version: *version, controllers, dir: open })
+                let hierarchy = self.host.hierarchies.get(dir.hierarchy)?;
+                let Hierarchy { version, noprefix, .. } = *hierarchy;
+                let controllers = self.counted_in(hierarchy);
+                Some(Source { version, controllers, noprefix, dir: open })
             })
             .collect();
         StatsReader::open(&sources)
+    }
+
+    /// The controllers whose statistics are in a hierarchy. The v2 tree accounts for CPU time also where it has no
+    /// controller `cpu`, as in a part of it that was delegated without.
+    fn counted_in(&self, hierarchy: &Hierarchy) -> Vec<Controller> {
+        let mut controllers = hierarchy.controllers.clone();
+        if hierarchy.version == Version::V2
+            && !controllers.contains(&Controller::Cpu)
+            && self.host.hierarchy_of(Controller::Cpuacct).is_none()
+        {
+            controllers.push(Controller::Cpu);
+        }
+        controllers
     }
 
     fn refuse_frozen(&self) -> Result<()> {

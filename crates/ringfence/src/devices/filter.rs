@@ -139,7 +139,6 @@ impl DeviceFilter {
 }
 
 /// Whether the cgroup has this program from us, and no other of ours. Loads it to compare, attaches nothing.
-#[cfg(test)]
 pub(crate) fn is_installed(cgroup: BorrowedFd<'_>, program: &[Insn]) -> Result<bool> {
     let refused = |errno| refused(cgroup, errno);
     let wanted = bpf::info(load(program)?).map_err(refused)?.tag;

@@ -271,6 +271,18 @@ impl Verdict {
     }
 }
 
+impl fmt::Display for DevicePolicy {
+    /// For people: `all denied but c 1:3 rwm, c 1:5 rwm`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let default = match self.default_verdict() {
+            Verdict::Deny => "all denied but",
+            Verdict::Allow => "all allowed but",
+        };
+        let exceptions: Vec<_> = self.exceptions().map(|exception| exception.to_string()).collect();
+        write!(f, "{default} {}", exceptions.join(", "))
+    }
+}
+
 impl fmt::Display for Exception {
     /// As the kernel's v1 files have it: `c 1:3 rwm`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,8 +16,9 @@ use crate::devices::filter::{DeviceFilter, Earlier};
 use crate::devices::{program, transition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Controller;
+use crate::interface::restoring;
 use crate::kernel::dir::{CgroupDir, read_all, write_once};
-use crate::plan::{Action, DEVICES_LIST, Dir, Plan, Reaction, Step, Undo, Verify, restoring};
+use crate::plan::{Action, DEVICES_LIST, Dir, Plan, Reaction, Step, Undo, Verify};
 use crate::report::Report;
 use crate::resources::CpuSet;
 
@@ -177,7 +178,7 @@ impl Run<'_, '_> {
         let open = self.open(dir)?;
         let undo = match &step.undo {
             Undo::AsFound => match open.read(name) {
-                Ok(now) => &Undo::Write(restoring(name, value, &now)),
+                Ok(now) => &Undo::write(name, restoring(name, value, &now)),
                 // Writing it says what is wrong with the file.
                 Err(_) => &Undo::Nothing,
             },
@@ -190,6 +191,13 @@ impl Run<'_, '_> {
                 tries += 1;
                 std::thread::sleep(RETRY_PAUSE);
                 continue;
+            }
+            if let Some(Reaction::Unsupported(why)) = reaction {
+                let mut report = Report::default();
+                report.add(step.setting.clone().unwrap_or_default(), value, why);
+                self.plan.unsupported.mind(&report)?;
+                self.report.append(report);
+                return Ok(());
             }
             let full = dir.full(self.dirs.host);
             return Err(Failed(reaction, refusal::of_write(step, &open, &full, name, value, errno)));

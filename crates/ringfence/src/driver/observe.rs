@@ -7,27 +7,37 @@ use rustix::io::Errno;
 use super::dirs::Dirs;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::plan::{Dir, Observed, ReadSet};
+use crate::plan::{Dir, Observed, Want, needs};
 
 /// Reads what the planner needs.
-pub(crate) fn observe(host: &Host, dirs: &mut Dirs<'_>, path: &str, set: &ReadSet) -> Result<Observed> {
+pub(crate) fn observe(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Result<Observed> {
     let mut observed = Observed::default();
-    for (hierarchy, file) in &set.files {
-        let dir = Dir::new(*hierarchy, path);
-        let full = || dir.full(host).join(file.as_ref());
-        let open =
-            dirs.get(&dir).map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
-        match open.read(file) {
-            Ok(content) => observed.insert(*hierarchy, path, file.clone(), content),
-            // A kernel without the file: the planner takes that as its answer.
-            Err(Errno::NOENT | Errno::OPNOTSUPP) => {}
-            Err(errno) => return Err(Error::kernel("cannot read what is in force", full(), errno)),
+    loop {
+        let set = needs(host, want, &observed);
+        if set.is_empty() {
+            return Ok(observed);
+        }
+        for (hierarchy, file) in set.files {
+            let dir = Dir::new(hierarchy, want.path);
+            let open = dirs
+                .get(&dir)
+                .map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
+            let content = match open.read(&file) {
+                Ok(content) => Some(content),
+                // A kernel without the file: the planner takes that as its answer.
+                Err(Errno::NOENT | Errno::OPNOTSUPP) => None,
+                Err(errno) => {
+                    let path = dir.full(host).join(file.as_ref());
+                    return Err(Error::kernel("cannot read what is in force", path, errno));
+                }
+            };
+            observed.insert(hierarchy, want.path, file, content);
+        }
+        if let Some((hierarchy, files)) = set.inherited {
+            observe_ancestors(host, dirs, &Dir::new(hierarchy, want.path), &files, &mut observed)?;
+            observed.inherited_is_known();
         }
     }
-    if let Some((hierarchy, files)) = &set.inherited {
-        observe_ancestors(host, dirs, &Dir::new(*hierarchy, path), files, &mut observed)?;
-    }
-    Ok(observed)
 }
 
 /// Reads the cpusets of the ancestors that exist, from the nearest up to the first in which nothing is empty.
@@ -48,7 +58,7 @@ fn observe_ancestors(
                 Error::kernel("cannot read the CPU set", dir.full(host).join(file), errno)
             })?;
             complete &= !content.is_empty();
-            observed.insert(dir.hierarchy, &dir.path, Cow::Borrowed(file), content);
+            observed.insert(dir.hierarchy, &dir.path, Cow::Borrowed(file), Some(content));
         }
         if complete {
             break;

@@ -12,7 +12,7 @@ use crate::Remaining;
 use crate::cgroup::{Cgroup, STATISTICS};
 use crate::devices::filter::{Earlier, Override, is_installed};
 use crate::devices::program;
-use crate::devices::{DevicePolicy, DeviceRule, runtime_defaults};
+use crate::devices::{DeviceNumber, DevicePolicy, DeviceRule, runtime_defaults};
 use crate::error::ErrorKind;
 use crate::host::DeviceNode;
 use crate::host::{Controller, Host, Version};
@@ -50,6 +50,7 @@ fn want<'a>(path: &'a str, base: &'a Resources, change: &'a Resources, devices: 
         base,
         change,
         devices: Some(devices),
+        burst_by_default: false,
         force: false,
         evacuate: false,
         statistics: &[],
@@ -117,15 +118,41 @@ fn resources(host: &Host, second: bool) -> Resources {
         .cpu_burst(pick(40_000, 1_000))
         .pids_limit(pick(100, 50))
         .cpuset_mems(host.mems.clone());
+    let disk = disk();
+    wanted = wanted
+        .io_weight(pick(100, 500))
+        .io_device_weight(disk, pick(200, 300))
+        .io_read_bps(disk, pick(1, 2) * MIB)
+        .io_write_iops(disk, pick(100, 50))
+        .network_class_id(pick(0x10_0001, 0x10_0002) as u32)
+        .network_priority("lo", pick(3, 4) as u32);
+    if second {
+        wanted = wanted.io_write_bps(disk, 3 * MIB).io_read_iops(disk, Limit::Max);
+    }
+    for size in &host.huge_page_sizes {
+        wanted = wanted.hugepage_limit(*size, pick(2, 4) * size.bytes());
+    }
     wanted.cpu.cpus = if second { "0".parse().ok() } else { Some(host.cpus.clone()) };
     if matches!(host.hierarchy_of(Controller::Memory), Some((_, memory)) if memory.version == Version::V1) {
         wanted = wanted.memory_swappiness(pick(60, 10)).disable_oom_killer(second);
     } else {
         wanted = wanted
             .unified("memory.high", pick(60, 50).to_string() + "M")
+            .unified("memory.min", pick(1, 2).to_string() + "M")
+            .unified("io.max", format!("{disk} riops={}", pick(1000, 2000)))
+            .unified("hugetlb.2MB.rsvd.max", (pick(8, 10) * MIB).to_string())
             .unified("memory.oom.group", pick(0, 1).to_string());
     }
     wanted
+}
+
+/// A disk of this machine.
+fn disk() -> DeviceNumber {
+    let mut disks: Vec<_> =
+        std::fs::read_dir("/sys/block").unwrap().map(|disk| disk.unwrap().path()).collect();
+    disks.sort();
+    let number = |disk: &PathBuf| std::fs::read_to_string(disk.join("dev")).ok()?.trim().parse().ok();
+    disks.iter().find_map(number).expect("a disk")
 }
 
 fn skipped(host: &Host, test: &str) -> bool {
@@ -166,7 +193,7 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
             let devices = DeviceWant { before: Some(&old), policy: &new, ..devices };
             let change = want(&path, &before, &after, devices);
             let plan = Cgroup::plan_with(&host, &change, &mut Dirs::new(&host, cgroup.dirs.clone())).unwrap();
-            assert!(plan.steps.len() > 10, "{plan}");
+            assert!(plan.steps.len() > 20, "{plan}");
             let files = snapshot(&dirs);
             for position in 0..=plan.steps.len() {
                 let filter = cgroup.filter.lock().unwrap_or_else(PoisonError::into_inner);

@@ -23,7 +23,7 @@ pub(super) fn of_write(
         Some(Reaction::DeviceRule | Reaction::DeviceReset) => {
             return transition::refusal(full, file, value, errno);
         }
-        Some(Reaction::Explain(why)) => (ErrorKind::Kernel, why.into()),
+        Some(Reaction::Explain(why) | Reaction::Unsupported(why)) => (ErrorKind::Kernel, why.into()),
         Some(Reaction::MemoryInUse) => {
             let read = |file| open.read(file).unwrap_or_else(|_| "unknown".to_owned());
             let (usage, peak) = if file.starts_with("memory.memsw.") {

@@ -26,8 +26,7 @@ pub(crate) use {devices::device_mapper_major, hierarchies::of_mountinfo};
 pub use controller::Controller;
 
 use crate::devices::DeviceKind;
-use crate::path::is_page_size;
-use crate::resources::CpuSet;
+use crate::resources::{CpuSet, HugePageSize};
 use crate::{Error, Result};
 
 /// The host's cgroup mode.
@@ -138,8 +137,8 @@ pub struct Host {
     pub mems: CpuSet,
     /// Size of a page in bytes: memory limits are rounded down to it.
     pub page_size: u64,
-    /// Sizes of huge pages, as the file names have them (`2MB`).
-    pub huge_page_sizes: Vec<String>,
+    /// Sizes of huge pages, smallest first.
+    pub huge_page_sizes: Vec<HugePageSize>,
     /// This process is not root of the initial user namespace.
     pub rootless: bool,
     /// The own cgroup is the root of a cgroup namespace, not of the machine.
@@ -154,7 +153,7 @@ impl Host {
     ///
     /// # Errors
     /// The text is no such JSON, or says something that no host can be: a page size that is no power of two, a
-    /// hierarchy at a relative path or twice, a size of huge pages that no file is named after.
+    /// hierarchy at a relative path or twice, a size that no huge page has.
     pub fn from_json(text: &str) -> Result<Self> {
         let host: Self = serde_json::from_str(text).map_err(|error| {
             Error::new(crate::ErrorKind::InvalidInput, format!("not the JSON of a host: {error}"))
@@ -168,9 +167,6 @@ impl Host {
     fn check(&self) -> Result<()> {
         if !self.page_size.is_power_of_two() {
             return Err(Error::invalid("host.page_size", self.page_size, "a power of two is needed"));
-        }
-        if let Some(size) = self.huge_page_sizes.iter().find(|size| !is_page_size(size)) {
-            return Err(Error::invalid("host.huge_page_sizes", size, "a size such as 2MB or 1GB is needed"));
         }
         if let Some(odd) = self.hierarchies.iter().find(|hierarchy| !hierarchy.root.is_absolute()) {
             return Err(Error::invalid(

@@ -18,12 +18,13 @@ use super::{Capabilities, Controller, Hierarchy, Version};
 use crate::devices::{DevicePolicy, filter, program};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::{bpf, probe};
+use crate::resources::HugePageSize;
 
 /// Probes everything. `unified` is the open root of the version 2 hierarchy, whose controllers are known by now.
 pub(super) fn capabilities(
     hierarchies: &[Hierarchy],
     unified: Option<&CgroupDir>,
-    huge_page_sizes: &[String],
+    huge_page_sizes: &[HugePageSize],
 ) -> Capabilities {
     let mut found = Capabilities::default();
     for hierarchy in hierarchies {
@@ -45,7 +46,7 @@ pub(super) fn capabilities(
     found
 }
 
-fn look_v1(hierarchy: &Hierarchy, huge_page_sizes: &[String], found: &mut Capabilities) {
+fn look_v1(hierarchy: &Hierarchy, huge_page_sizes: &[HugePageSize], found: &mut Capabilities) {
     const TELLING: &[Controller] =
         &[Controller::Cpu, Controller::Memory, Controller::Io, Controller::Hugetlb];
     if !hierarchy.controllers.iter().any(|controller| TELLING.contains(controller)) {
@@ -76,7 +77,12 @@ fn look_v1(hierarchy: &Hierarchy, huge_page_sizes: &[String], found: &mut Capabi
     }
 }
 
-fn look_v2(root: &CgroupDir, available: &[Controller], huge_page_sizes: &[String], found: &mut Capabilities) {
+fn look_v2(
+    root: &CgroupDir,
+    available: &[Controller],
+    huge_page_sizes: &[HugePageSize],
+    found: &mut Capabilities,
+) {
     let rsvd = match huge_page_sizes.first() {
         Some(size) => format!("hugetlb.{size}.rsvd.max").into(),
         None => Cow::Borrowed("hugetlb.rsvd.max"),

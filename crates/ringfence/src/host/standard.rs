@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Capabilities, Controller, DeviceNode, Hierarchy, Host, Mode, Version};
 use crate::devices::DeviceKind;
-use crate::resources::CpuSet;
+use crate::resources::{CpuSet, HugePageSize};
 
 impl Host {
     /// The standard host of a mode: all controllers, on v1 each mounted singly at `/sys/fs/cgroup/NAME`; on hybrid the
@@ -42,7 +42,10 @@ impl Host {
             cpus: first(2),
             mems: first(1),
             page_size: 4096,
-            huge_page_sizes: vec!["2MB".to_owned(), "1GB".to_owned()],
+            huge_page_sizes: [2 << 10, 1 << 20]
+                .into_iter()
+                .filter_map(HugePageSize::from_kilobytes)
+                .collect(),
             rootless: false,
             namespaced: false,
             roots: Default::default(),

@@ -1,5 +1,7 @@
 //! Names that a directory in a cgroup file system cannot have, or must not.
 
+use crate::resources::HugePageSize;
+
 /// The leaf beside a sandbox that takes what is drained out of it, where the parent itself cannot. It stays, until somebody
 /// removes it when it is empty: the end of another sandbox, or gc.
 pub(crate) const DRAINED: &str = "drained";
@@ -52,19 +54,9 @@ fn is_interface_file(name: &str) -> bool {
     if controller == "hugetlb" {
         return file
             .split_once('.')
-            .is_some_and(|(size, file)| is_page_size(size) && HUGETLB.contains(&file));
+            .is_some_and(|(size, file)| HugePageSize::parse(size).is_some() && HUGETLB.contains(&file));
     }
     FILES.iter().any(|(name, files)| *name == controller && files.contains(&file))
-}
-
-/// `2MB`, `1GB`, `64KB`: how the hugetlb controller writes the size of a page in the names of its files.
-pub(crate) fn is_page_size(text: &str) -> bool {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = text.get(digits.len()..).unwrap_or_default();
-    matches!(unit, "KB" | "MB" | "GB")
-        && matches!(digits.len(), 1..=9)
-        && !digits.starts_with('0')
-        && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// The files of each controller, both versions, up to Linux 6.18.

@@ -47,6 +47,11 @@ pub(crate) fn weight_to_shares(weight: u64) -> u64 {
     low
 }
 
+/// The `io.weight` (v2, 1 to 10000) for OCI's weight of block devices (10 to 1000; others count as the nearest): linear.
+pub(crate) fn io_weight(weight: u64) -> u64 {
+    1 + (weight.clamp(10, 1000) - 10) * 9999 / 990
+}
+
 /// `memory.swap.max` (v2: swap alone) for OCI's swap, which is memory plus swap.
 ///
 /// # Errors
@@ -63,12 +68,6 @@ pub(crate) fn swap_to_v2(limit: Limit, swap: Limit) -> Result<Limit> {
             .map(Limit::Value)
             .ok_or_else(|| refused("is memory plus swap: it cannot be less than the memory limit")),
     }
-}
-
-/// `bytes` as the kernel keeps a memory limit: rounded down to whole pages.
-pub(crate) fn page_floor(bytes: u64, page_size: u64) -> u64 {
-    // A page size of 0 could only come from a made-up host; then nothing is rounded.
-    bytes.saturating_sub(bytes.checked_rem(page_size).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -135,6 +134,16 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_devices_are_stretched_from_10_to_1000_to_1_to_10000() {
+        for (given, weight) in
+            [(0, 1), (10, 1), (11, 11), (100, 910), (500, 4950), (1000, 10_000), (u64::MAX, 10_000)]
+        {
+            assert_eq!(io_weight(given), weight, "{given}");
+        }
+        assert!((10..1000).all(|weight| io_weight(weight) < io_weight(weight + 1)));
+    }
+
+    #[test]
     fn swap_alone_is_memory_plus_swap_less_memory() {
         use Limit::{Max, Value};
         for (limit, swap, alone) in [
@@ -151,21 +160,6 @@ mod tests {
         assert_eq!((error.setting(), error.value()), (Some("memory.swap"), Some("1")));
     }
 
-    #[test]
-    fn sizes_are_kept_in_whole_pages() {
-        for (bytes, page_size, kept) in [
-            (0, 4096, 0),
-            (4095, 4096, 0),
-            (4096, 4096, 4096),
-            (4097, 4096, 4096),
-            (65_535, 65_536, 0),
-            (u64::MAX, 4096, u64::MAX - 4095),
-            (5, 0, 5),
-        ] {
-            assert_eq!(page_floor(bytes, page_size), kept, "{bytes} {page_size}");
-        }
-    }
-
     proptest! {
         #[test]
         fn swap_alone_and_memory_make_swap_again(limit: u64, swap: u64) {
@@ -174,13 +168,6 @@ mod tests {
                 Ok(Limit::Max) => prop_assert!(false, "a number became no limit"),
                 Err(_) => prop_assert!(swap < limit),
             }
-        }
-
-        #[test]
-        fn rounding_to_pages_is_the_greatest_multiple_below(bytes: u64, shift in 12u32..17) {
-            let page_size = 1 << shift;
-            let kept = page_floor(bytes, page_size);
-            prop_assert!(kept <= bytes && bytes - kept < page_size && kept.is_multiple_of(page_size));
         }
     }
 }

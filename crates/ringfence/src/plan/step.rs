@@ -1,6 +1,7 @@
 //! The ordered steps of a plan: what is done, how it is verified, what each refusal means, and how it is undone.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use serde::ser::{SerializeMap, Serializer};
 use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::host::{Controller, Host, Mode};
+use crate::interface::merged;
 use crate::plan::Unsupported;
 use crate::report::Report;
 use crate::resources::CpuSet;
@@ -85,6 +87,8 @@ pub(crate) enum Reaction {
     Defer,
     /// Try again for a moment: a child cgroup that was removed counts for a little longer (v1 devices).
     DeviceReset,
+    /// Go on, with this line in the report: this host cannot do it, as only shows now. An error in strict mode.
+    Unsupported(&'static str),
     /// Fail, with this explanation.
     Explain(&'static str),
     /// Fail, with what it means of a device rule (v1).
@@ -108,6 +112,13 @@ pub(crate) enum Undo {
     AsFound,
     /// The program that was replaced is put back.
     DeviceFilter,
+}
+
+impl Undo {
+    /// These lines, one by one, to one file.
+    pub(crate) fn write(file: &str, lines: Vec<String>) -> Self {
+        Self::Write(lines.into_iter().map(|line| (file.to_owned().into(), line)).collect())
+    }
 }
 
 /// One step of a plan.
@@ -162,6 +173,21 @@ impl Plan {
     /// What this host cannot do.
     pub fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// What the interface files of the cgroup at `path` are told, all writes to one file together; without devices.
+    pub(crate) fn values(&self, path: &str) -> BTreeMap<(usize, &str), String> {
+        let mut values = BTreeMap::<_, String>::new();
+        for step in &self.steps {
+            if let Action::Write { dir, file, value } = &step.action
+                && dir.path == path
+                && step.setting.as_ref().is_some_and(|setting| setting != "devices")
+            {
+                let told = values.entry((dir.hierarchy, file.as_ref())).or_default();
+                *told = merged(file, told, value);
+            }
+        }
+        values
     }
 
     /// The step's full path, as printed.

@@ -1,10 +1,15 @@
 //! The planner is pure: every row of the tables of settings is tested here, for any host, without a kernel.
 
+use std::collections::BTreeSet;
+
 use super::*;
-use crate::resources::{CpuSet, Limit};
+use crate::devices::DeviceNumber;
+use crate::resources::{CpuSet, Limit, Rdma};
 use crate::{Mode, Resources};
 
 const MIB: u64 = 1 << 20;
+const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 0 };
+const OTHER: DeviceNumber = DeviceNumber { major: 8, minor: 16 };
 
 fn want<'a>(base: &'a Resources, change: &'a Resources, create: bool) -> Want<'a> {
     Want {
@@ -13,6 +18,7 @@ fn want<'a>(base: &'a Resources, change: &'a Resources, create: bool) -> Want<'a
         base,
         change,
         devices: None,
+        burst_by_default: false,
         force: false,
         evacuate: false,
         statistics: &[],
@@ -40,14 +46,27 @@ fn try_changed(
     change: &Resources,
     now: &[(&'static str, &str)],
 ) -> Result<Plan> {
-    let mut observed = Observed::default();
     let want = want(base, change, false);
-    for (index, file) in needs(host, &want).files {
-        if let Some((_, content)) = now.iter().find(|(name, _)| *name == file) {
-            observed.insert(index, want.path, file, (*content).to_owned());
+    plan(host, &want, &observed(host, &want, now))
+}
+
+/// All controllers are.
+const ENABLED: (&str, &str) = ("cgroup.controllers", "cpuset cpu io memory hugetlb pids rdma misc");
+
+/// Reads the files that are needed; those that are not among `now` do not exist.
+fn observed(host: &Host, want: &Want<'_>, now: &[(&'static str, &str)]) -> Observed {
+    let mut observed = Observed::default();
+    loop {
+        let set = needs(host, want, &observed);
+        if set.files.is_empty() {
+            return observed;
+        }
+        for (index, file) in set.files {
+            let known = now.iter().chain([&ENABLED]).find(|(name, _)| *name == file);
+            let content = known.map(|(_, content)| (*content).to_owned());
+            observed.insert(index, want.path, file, content);
         }
     }
-    plan(host, &want, &observed)
 }
 
 fn changed(host: &Host, change: &Resources, now: &[(&'static str, &str)]) -> Vec<String> {
@@ -126,6 +145,59 @@ fn each_setting_becomes_the_files_of_its_version() {
         (new().pids_limit(10), &["pids.max 10"], &["pids.max 10"]),
         (new().pids_limit(Limit::Max), &["pids.max max"], &["pids.max max"]),
         (new().cpuset_cpus(set("0-1")), &[], &["cpuset.cpus 0-1"]),
+        (new().io_weight(100), &["blkio.weight 100"], &["io.weight 910"]),
+        (new().io_device_weight(DISK, 1000), &["blkio.weight_device 8:0 1000"], &["io.weight 8:0 10000"]),
+        (new().io_leaf_weight(50), &["blkio.leaf_weight 50"], &[]),
+        (new().io_device_leaf_weight(DISK, 50), &["blkio.leaf_weight_device 8:0 50"], &[]),
+        (
+            new().io_read_bps(DISK, 4096),
+            &["blkio.throttle.read_bps_device 8:0 4096"],
+            &["io.max 8:0 rbps=4096 wbps=max riops=max wiops=max"],
+        ),
+        (
+            new()
+                .io_write_bps(DISK, 5)
+                .io_read_iops(DISK, 6)
+                .io_write_iops(DISK, Limit::Max)
+                .io_read_iops(OTHER, 7),
+            &[
+                "blkio.throttle.write_bps_device 8:0 5",
+                "blkio.throttle.read_iops_device 8:0 6",
+                "blkio.throttle.read_iops_device 8:16 7",
+                "blkio.throttle.write_iops_device 8:0 0",
+            ],
+            &[
+                "io.max 8:0 rbps=max wbps=5 riops=6 wiops=max",
+                "io.max 8:16 rbps=max wbps=max riops=7 wiops=max",
+            ],
+        ),
+        (
+            new().hugepage_limit("2MB".parse().unwrap(), 5 * MIB),
+            &["hugetlb.2MB.limit_in_bytes 4194304", "hugetlb.2MB.rsvd.limit_in_bytes 4194304"],
+            &["hugetlb.2MB.max 4194304", "hugetlb.2MB.rsvd.max 4194304"],
+        ),
+        (
+            new().hugepage_limit("1GB".parse().unwrap(), Limit::Max),
+            &["hugetlb.1GB.limit_in_bytes -1", "hugetlb.1GB.rsvd.limit_in_bytes -1"],
+            &["hugetlb.1GB.max max", "hugetlb.1GB.rsvd.max max"],
+        ),
+        (new().network_class_id(0x10_0001), &["net_cls.classid 1048577"], &[]),
+        (
+            new().network_priority("lo", 5).network_priority("eth0", 0),
+            &["net_prio.ifpriomap eth0 0", "net_prio.ifpriomap lo 5"],
+            &[],
+        ),
+        (
+            new().rdma("mlx5_1", Rdma { hca_handles: Some(Limit::Value(3)), hca_objects: Some(Limit::Max) }),
+            &["rdma.max mlx5_1 hca_handle=3 hca_object=max"],
+            &["rdma.max mlx5_1 hca_handle=3 hca_object=max"],
+        ),
+        (
+            new().rdma("mlx5_1", Rdma { hca_handles: None, hca_objects: Some(Limit::Value(0)) }),
+            &["rdma.max mlx5_1 hca_object=0"],
+            &["rdma.max mlx5_1 hca_object=0"],
+        ),
+        (new().rdma("mlx5_1", Rdma::default()), &[], &[]),
     ];
     for (resources, on_v1, on_v2) in cases {
         assert_eq!(created_on_v1(resources), *on_v1, "{resources:?}");
@@ -142,6 +214,11 @@ fn what_v2_does_not_have_is_in_the_report_and_an_error_in_strict_mode() {
         (Resources::new().memory_kernel_tcp(MIB), "memory.kernelTCP"),
         (Resources::new().cpu_realtime_runtime(1), "cpu.realtimeRuntime"),
         (Resources::new().cpu_realtime_period(1), "cpu.realtimePeriod"),
+        (Resources::new().io_leaf_weight(10), "blockIO.leafWeight"),
+        (Resources::new().io_device_leaf_weight(DISK, 10), "blockIO.weightDevice.8:0.leafWeight"),
+        (Resources::new().network_class_id(1), "network.classID"),
+        (Resources::new().network_priority("lo", 1), "network.priorities.lo"),
+        (Resources::new().hugepage_limit("64KB".parse().unwrap(), 0), "hugepageLimits.64KB"),
     ];
     for (resources, setting) in cases {
         let lines = created(&v2(), &resources).report.lines().to_vec();
@@ -168,7 +245,13 @@ fn a_missing_controller_or_capability_is_reported_for_each_setting() {
         .cpu_period(1000)
         .cpuset_cpus(set("0"))
         .cpuset_mems(set("0"))
-        .pids_limit(1);
+        .pids_limit(1)
+        .io_weight(10)
+        .io_read_bps(DISK, 1)
+        .hugepage_limit("2MB".parse().unwrap(), 0)
+        .network_class_id(1)
+        .network_priority("lo", 1)
+        .rdma("x", Rdma { hca_handles: Some(Limit::Value(1)), hca_objects: Some(Limit::Value(2)) });
     let planned = created(&host, &everything);
     assert_eq!(writes(&planned), [""; 0]);
     let settings: Vec<_> = planned.report.lines().iter().map(|line| line.setting.as_ref()).collect();
@@ -178,10 +261,17 @@ fn a_missing_controller_or_capability_is_reported_for_each_setting() {
         "memory.limit",
         "memory.reservation",
         "memory.swap",
-        "cpu.shares",
         "cpu.period",
         "cpu.quota",
+        "cpu.shares",
         "pids.limit",
+        "blockIO.throttleReadBpsDevice",
+        "blockIO.weight",
+        "hugepageLimits.2MB",
+        "network.classID",
+        "network.priorities.lo",
+        "rdma.x.hcaHandles",
+        "rdma.x.hcaObjects",
     ];
     assert_eq!(settings, expected);
 
@@ -191,6 +281,90 @@ fn a_missing_controller_or_capability_is_reported_for_each_setting() {
         created(&host, &Resources::new().memory_limit(MIB).memory_swap(MIB).cpu_quota(1000).cpu_idle(true));
     let settings: Vec<_> = planned.report.lines().iter().map(|line| line.setting.as_ref()).collect();
     assert_eq!(settings, ["memory.swap", "cpu.idle", "cpu.quota"]);
+
+    let weights = Resources::new().io_weight(10).io_device_weight(DISK, 10).io_device_leaf_weight(DISK, 10);
+    for mut host in [v1(), v2()] {
+        host.capabilities.io_weight = false;
+        let lines = created(&host, &weights).report.lines().to_vec();
+        let expected =
+            ["blockIO.weight", "blockIO.weightDevice.8:0.weight", "blockIO.weightDevice.8:0.leafWeight"];
+        assert_eq!(lines.iter().map(|line| line.setting.as_ref()).collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn bfq_weights_come_first_where_the_kernel_has_them() {
+    let weights = Resources::new().io_weight(500).io_device_weight(DISK, 100);
+    let (mut on_v1, mut on_v2) = (v1(), v2());
+    on_v1.capabilities.bfq_weight = true;
+    on_v2.capabilities.bfq_weight = true;
+    let expected = ["blkio.bfq.weight 500", "blkio.bfq.weight_device 8:0 100"];
+    assert_eq!(writes(&created(&on_v1, &weights))[2..], expected);
+    assert_eq!(writes(&created(&on_v2, &weights)), ["io.bfq.weight 500", "io.bfq.weight 8:0 100"]);
+}
+
+#[test]
+fn a_throttle_leaves_the_others_of_its_device_as_they_are() {
+    let now =
+        [("io.max", "8:16 rbps=1 wbps=max riops=max wiops=max\n8:0 rbps=max wbps=77 riops=max wiops=3")];
+    let change = Resources::new().io_read_bps(DISK, 9).io_write_iops(DISK, Limit::Max);
+    assert_eq!(changed(&v2(), &change, &now), ["io.max 8:0 rbps=9 wbps=77 riops=max wiops=max"]);
+    let planned = try_changed(&v2(), &Resources::default(), &change, &now).unwrap();
+    let back = "8:0 riops=max rbps=max wbps=77 wiops=3";
+    let Undo::Write(undo) = &planned.steps[0].undo else { panic!("{planned}") };
+    assert_eq!(undo.len(), 1);
+    let sorted = |line: &str| line.split(' ').map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(sorted(&undo[0].1), sorted(back));
+}
+
+#[test]
+fn a_quota_brings_a_burst_of_its_size_unless_the_caller_says_something_about_bursts() {
+    for (host, quota, burst) in
+        [(v1(), "cpu.cfs_quota_us", "cpu.cfs_burst_us"), (v2(), "cpu.max", "cpu.max.burst")]
+    {
+        let new = Resources::new;
+        let planned = |base: Resources, change: &Resources, now: Option<[&str; 2]>| {
+            let Some(now) = now else {
+                let want = Want { burst_by_default: true, ..want(&base, change, true) };
+                let mut all = writes(&plan(&host, &want, &Observed::default()).unwrap());
+                all.retain(|write| write.starts_with(burst));
+                return all;
+            };
+            let want = Want { burst_by_default: true, ..want(&base, change, false) };
+            let now = [(quota, now[0]), (burst, now[1]), ("cpu.cfs_period_us", "100000")];
+            let mut all = writes(&plan(&host, &want, &observed(&host, &want, &now)).unwrap());
+            all.retain(|write| write.starts_with(burst));
+            all
+        };
+        let value = |us: u64| vec![format!("{burst} {us}")];
+        let none: Vec<String> = Vec::new();
+        assert_eq!(planned(new(), &new().cpu_quota(150_000), None), value(150_000));
+        assert_eq!(planned(new(), &new().cpu_quota(150_000).cpu_burst(0), None), value(0));
+        assert_eq!(planned(new(), &new().cpu_quota(150_000).cpu_burst(7), None), value(7));
+        assert_eq!(planned(new(), &new().cpu_quota(Limit::Max), None), none);
+        assert_eq!(planned(new(), &new().cpu_period(50_000), None), none);
+        // The kernel reckons with 44 bits for both together.
+        let half = (1 << 43) - 1;
+        assert_eq!(planned(new(), &new().cpu_quota(half + 10), None), value(half - 9));
+        let held = [if quota == "cpu.max" { "150000 100000" } else { "150000" }, "150000"];
+        let base = new().cpu_quota(150_000);
+        assert_eq!(planned(base.clone(), &new().cpu_quota(200_000), Some(held)), value(200_000));
+        assert_eq!(planned(base.clone(), &new().cpu_quota(20_000), Some(held)), value(20_000));
+        assert_eq!(planned(base.clone(), &new().cpu_quota(Limit::Max), Some(held)), value(0));
+        assert_eq!(planned(base.clone(), &new().cpu_period(50_000), Some(held)), none);
+        assert_eq!(planned(base.clone(), &new().cpu_burst(0), Some(held)), value(0));
+        // What the caller set stays, up to the quota.
+        let base = base.cpu_burst(30_000);
+        let held = [held[0], "30000"];
+        assert_eq!(planned(base.clone(), &new().cpu_quota(200_000), Some(held)), none);
+        assert_eq!(planned(base.clone(), &new().cpu_quota(20_000), Some(held)), value(20_000));
+        let mut old = host.clone();
+        old.capabilities.cpu_burst = false;
+        let (nothing, quota) = (new(), new().cpu_quota(5_000));
+        let want = Want { burst_by_default: true, ..want(&nothing, &quota, true) };
+        let planned = plan(&old, &want, &Observed::default()).unwrap();
+        assert!(planned.report.is_empty(), "nobody asked for it: {planned}");
+    }
 }
 
 #[test]
@@ -254,7 +428,7 @@ fn v2_refuses_a_limit_below_what_is_in_use_unless_forced() {
     let mut forced = want(&nothing, &lower, false);
     forced.force = true;
     let mut observed = Observed::default();
-    observed.insert(0, "ringfence/a", "memory.current".into(), "5000000".to_owned());
+    observed.insert(0, "ringfence/a", "memory.current".into(), Some("5000000".to_owned()));
     assert_eq!(writes(&plan(&v2(), &forced, &observed).unwrap()), ["memory.max 4194304"]);
 }
 
@@ -366,10 +540,10 @@ fn what_an_existing_parent_holds_is_inherited_and_where_it_is_empty_it_is_filled
     let want = want(&nothing, &change, true);
     let filled = |parent: &str| {
         let mut observed = Observed::default();
-        observed.insert(index, "ringfence", "cpuset.cpus".into(), parent.to_owned());
-        observed.insert(index, "ringfence", "cpuset.mems".into(), "0".to_owned());
-        observed.insert(index, "", "cpuset.cpus".into(), "0-1".to_owned());
-        observed.insert(index, "", "cpuset.mems".into(), "0".to_owned());
+        observed.insert(index, "ringfence", "cpuset.cpus".into(), Some(parent.to_owned()));
+        observed.insert(index, "ringfence", "cpuset.mems".into(), Some("0".to_owned()));
+        observed.insert(index, "", "cpuset.cpus".into(), Some("0-1".to_owned()));
+        observed.insert(index, "", "cpuset.mems".into(), Some("0".to_owned()));
         let planned = plan(&host, &want, &observed).unwrap();
         let cpus = |step: &Step| match &step.action {
             Action::Write { dir, file, value } if file == "cpuset.cpus" => {
@@ -391,7 +565,7 @@ fn a_cpuset_above_the_nearest_full_one_is_never_written() {
     let want = Want { path: "pods/pod/made/a", ..want(&nothing, &change, true) };
     let mut observed = Observed::default();
     for (file, value) in [("cpuset.cpus", "1"), ("cpuset.mems", "0")] {
-        observed.insert(index, "pods/pod", file.into(), value.to_owned());
+        observed.insert(index, "pods/pod", file.into(), Some(value.to_owned()));
     }
     let planned = plan(&host, &want, &observed).unwrap();
     let filled = |step: &Step| match &step.action {
@@ -449,23 +623,31 @@ fn unified_wins_over_what_was_derived_and_comes_last_in_order() {
         writes(&created(&v2(), &change)),
         ["memory.max 1048576", "cpu.weight 50", "memory.high 4096", "pids.max 9"]
     );
-}
-
-#[test]
-fn a_file_with_a_line_for_each_device_is_restored_device_by_device() {
-    let written = "8:0 rbps=1\n8:16 wbps=2";
-    let lines =
-        |file, now| restoring(file, written, now).into_iter().map(|(_, line)| line).collect::<Vec<_>>();
-    const NONE: &str = "rbps=max wbps=max riops=max wiops=max";
-    assert_eq!(lines("io.max", ""), [format!("8:0 {NONE}"), format!("8:16 {NONE}")]);
-    assert_eq!(
-        lines("io.max", "8:0 rbps=9 wbps=max"),
-        [format!("8:16 {NONE}"), "8:0 rbps=9 wbps=max".into()]
-    );
-    assert_eq!(lines("io.weight", "default 100"), ["8:0 default", "8:16 default", "default 100"]);
-    assert_eq!(lines("cpuset.cpus", ""), ["\n"]);
-    assert_eq!(lines("cpuset.cpus.partition", "root invalid (no CPUs)"), ["root"]);
-    assert_eq!(lines("pids.max", "max"), ["max"]);
+    // Of a file with a line for each device, what was derived for others stays, and comes before.
+    let change = Resources::new().io_read_bps(DISK, 1).io_read_bps(OTHER, 2).io_weight(10);
+    let change = change.unified("io.max", "8:16 rbps=3\n8:32 wiops=4").unified("io.weight", "8:0 200");
+    let expected = [
+        "io.weight 1",
+        "io.max 8:0 rbps=1 wbps=max riops=max wiops=max",
+        "io.max 8:16 rbps=2 wbps=max riops=max wiops=max",
+        "io.max 8:16 rbps=3",
+        "io.max 8:32 wiops=4",
+        "io.weight 8:0 200",
+    ];
+    assert_eq!(writes(&created(&v2(), &change)), expected);
+    // Everything that has no field of its own in OCI.
+    let change = [
+        ("memory.min", "4096"),
+        ("memory.oom.group", "1"),
+        ("memory.zswap.max", "0"),
+        ("io.latency", "8:0 target=5000"),
+        ("misc.max", "sev 5"),
+        ("hugetlb.2MB.rsvd.max", "max"),
+    ];
+    let wanted = change.iter().fold(Resources::new(), |all, (file, value)| all.unified(*file, *value));
+    let mut expected = change.map(|(file, value)| format!("{file} {value}"));
+    expected.sort();
+    assert_eq!(writes(&created(&v2(), &wanted)), expected);
 }
 
 #[test]
@@ -523,9 +705,22 @@ fn on_hybrid_each_controller_is_where_it_is_mounted_and_every_hierarchy_gets_the
 #[test]
 fn a_plan_reads_only_what_ordering_and_undo_require() {
     let nothing = Resources::default();
-    let change = Resources::new().pids_limit(5);
-    assert_eq!(needs(&v2(), &want(&nothing, &change, true)), ReadSet::default());
-    let set = needs(&v2(), &want(&nothing, &change, false));
-    assert_eq!(set.files.into_iter().map(|(_, file)| file).collect::<Vec<_>>(), ["pids.max"]);
-    assert_eq!(set.inherited, None);
+    let needed = |host: &Host, change: &Resources, create: bool| -> Vec<_> {
+        let set = needs(host, &want(&nothing, change, create), &Observed::default());
+        set.files.into_iter().map(|(_, file)| file.into_owned()).collect()
+    };
+    let pids = Resources::new().pids_limit(5);
+    assert_eq!(needed(&v2(), &pids, true), [""; 0]);
+    assert_eq!(needed(&v2(), &pids, false), ["cgroup.controllers", "pids.max"]);
+    assert_eq!(needed(&v1(), &pids, false), ["pids.max"]);
+    assert_eq!(needed(&v2(), &nothing, false), [""; 0]);
+    let quota = Resources::new().cpu_quota(5000);
+    assert_eq!(needed(&v2(), &quota, false), ["cgroup.controllers", "cpu.max", "cpu.max.burst"]);
+    assert_eq!(needed(&v1(), &quota, false), ["cpu.cfs_burst_us", "cpu.cfs_period_us", "cpu.cfs_quota_us"]);
+    let io = Resources::new().io_read_bps(DeviceNumber { major: 8, minor: 0 }, 4096);
+    assert_eq!(needed(&v2(), &io, false), ["cgroup.controllers", "io.max"]);
+    assert_eq!(needed(&v1(), &io, false), ["blkio.throttle.read_bps_device"]);
+    // The ancestors' cpusets are read for a new cgroup on v1.
+    assert!(needs(&v1(), &want(&nothing, &pids, true), &Observed::default()).inherited.is_some());
+    assert!(needs(&v1(), &want(&nothing, &pids, false), &Observed::default()).inherited.is_none());
 }

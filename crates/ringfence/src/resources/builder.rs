@@ -1,7 +1,7 @@
 //! Resources in code: one method per setting, each returning the resources for the next.
 
-use super::{CpuSet, Limit, Resources};
-use crate::devices::DeviceRule;
+use super::{CpuSet, HugePageSize, Limit, Rdma, Resources};
+use crate::devices::{DeviceNumber, DeviceRule};
 
 impl Resources {
     /// Nothing is asked for: every setting is left alone.
@@ -151,6 +151,94 @@ impl Resources {
     #[must_use]
     pub fn pids_limit(mut self, limit: impl Into<Limit>) -> Self {
         self.pids.limit = Some(limit.into());
+        self
+    }
+
+    /// Sets [`BlockIo::weight`](super::BlockIo::weight), 10 to 1000.
+    #[must_use]
+    pub fn io_weight(mut self, weight: u64) -> Self {
+        self.block_io.weight = Some(weight);
+        self
+    }
+
+    /// Sets [`BlockIo::leaf_weight`](super::BlockIo::leaf_weight), 10 to 1000.
+    #[must_use]
+    pub fn io_leaf_weight(mut self, weight: u64) -> Self {
+        self.block_io.leaf_weight = Some(weight);
+        self
+    }
+
+    /// Sets the weight of one device in [`BlockIo::weight_device`](super::BlockIo::weight_device), 10 to 1000.
+    #[must_use]
+    pub fn io_device_weight(mut self, device: DeviceNumber, weight: u64) -> Self {
+        self.block_io.weight_device.entry(device).or_default().weight = Some(weight);
+        self
+    }
+
+    /// Sets the leaf weight of one device in [`BlockIo::weight_device`](super::BlockIo::weight_device), 10 to 1000.
+    #[must_use]
+    pub fn io_device_leaf_weight(mut self, device: DeviceNumber, weight: u64) -> Self {
+        self.block_io.weight_device.entry(device).or_default().leaf_weight = Some(weight);
+        self
+    }
+
+    /// Throttles reading from a device, in bytes per second:
+    /// [`BlockIo::throttle_read_bps_device`](super::BlockIo::throttle_read_bps_device).
+    #[must_use]
+    pub fn io_read_bps(mut self, device: DeviceNumber, rate: impl Into<Limit>) -> Self {
+        self.block_io.throttle_read_bps_device.insert(device, rate.into());
+        self
+    }
+
+    /// Throttles writing to a device, in bytes per second:
+    /// [`BlockIo::throttle_write_bps_device`](super::BlockIo::throttle_write_bps_device).
+    #[must_use]
+    pub fn io_write_bps(mut self, device: DeviceNumber, rate: impl Into<Limit>) -> Self {
+        self.block_io.throttle_write_bps_device.insert(device, rate.into());
+        self
+    }
+
+    /// Throttles reading from a device, in requests per second:
+    /// [`BlockIo::throttle_read_iops_device`](super::BlockIo::throttle_read_iops_device).
+    #[must_use]
+    pub fn io_read_iops(mut self, device: DeviceNumber, rate: impl Into<Limit>) -> Self {
+        self.block_io.throttle_read_iops_device.insert(device, rate.into());
+        self
+    }
+
+    /// Throttles writing to a device, in requests per second:
+    /// [`BlockIo::throttle_write_iops_device`](super::BlockIo::throttle_write_iops_device).
+    #[must_use]
+    pub fn io_write_iops(mut self, device: DeviceNumber, rate: impl Into<Limit>) -> Self {
+        self.block_io.throttle_write_iops_device.insert(device, rate.into());
+        self
+    }
+
+    /// Limits huge pages of one size, in bytes: [`Resources::hugepage_limits`].
+    #[must_use]
+    pub fn hugepage_limit(mut self, size: HugePageSize, limit: impl Into<Limit>) -> Self {
+        self.hugepage_limits.insert(size, limit.into());
+        self
+    }
+
+    /// Sets [`Network::class_id`](super::Network::class_id).
+    #[must_use]
+    pub fn network_class_id(mut self, class: u32) -> Self {
+        self.network.class_id = Some(class);
+        self
+    }
+
+    /// Sets the priority of packets on one interface: [`Network::priorities`](super::Network::priorities).
+    #[must_use]
+    pub fn network_priority(mut self, interface: impl Into<String>, priority: u32) -> Self {
+        self.network.priorities.insert(interface.into(), priority);
+        self
+    }
+
+    /// Limits what may be had of one RDMA device: [`Resources::rdma`].
+    #[must_use]
+    pub fn rdma(mut self, device: impl Into<String>, limits: Rdma) -> Self {
+        self.rdma.insert(device.into(), limits);
         self
     }
 

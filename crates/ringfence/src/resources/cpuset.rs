@@ -34,7 +34,7 @@ impl CpuSet {
         let mut set = Self::new();
         for number in numbers {
             if number > Self::LAST {
-                return Err(too_high(number));
+                return Err(Flaw::TooHigh.error(number));
             }
             set.insert(number);
         }
@@ -116,8 +116,22 @@ impl CpuSet {
         }
     }
 
+    /// Makes this the set of a list, as [`CpuSet::from_str`] reads it, in the memory that it has; false if the list is
+    /// malformed, and the set is then of no use.
+    pub(crate) fn refill(&mut self, list: &str) -> bool {
+        self.read(list).is_ok()
+    }
+
+    /// Allocates nothing but the words that are missing.
+    fn read(&mut self, list: &str) -> Result<(), Flaw> {
+        self.words.clear();
+        list.split(|c: char| c == ',' || c.is_ascii_whitespace())
+            .filter(|item| !item.is_empty())
+            .try_for_each(|item| self.insert_item(item))
+    }
+
     /// Adds what one item of a list names: `4`, `0-3` or `0-31:1/4`.
-    fn insert_item(&mut self, item: &str) -> Result<()> {
+    fn insert_item(&mut self, item: &str) -> Result<(), Flaw> {
         let (range, stride) = match item.split_once(':') {
             Some((range, stride)) => (range, Some(stride)),
             None => (item, None),
@@ -125,26 +139,22 @@ impl CpuSet {
         let (first, last) = match range.split_once('-') {
             Some((first, last)) => (number(first)?, number(last)?),
             // The kernel takes a stride after a range only.
-            None if stride.is_some() => return Err(malformed(item)),
+            None if stride.is_some() => return Err(Flaw::Malformed),
             None => (number(range)?, number(range)?),
         };
         let (used, group) = match stride.map(|stride| stride.split_once('/')) {
             Some(Some((used, group))) => (number(used)?, number(group)?),
-            Some(None) => return Err(malformed(item)),
+            Some(None) => return Err(Flaw::Malformed),
             None => (1, 1),
         };
         if last > Self::LAST {
-            return Err(too_high(last));
+            return Err(Flaw::TooHigh);
         }
         if first > last {
-            return Err(Error::invalid("list", item, "a range begins with its lowest number"));
+            return Err(Flaw::Backwards);
         }
         if group == 0 || used > group {
-            return Err(Error::invalid(
-                "list",
-                item,
-                "of A-B:USED/GROUP, USED is at most GROUP and GROUP at least 1",
-            ));
+            return Err(Flaw::Stride);
         }
         for number in first..=last {
             // `group` is not 0 and `number` not below `first`: neither operation can fail.
@@ -161,20 +171,35 @@ fn place(number: u32) -> (usize, u64) {
     ((number / 64) as usize, 1 << (number % 64))
 }
 
-fn number(digits: &str) -> Result<u32> {
+fn number(digits: &str) -> Result<u32, Flaw> {
     // `u32::from_str` takes a sign, the kernel does not.
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(malformed(digits));
+        return Err(Flaw::Malformed);
     }
-    digits.parse().map_err(|_| too_high(digits))
+    digits.parse().map_err(|_| Flaw::TooHigh)
 }
 
-fn malformed(item: &str) -> Error {
-    Error::invalid("list", item, "takes numbers and ranges separated by commas, such as 0-3,8")
+/// What is wrong with a list.
+#[derive(Debug, Clone, Copy)]
+enum Flaw {
+    Malformed,
+    TooHigh,
+    Backwards,
+    Stride,
 }
 
-fn too_high(number: impl fmt::Display) -> Error {
-    Error::invalid("list", number, format!("takes numbers up to {}", CpuSet::LAST))
+impl Flaw {
+    fn error(self, given: impl fmt::Display) -> Error {
+        let why = match self {
+            Self::Malformed => "takes numbers and ranges separated by commas, such as 0-3,8",
+            Self::TooHigh => {
+                return Error::invalid("list", given, format!("takes numbers up to {}", CpuSet::LAST));
+            }
+            Self::Backwards => "a range begins with its lowest number",
+            Self::Stride => "of A-B:USED/GROUP, USED is at most GROUP and GROUP at least 1",
+        };
+        Error::invalid("list", given, why)
+    }
 }
 
 impl FromStr for CpuSet {
@@ -184,10 +209,7 @@ impl FromStr for CpuSet {
     /// host. A text without numbers is the empty set.
     fn from_str(text: &str) -> Result<Self> {
         let mut set = Self::new();
-        for item in text.split(|c: char| c == ',' || c.is_ascii_whitespace()).filter(|item| !item.is_empty())
-        {
-            set.insert_item(item).map_err(|error| error.with_value(text))?;
-        }
+        set.read(text).map_err(|flaw| flaw.error(text))?;
         Ok(set)
     }
 }
@@ -319,6 +341,18 @@ mod tests {
     }
 
     #[test]
+    fn refilling_a_set_that_was_as_large_allocates_nothing_not_even_for_a_malformed_list() {
+        let mut set = set("0-63,8191");
+        let allocations = crate::allocations::count(|| {
+            assert!(
+                set.refill("2,8190\n") && !set.refill("1,x") && !set.refill("9999") && set.refill("0-63")
+            );
+        });
+        assert_eq!(allocations, 0);
+        assert_eq!(set.to_string(), "0-63");
+    }
+
+    #[test]
     fn the_serde_form_is_the_list() {
         assert_eq!(serde_json::to_string(&set("3,1,2")).unwrap(), r#""1-3""#);
         assert_eq!(serde_json::from_str::<CpuSet>(r#""1-3""#).unwrap(), set("1-3"));
@@ -360,6 +394,12 @@ mod tests {
         #[test]
         fn no_text_makes_the_parser_panic(text in "[-0-9:/, N]{0,20}|.*") {
             let _ = text.parse::<CpuSet>();
+        }
+
+        #[test]
+        fn a_set_that_is_refilled_has_nothing_left_of_before(before in numbers(), text in "[-0-9:/, ]{0,20}|[0-9]{1,3}(,[0-9]{1,3}){0,3}") {
+            let mut set = from(&before);
+            prop_assert_eq!(set.refill(&text).then_some(set), text.parse().ok());
         }
     }
 }

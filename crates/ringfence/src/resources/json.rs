@@ -82,14 +82,6 @@ enum Step {
 }
 
 impl Place {
-    /// The name of the field of the document in which this place is.
-    pub(super) fn first_key(&self) -> Option<&str> {
-        match self.steps.first() {
-            Some(Step::Key(key)) => Some(key),
-            _ => None,
-        }
-    }
-
     /// The field `key` of the object at this place.
     pub(super) fn field(&self, key: &str) -> Self {
         let mut steps = self.steps.clone();

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::{Cpu, Limit, Memory, Pids, Resources};
+use super::{Cpu, Limit, Memory, Network, Pids, Rdma, Resources, most_burst, update};
 use crate::Version;
+use crate::interface::{Lines, merged};
 
 impl Resources {
     /// Makes this the desired state after `change`, on a host whose memory controller is of `version`.
@@ -15,18 +16,42 @@ impl Resources {
     /// - shares replace a weight that was set, and a weight shares;
     /// - a quota below a burst that was set lowers the burst to it.
     ///
-    /// What was set by the name of a v2 file gives way to the field that is written to that file.
+    /// What was set by the name of a v2 file gives way to the field that is written to that file; of files with a line
+    /// for each device, the values that are given alone.
     ///
     /// Device rules are added behind the present ones; a rule of type `a` among them takes the place of all before it.
     /// Whether the outcome is consistent, such as a swap given alone that is below the limit, [`Resources::validate`]
     /// tells.
     pub fn merge(&mut self, change: &Self, version: Version) {
-        let Self { devices, memory, cpu, pids, unified } = change;
+        let Self { devices, memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified } = change;
         merge_rules(&mut self.devices, devices);
         self.memory.merge(memory, version);
         self.cpu.merge(cpu);
         let Pids { limit } = pids;
-        set(&mut self.pids.limit, limit);
+        update(&mut self.pids.limit, limit);
+        self.block_io.merge(block_io);
+        self.hugepage_limits.extend(hugepage_limits);
+        let Network { class_id, priorities } = network;
+        update(&mut self.network.class_id, class_id);
+        self.network.priorities.extend(priorities.clone());
+        for (device, Rdma { hca_handles, hca_objects }) in rdma {
+            let own = self.rdma.entry(device.clone()).or_default();
+            update(&mut own.hca_handles, hca_handles);
+            update(&mut own.hca_objects, hca_objects);
+        }
+        self.drop_unified(change);
+        for (file, value) in unified {
+            let value = match self.unified.get(file) {
+                Some(own) => merged(file, own, value),
+                None => value.clone(),
+            };
+            self.unified.insert(file.clone(), value);
+        }
+    }
+
+    /// Drops the v2 files to which fields of the change are written.
+    fn drop_unified(&mut self, change: &Self) {
+        let Self { memory, cpu, pids, block_io, hugepage_limits, rdma, .. } = change;
         for (given, file) in [
             (memory.limit.is_some(), "memory.max"),
             (memory.reservation.is_some(), "memory.low"),
@@ -43,7 +68,34 @@ impl Resources {
                 self.unified.remove(file);
             }
         }
-        self.unified.extend(unified.clone());
+        for size in hugepage_limits.keys() {
+            self.unified.remove(&format!("hugetlb.{size}.max"));
+            self.unified.remove(&format!("hugetlb.{size}.rsvd.max"));
+        }
+        for weights in ["io.weight", "io.bfq.weight"] {
+            block_io.weight.iter().for_each(|_| self.drop_line(weights, "default", ""));
+            block_io.weight_device.keys().for_each(|device| self.drop_line(weights, &device.to_string(), ""));
+        }
+        for throttle in block_io.throttles() {
+            let devices = throttle.rates.keys();
+            devices.for_each(|device| self.drop_line("io.max", &device.to_string(), throttle.v2_name));
+        }
+        for (device, Rdma { hca_handles, hca_objects }) in rdma {
+            hca_handles.iter().for_each(|_| self.drop_line("rdma.max", device, "hca_handle"));
+            hca_objects.iter().for_each(|_| self.drop_line("rdma.max", device, "hca_object"));
+        }
+    }
+
+    /// Drops one value of a file with a line for each key.
+    fn drop_line(&mut self, file: &str, key: &str, name: &str) {
+        let Some(text) = self.unified.get_mut(file) else { return };
+        let mut lines = Lines::parse(text);
+        lines.remove(key, name);
+        if lines.is_empty() {
+            self.unified.remove(file);
+        } else {
+            *text = lines.to_string();
+        }
     }
 }
 
@@ -63,15 +115,15 @@ impl Memory {
         if let (Some(new), None, Some(old), Some(both)) = (*limit, *swap, self.limit, self.swap) {
             self.swap = Some(swap_beside(new, old, both, version));
         }
-        set(&mut self.limit, limit);
-        set(&mut self.reservation, reservation);
-        set(&mut self.swap, swap);
-        set(&mut self.kernel, kernel);
-        set(&mut self.kernel_tcp, kernel_tcp);
-        set(&mut self.swappiness, swappiness);
-        set(&mut self.disable_oom_killer, disable_oom_killer);
-        set(&mut self.use_hierarchy, use_hierarchy);
-        set(&mut self.check_before_update, check_before_update);
+        update(&mut self.limit, limit);
+        update(&mut self.reservation, reservation);
+        update(&mut self.swap, swap);
+        update(&mut self.kernel, kernel);
+        update(&mut self.kernel_tcp, kernel_tcp);
+        update(&mut self.swappiness, swappiness);
+        update(&mut self.disable_oom_killer, disable_oom_killer);
+        update(&mut self.use_hierarchy, use_hierarchy);
+        update(&mut self.check_before_update, check_before_update);
     }
 }
 
@@ -104,23 +156,17 @@ impl Cpu {
             self.shares = *shares;
             self.weight = *weight;
         }
-        set(&mut self.quota, quota);
-        set(&mut self.period, period);
-        set(&mut self.burst, burst);
+        update(&mut self.quota, quota);
+        update(&mut self.period, period);
+        update(&mut self.burst, burst);
         if let (Some(Limit::Value(quota)), None, Some(left)) = (*quota, *burst, self.burst) {
-            self.burst = Some(left.min(quota));
+            self.burst = Some(left.min(most_burst(quota)));
         }
-        set(&mut self.idle, idle);
-        set(&mut self.realtime_runtime, realtime_runtime);
-        set(&mut self.realtime_period, realtime_period);
-        set(&mut self.cpus, cpus);
-        set(&mut self.mems, mems);
-    }
-}
-
-fn set<T: Clone>(field: &mut Option<T>, change: &Option<T>) {
-    if change.is_some() {
-        field.clone_from(change);
+        update(&mut self.idle, idle);
+        update(&mut self.realtime_runtime, realtime_runtime);
+        update(&mut self.realtime_period, realtime_period);
+        update(&mut self.cpus, cpus);
+        update(&mut self.mems, mems);
     }
 }
 
@@ -143,6 +189,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::DeviceNumber;
 
     fn merged(have: Resources, change: Resources, version: Version) -> Resources {
         let mut merged = have;
@@ -235,6 +282,67 @@ mod tests {
         assert_eq!(after, Resources::new().memory_limit(8192).unified("cpu.weight", "50"));
         let both = Resources::new().memory_limit(8192).unified("memory.max", "5000");
         assert_eq!(merged(have, both.clone(), Version::V2).unified["memory.max"], "5000");
+    }
+
+    #[test]
+    fn of_files_with_a_line_for_each_device_single_values_are_merged() {
+        let disk = DeviceNumber { major: 8, minor: 0 };
+        let other = DeviceNumber { major: 8, minor: 16 };
+        let rdma = |handles: Option<u64>, objects: Option<u64>| Rdma {
+            hca_handles: handles.map(Limit::Value),
+            hca_objects: objects.map(Limit::Value),
+        };
+        let have = Resources::new()
+            .io_read_bps(disk, 1)
+            .io_read_bps(other, 2)
+            .io_device_weight(disk, 100)
+            .hugepage_limit("2MB".parse().unwrap(), 0)
+            .network_priority("lo", 1)
+            .rdma("a", rdma(Some(1), Some(2)));
+        let change = Resources::new()
+            .io_read_bps(disk, 5)
+            .io_write_bps(disk, 6)
+            .io_device_leaf_weight(disk, 50)
+            .hugepage_limit("1GB".parse().unwrap(), 0)
+            .network_priority("eth0", 2)
+            .network_class_id(9)
+            .rdma("a", rdma(None, Some(3)));
+        let expected = Resources::new()
+            .io_read_bps(disk, 5)
+            .io_read_bps(other, 2)
+            .io_write_bps(disk, 6)
+            .io_device_weight(disk, 100)
+            .io_device_leaf_weight(disk, 50)
+            .hugepage_limit("2MB".parse().unwrap(), 0)
+            .hugepage_limit("1GB".parse().unwrap(), 0)
+            .network_priority("lo", 1)
+            .network_priority("eth0", 2)
+            .network_class_id(9)
+            .rdma("a", rdma(Some(1), Some(3)));
+        assert_eq!(merged(have, change, Version::V2), expected);
+
+        let have = Resources::new()
+            .unified("io.max", "8:0 rbps=1 wbps=2\n8:16 rbps=3")
+            .unified("io.weight", "100\n8:0 5")
+            .unified("io.bfq.weight", "8:0 5")
+            .unified("hugetlb.2MB.max", "0")
+            .unified("hugetlb.2MB.rsvd.max", "0")
+            .unified("rdma.max", "a hca_handle=1 hca_object=2")
+            .unified("misc.max", "sev 1");
+        let change = Resources::new()
+            .io_read_bps(disk, 9)
+            .io_weight(10)
+            .io_device_weight(disk, 20)
+            .hugepage_limit("2MB".parse().unwrap(), 0)
+            .rdma("a", rdma(Some(7), None))
+            .unified("io.max", "8:16 wbps=4")
+            .unified("misc.max", "sev_es 2");
+        let expected = change
+            .clone()
+            .unified("io.max", "8:0 wbps=2\n8:16 rbps=3 wbps=4")
+            .unified("rdma.max", "a hca_object=2")
+            .unified("misc.max", "sev 1\nsev_es 2");
+        assert_eq!(merged(have, change, Version::V2), expected);
     }
 
     #[test]

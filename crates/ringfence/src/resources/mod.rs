@@ -3,15 +3,18 @@
 //! Absent means "leave alone". The serde form is OCI's JSON; [`Resources::from_oci_json`] also tells which fields
 //! nobody read.
 
+mod block_io;
 mod builder;
 mod cpuset;
 mod document;
+mod huge_page;
 mod json;
 mod merge;
 mod oci;
 mod size;
 #[cfg(feature = "oci")]
 mod spec_type;
+mod v1_files;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -20,9 +23,13 @@ use std::fmt;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use block_io::{BlockIo, DeviceWeight};
 pub use cpuset::CpuSet;
 pub use document::SpecFile;
+pub use huge_page::HugePageSize;
+pub(crate) use size::page_floor;
 pub use size::{parse_cpus, parse_limit, parse_size};
+pub(crate) use validate::most_burst;
 
 use crate::devices::DeviceRule;
 
@@ -33,6 +40,15 @@ pub enum Limit {
     Value(u64),
     /// No limit. Greater than every value.
     Max,
+}
+
+impl Limit {
+    /// A limit in bytes as the kernel gives it. Where it has no word for no limit (v1, and hugetlb of Linux 6.18 until a
+    /// limit is written), that is the largest number of bytes below 2⁶³ in whole pages, of whatever size they are; no
+    /// machine has half as much.
+    pub(crate) fn from_bytes(bytes: u64) -> Self {
+        if bytes >= 1 << 62 { Self::Max } else { Self::Value(bytes) }
+    }
 }
 
 impl From<u64> for Limit {
@@ -107,8 +123,25 @@ pub struct Resources {
     /// Number of tasks.
     #[serde(deserialize_with = "oci::section", skip_serializing_if = "oci::is_empty")]
     pub pids: Pids,
+    /// Block devices: weights and throttles.
+    #[serde(rename = "blockIO", deserialize_with = "oci::section", skip_serializing_if = "oci::is_empty")]
+    pub block_io: BlockIo,
+    /// Huge pages in bytes, by page size: `hugetlb.<size>.limit_in_bytes` (v1), `hugetlb.<size>.max` (v2), and the limits
+    /// of reservations beside them (`.rsvd`, since Linux 5.7). OCI: 2⁶⁴ − 1 (or -1) is [`Limit::Max`]; 0 is no page at all.
+    #[serde(
+        deserialize_with = "oci::read_list::<HugepageLimit, _>",
+        serialize_with = "oci::write_list::<HugepageLimit, _>",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub hugepage_limits: BTreeMap<HugePageSize, Limit>,
+    /// Class and priorities of network packets (v1 only).
+    #[serde(deserialize_with = "oci::section", skip_serializing_if = "oci::is_empty")]
+    pub network: Network,
+    /// RDMA resources by device (`mlx5_1`): `rdma.max`.
+    #[serde(deserialize_with = "oci::sections", skip_serializing_if = "BTreeMap::is_empty")]
+    pub rdma: BTreeMap<String, Rdma>,
     /// Files of cgroup v2 by name (`memory.high`), written last; they win over what was derived.
-    #[serde(deserialize_with = "oci::files", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "oci::map", skip_serializing_if = "BTreeMap::is_empty")]
     pub unified: BTreeMap<String, String>,
 }
 
@@ -192,4 +225,81 @@ pub struct Pids {
     /// nothing beyond the first task.
     #[serde(with = "oci::pids", skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
+}
+
+/// OCI `LinuxNetwork`: marks on the packets that leave (v1 only).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// Class for tc(8) and netfilter, 0xAAAABBBB for `AAAA:BBBB`: `net_cls.classid`.
+    #[serde(rename = "classID", skip_serializing_if = "Option::is_none")]
+    pub class_id: Option<u32>,
+    /// Priority by network interface of the host: `net_prio.ifpriomap`.
+    #[serde(
+        deserialize_with = "oci::read_list::<InterfacePriority, _>",
+        serialize_with = "oci::write_list::<InterfacePriority, _>",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub priorities: BTreeMap<String, u32>,
+}
+
+/// OCI `LinuxRdma`: what may be had of one device, a number of at most 31 bits each. OCI: 2³² − 1 is [`Limit::Max`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rdma {
+    /// Open handles: `hca_handle` of `rdma.max`.
+    #[serde(with = "oci::max32", skip_serializing_if = "Option::is_none")]
+    pub hca_handles: Option<Limit>,
+    /// Objects: `hca_object` of `rdma.max`.
+    #[serde(with = "oci::max32", skip_serializing_if = "Option::is_none")]
+    pub hca_objects: Option<Limit>,
+}
+
+/// OCI `LinuxHugepageLimit`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HugepageLimit {
+    page_size: HugePageSize,
+    #[serde(with = "oci::huge_pages")]
+    limit: Limit,
+}
+
+impl oci::Item for HugepageLimit {
+    type Key = HugePageSize;
+    type Value = Limit;
+
+    fn into_entry(self) -> (HugePageSize, Limit) {
+        (self.page_size, self.limit)
+    }
+
+    fn from_entry(page_size: &HugePageSize, limit: &Limit) -> Self {
+        Self { page_size: *page_size, limit: *limit }
+    }
+}
+
+/// OCI `LinuxInterfacePriority`.
+#[derive(Serialize, Deserialize)]
+struct InterfacePriority {
+    name: String,
+    priority: u32,
+}
+
+impl oci::Item for InterfacePriority {
+    type Key = String;
+    type Value = u32;
+
+    fn into_entry(self) -> (String, u32) {
+        (self.name, self.priority)
+    }
+
+    fn from_entry(name: &String, priority: &u32) -> Self {
+        Self { name: name.clone(), priority: *priority }
+    }
+}
+
+/// What a change gives, overrides; what it leaves out, stays.
+fn update<T: Clone>(field: &mut Option<T>, change: &Option<T>) {
+    if change.is_some() {
+        field.clone_from(change);
+    }
 }

@@ -8,33 +8,49 @@ use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// An object, or `null` for an empty one. Derived types alone would take an array too, field by field.
+/// An object. A derived type alone would take an array too, field by field.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        deserializer.deserialize_any(Fields(PhantomData)).map(Self)
+    }
+}
+
+/// An object, or `null` for an empty one.
 pub(super) fn section<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Default,
 {
-    struct Section<T>(PhantomData<T>);
+    let object: Option<Object<T>> = Option::deserialize(deserializer)?;
+    Ok(object.map(|Object(section)| section).unwrap_or_default())
+}
 
-    impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for Section<T> {
-        type Value = T;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
-        }
-
-        fn visit_unit<E>(self) -> Result<T, E> {
-            Ok(T::default())
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map))
-        }
-    }
-
-    deserializer.deserialize_any(Section(PhantomData))
+/// A map of objects, or `null` for an empty one.
+pub(super) fn sections<'de, D, T>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let objects: BTreeMap<String, Object<T>> = map(deserializer)?;
+    Ok(objects.into_iter().map(|(key, Object(section))| (key, section)).collect())
 }
 
 /// A list or map, or `null` for an empty one: what Go writes for a nil slice or map.
@@ -46,15 +62,16 @@ where
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// A map of texts, or `null` for an empty one. A key that comes twice is refused, as a field of a section is.
-pub(super) fn files<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
+/// A map, or `null` for an empty one. A key that comes twice is refused, as a field of a section is.
+pub(super) fn map<'de, D, T>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
 where
     D: Deserializer<'de>,
+    T: Deserialize<'de>,
 {
-    struct Files;
+    struct Map<T>(PhantomData<T>);
 
-    impl<'de> Visitor<'de> for Files {
-        type Value = BTreeMap<String, String>;
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Map<T> {
+        type Value = BTreeMap<String, T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a map")
@@ -65,18 +82,46 @@ where
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut files = BTreeMap::new();
-            while let Some((key, value)) = map.next_entry::<String, String>()? {
-                if files.contains_key(&key) {
+            let mut entries = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry::<String, T>()? {
+                if entries.contains_key(&key) {
                     return Err(de::Error::custom(format_args!("duplicate field `{key}`")));
                 }
-                files.insert(key, value);
+                entries.insert(key, value);
             }
-            Ok(files)
+            Ok(entries)
         }
     }
 
-    deserializer.deserialize_any(Files)
+    deserializer.deserialize_any(Map(PhantomData))
+}
+
+/// An object of a list that is a map to us: it has its key in it.
+pub(super) trait Item: Sized {
+    type Key: Ord;
+    type Value;
+
+    fn into_entry(self) -> (Self::Key, Self::Value);
+    fn from_entry(key: &Self::Key, value: &Self::Value) -> Self;
+}
+
+/// A list of objects, or `null` for an empty one. Of two with one key the later stays: runtimes write them in order.
+pub(super) fn read_list<'de, I, D>(deserializer: D) -> Result<BTreeMap<I::Key, I::Value>, D::Error>
+where
+    I: Item + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    let items: Vec<Object<I>> = collection(deserializer)?;
+    Ok(items.into_iter().map(|Object(item)| item.into_entry()).collect())
+}
+
+/// The map as a list again.
+pub(super) fn write_list<I, S>(map: &BTreeMap<I::Key, I::Value>, serializer: S) -> Result<S::Ok, S::Error>
+where
+    I: Item + Serialize,
+    S: Serializer,
+{
+    serializer.collect_seq(map.iter().map(|(key, value)| I::from_entry(key, value)))
 }
 
 /// Whether a section has nothing in it, so that it need not be written.
@@ -212,6 +257,62 @@ pub(super) mod number {
             most: u64::MAX.into(),
             expected: "a whole number that is not negative",
             meaning: Some,
+            minus_one: None,
+        })
+    }
+}
+
+/// A limit of OCI's type uint64, which has no word for no limit: its greatest number stands for it, and -1 where the
+/// caller's type is signed.
+pub(super) mod huge_pages {
+    use serde::de::Error;
+    use serde::{Deserializer, Serializer};
+
+    use super::Number;
+    use crate::Limit;
+
+    pub(crate) fn serialize<S: Serializer>(limit: &Limit, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(match limit {
+            Limit::Value(value) => *value,
+            Limit::Max => u64::MAX,
+        })
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Limit, D::Error> {
+        let limit = deserializer.deserialize_any(Number {
+            least: -1,
+            most: u64::MAX.into(),
+            expected: "a whole number of bytes",
+            meaning: |number| Some(if number == u64::MAX { Limit::Max } else { Limit::Value(number) }),
+            minus_one: Some(Limit::Max),
+        })?;
+        limit.ok_or_else(|| D::Error::custom("takes a whole number of bytes"))
+    }
+}
+
+/// A limit of OCI's type uint32, which has no word for no limit: its greatest number stands for it.
+pub(super) mod max32 {
+    use serde::{Deserializer, Serializer};
+
+    use super::Number;
+    use crate::Limit;
+
+    pub(crate) fn serialize<S: Serializer>(limit: &Option<Limit>, serializer: S) -> Result<S::Ok, S::Error> {
+        match limit {
+            Some(Limit::Value(value)) => serializer.serialize_u64(*value),
+            Some(Limit::Max) => serializer.serialize_u32(u32::MAX),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Limit>, D::Error> {
+        deserializer.deserialize_any(Number {
+            least: 0,
+            most: u32::MAX.into(),
+            expected: "a whole number of 32 bits that is not negative",
+            meaning: |number| {
+                Some(if number == u64::from(u32::MAX) { Limit::Max } else { Limit::Value(number) })
+            },
             minus_one: None,
         })
     }

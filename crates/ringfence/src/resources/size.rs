@@ -78,6 +78,12 @@ pub fn parse_cpus(text: &str) -> Result<Limit> {
     Ok(Limit::Value(quota))
 }
 
+/// `bytes` as the kernel keeps a memory limit: rounded down to whole pages.
+pub(crate) fn page_floor(bytes: u64, page_size: u64) -> u64 {
+    // A page size of 0 could only come from a made-up host; then nothing is rounded.
+    bytes.saturating_sub(bytes.checked_rem(page_size).unwrap_or(0))
+}
+
 /// A number of digits alone: `u64::from_str` would take a sign too.
 fn whole(digits: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
@@ -88,6 +94,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn sizes_are_kept_in_whole_pages() {
+        for (bytes, page_size, kept) in [
+            (0, 4096, 0),
+            (4095, 4096, 0),
+            (4096, 4096, 4096),
+            (4097, 4096, 4096),
+            (65_535, 65_536, 0),
+            (u64::MAX, 4096, u64::MAX - 4095),
+            (5, 0, 5),
+        ] {
+            assert_eq!(page_floor(bytes, page_size), kept, "{bytes} {page_size}");
+        }
+    }
 
     #[test]
     fn a_size_is_bytes_or_has_a_unit_of_powers_of_1024() {
@@ -197,6 +218,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn rounding_to_pages_is_the_greatest_multiple_below(bytes: u64, shift in 12u32..17) {
+            let page_size = 1 << shift;
+            let kept = page_floor(bytes, page_size);
+            prop_assert!(kept <= bytes && bytes - kept < page_size && kept.is_multiple_of(page_size));
+        }
+
         #[test]
         fn every_number_of_bytes_reads_back(bytes: u64) {
             prop_assert_eq!(parse_size(&bytes.to_string()).unwrap(), bytes);

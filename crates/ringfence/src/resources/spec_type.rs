@@ -37,107 +37,32 @@ impl TryFrom<&LinuxResources> for Resources {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Limit;
+    use crate::resources::document::tests::WHOLE;
 
     #[test]
-    fn a_full_oci_spec_value_goes_through_and_what_is_not_read_is_reported() {
-        use oci_spec::runtime::{
-            LinuxBlockIoBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType,
-            LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNetworkBuilder, LinuxPidsBuilder,
-            LinuxRdmaBuilder, LinuxResourcesBuilder,
-        };
-        #[allow(deprecated)]
-        let memory = LinuxMemoryBuilder::default()
-            .limit(1 << 30)
-            .reservation(512 << 20)
-            .swap(2i64 << 30)
-            .kernel(-1)
-            .kernel_tcp(4096)
-            .swappiness(0u64)
-            .disable_oom_killer(false)
-            .use_hierarchy(true)
-            .check_before_update(true)
-            .build()
-            .unwrap();
-        let cpu = LinuxCpuBuilder::default()
-            .shares(1024u64)
-            .quota(50_000)
-            .period(100_000u64)
-            .burst(0u64)
-            .idle(0)
-            .realtime_runtime(950_000)
-            .realtime_period(1_000_000u64)
-            .cpus("0-3,8")
-            .mems("0")
-            .build()
-            .unwrap();
-        let device = LinuxDeviceCgroupBuilder::default()
-            .allow(true)
-            .typ(LinuxDeviceType::C)
-            .major(1)
-            .minor(3)
-            .access("rwm")
-            .build()
-            .unwrap();
-        let resources = LinuxResourcesBuilder::default()
-            .memory(memory)
-            .cpu(cpu)
-            .pids(LinuxPidsBuilder::default().limit(100).build().unwrap())
-            .devices(vec![device])
-            .unified([
-                ("memory.high".to_owned(), "max".to_owned()),
-                ("io.max".to_owned(), "8:0 rbps=1".to_owned()),
-            ])
-            .block_io(LinuxBlockIoBuilder::default().weight(500u16).build().unwrap())
-            .hugepage_limits(vec![
-                LinuxHugepageLimitBuilder::default().page_size("2MB").limit(1).build().unwrap(),
-            ])
-            .network(LinuxNetworkBuilder::default().class_id(7u32).build().unwrap())
-            .rdma([("mlx5".to_owned(), LinuxRdmaBuilder::default().hca_handles(3u32).build().unwrap())])
-            .build()
-            .unwrap();
-
-        let (taken, report) = Resources::from_oci(&resources).unwrap();
-        assert_eq!(taken, Resources::try_from(&resources).unwrap());
-        assert_eq!(taken.devices.len(), 1);
-        let expected = Resources::new()
-            .memory_limit(1 << 30)
-            .memory_reservation(512 << 20)
-            .memory_swap(2 << 30)
-            .memory_kernel(Limit::Max)
-            .memory_kernel_tcp(4096)
-            .memory_swappiness(0)
-            .disable_oom_killer(false)
-            .memory_use_hierarchy(true)
-            .memory_check_before_update(true)
-            .cpu_shares(1024)
-            .cpu_quota(50_000)
-            .cpu_period(100_000)
-            .cpu_burst(0)
-            .cpu_idle(false)
-            .cpu_realtime_runtime(950_000)
-            .cpu_realtime_period(1_000_000)
-            .cpuset_cpus("0-3,8".parse().unwrap())
-            .cpuset_mems("0".parse().unwrap())
-            .pids_limit(100)
-            .unified("memory.high", "max")
-            .unified("io.max", "8:0 rbps=1");
-        assert_eq!(Resources { devices: Vec::new(), ..taken }, expected);
-        let reported: Vec<_> = report
-            .lines()
-            .iter()
-            .map(|line| (line.setting.as_ref(), line.value.as_str()))
-            .filter(|(setting, _)| !setting.starts_with("devices"))
-            .collect();
+    fn a_full_oci_spec_value_means_what_its_json_means() {
+        // There, the limit of huge pages is signed.
+        let text = WHOLE.replace(r#""limit": 18446744073709551615"#, r#""limit": -1"#);
+        let (taken, report) = Resources::from_oci(&serde_json::from_str(&text).unwrap()).unwrap();
+        assert!(report.is_empty(), "{report}");
+        let (mut expected, _) = Resources::from_oci_json(WHOLE).unwrap();
+        assert!(expected.cpu.weight.take().is_some(), "OCI has none");
+        assert_eq!(taken, expected);
         assert_eq!(
-            reported,
-            [
-                ("blockIO.weight", "500"),
-                ("hugepageLimits", r#"[{"limit":1,"pageSize":"2MB"}]"#),
-                ("network.classID", "7"),
-                ("rdma.mlx5.hcaHandles", "3"),
-            ]
+            taken,
+            Resources::try_from(&serde_json::from_str::<LinuxResources>(&text).unwrap()).unwrap()
         );
+    }
+
+    #[test]
+    fn device_rules_are_taken_over() {
+        use oci_spec::runtime::{LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxResourcesBuilder};
+        let device =
+            LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::C).major(1).minor(3);
+        let device = device.access("rwm").build().unwrap();
+        let resources = LinuxResourcesBuilder::default().devices(vec![device]).build().unwrap();
+        let taken = Resources::try_from(&resources).unwrap();
+        assert_eq!(taken.devices.iter().map(ToString::to_string).collect::<Vec<_>>(), ["c 1:3 rwm"]);
     }
 
     #[test]

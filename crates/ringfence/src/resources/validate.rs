@@ -1,16 +1,29 @@
 //! Values that no host could take.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use super::{Cpu, CpuSet, Limit, Memory, Pids, Resources};
+use super::{BlockIo, Cpu, CpuSet, Limit, Memory, Pids, Rdma, Resources};
+use crate::interface::is_keyed;
 use crate::{Error, Result};
 
 /// The longest quota that the kernel can reckon with (`max_bw_runtime_us`, 44 bits, since Linux 5.7).
 const LONGEST_QUOTA_US: u64 = (1 << 44) - 1;
 
+/// The longest burst beside a quota, in microseconds: the quota itself, and no more than both together can be.
+pub(crate) fn most_burst(quota: u64) -> u64 {
+    quota.min(LONGEST_QUOTA_US.saturating_sub(quota))
+}
+
 /// `PIDS_MAX` of the pids controller is one more: what no system can have it calls `max`, and refuses as a number.
 const MOST_PIDS: u64 = 1 << 22;
+
+/// `IFNAMSIZ` less the NUL.
+const LONGEST_INTERFACE: usize = 15;
+
+/// `IB_DEVICE_NAME_MAX` less the NUL.
+const LONGEST_RDMA_DEVICE: usize = 63;
 
 impl Resources {
     /// Checks every value that is given against what some host could take: ranges, and settings that contradict each
@@ -23,6 +36,16 @@ impl Resources {
         self.memory.validate()?;
         self.cpu.validate()?;
         self.pids.validate()?;
+        self.block_io.validate()?;
+        for (size, limit) in &self.hugepage_limits {
+            let setting = format!("hugepageLimits.{size}");
+            within(setting, number(Some(*limit)), 0..=i64::MAX.cast_unsigned())?;
+        }
+        self.network
+            .priorities
+            .keys()
+            .try_for_each(|interface| name("network.priorities", interface, LONGEST_INTERFACE))?;
+        self.rdma.iter().try_for_each(|(device, limits)| limits.validate(device))?;
         self.unified.iter().try_for_each(|(key, value)| unified_file(key, value))
     }
 }
@@ -56,9 +79,10 @@ impl Cpu {
         within("cpu.quota", number(self.quota), 1_000..=LONGEST_QUOTA_US)?;
         within("cpu.burst", self.burst, 0..=LONGEST_QUOTA_US)?;
         if let (Some(quota), Some(burst)) = (number(self.quota), self.burst)
-            && burst > quota
+            && burst > most_burst(quota)
         {
-            return Err(Error::invalid("cpu.burst", burst, format!("is at most the quota, {quota} µs")));
+            let allowed = format!("is at most {} µs beside this quota, {quota} µs", most_burst(quota));
+            return Err(Error::invalid("cpu.burst", burst, allowed));
         }
         within("cpu.idle", self.idle, 0..=1)?;
         within("cpu.realtimePeriod", self.realtime_period, 1..=LONGEST_QUOTA_US)?;
@@ -80,6 +104,46 @@ impl Pids {
     }
 }
 
+impl BlockIo {
+    fn validate(&self) -> Result<()> {
+        let weight = |setting: &str, weight| within(setting.to_owned(), weight, 10..=1000);
+        weight("blockIO.weight", self.weight)?;
+        weight("blockIO.leafWeight", self.leaf_weight)?;
+        for (device, weights) in &self.weight_device {
+            weight(&format!("blockIO.weightDevice.{device}.weight"), weights.weight)?;
+            weight(&format!("blockIO.weightDevice.{device}.leafWeight"), weights.leaf_weight)?;
+        }
+        for throttle in self.throttles() {
+            // The kernel takes a longer number of requests for its lowest 32 bits (v1) or for no limit (v2).
+            let most = if throttle.v2_name.ends_with("iops") { u32::MAX.into() } else { u64::MAX };
+            for (device, rate) in throttle.rates {
+                within(format!("{}.{device}", throttle.setting), number(Some(*rate)), 1..=most)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Rdma {
+    fn validate(&self, device: &str) -> Result<()> {
+        name("rdma", device, LONGEST_RDMA_DEVICE)?;
+        for (setting, limit) in [("hcaHandles", self.hca_handles), ("hcaObjects", self.hca_objects)] {
+            within(format!("rdma.{device}.{setting}"), number(limit), 0..=i32::MAX as u64)?;
+        }
+        Ok(())
+    }
+}
+
+/// The name of a network interface or an RDMA device: it becomes a word of a line.
+fn name(setting: &'static str, text: &str, longest: usize) -> Result<()> {
+    let sound = |c: char| !c.is_whitespace() && !c.is_control() && c != '/';
+    if text.is_empty() || text.len() > longest || !text.chars().all(sound) {
+        let allowed = format!("a name has 1 to {longest} bytes, without blanks and /");
+        return Err(Error::invalid(setting, text, allowed));
+    }
+    Ok(())
+}
+
 fn number(limit: Option<Limit>) -> Option<u64> {
     match limit {
         Some(Limit::Value(value)) => Some(value),
@@ -88,7 +152,7 @@ fn number(limit: Option<Limit>) -> Option<u64> {
 }
 
 fn within<T: PartialOrd + fmt::Display>(
-    setting: &'static str,
+    setting: impl Into<Cow<'static, str>>,
     value: Option<T>,
     allowed: RangeInclusive<T>,
 ) -> Result<()> {
@@ -133,12 +197,12 @@ fn unified_file(key: &str, value: &str) -> Result<()> {
     if value.trim().is_empty() {
         return refused("takes a value: the kernel has no use for an empty one");
     }
-    let mut lines: Vec<&str> = value.lines().filter(|line| !line.trim().is_empty()).collect();
-    if lines.len() > 1 {
-        let (all, keyed) = (lines.len(), lines.iter().all(|line| line.trim().contains(' ')));
-        lines.sort_unstable_by_key(|line| line.split_whitespace().next());
-        lines.dedup_by_key(|line| line.split_whitespace().next());
-        if !keyed || lines.len() < all {
+    let mut keys: Vec<_> = value.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    if keys.len() > 1 {
+        let all = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        if !is_keyed(key) || keys.len() < all {
             return refused("several lines are for files with a line for each device, each with its device");
         }
     }
@@ -151,6 +215,9 @@ fn unified_file(key: &str, value: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DeviceNumber;
+
+    const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 0 };
 
     fn new() -> Resources {
         Resources::new()
@@ -185,6 +252,18 @@ mod tests {
             new().pids_limit(0),
             new().pids_limit(4_194_304),
             new().pids_limit(Limit::Max),
+            new().cpu_quota(8_796_093_022_207).cpu_burst(8_796_093_022_207),
+            new().io_weight(10).io_device_weight(DISK, 1000).io_leaf_weight(10),
+            new()
+                .io_read_bps(DISK, u64::MAX)
+                .io_write_iops(DISK, u64::from(u32::MAX))
+                .io_read_iops(DISK, Limit::Max),
+            new()
+                .hugepage_limit("1GB".parse().unwrap(), 0)
+                .network_class_id(u32::MAX)
+                .network_priority("eth0", 0),
+            new().rdma("mlx5_0", Rdma { hca_handles: Some(Limit::Value(0)), hca_objects: Some(Limit::Max) }),
+            new().unified("io.max", "8:0 rbps=5\n8:16 wbps=5"),
             new()
                 .unified("memory.high", "max")
                 .unified("hugetlb.2MB.rsvd.max", "0")
@@ -224,7 +303,47 @@ mod tests {
             (new().cpu_quota(999), r#"cpu.quota = "999": takes 1000 to 17592186044415"#),
             (new().cpu_quota(top), r#"cpu.quota = "17592186044416": takes 1000 to 17592186044415"#),
             (new().cpu_burst(top), r#"cpu.burst = "17592186044416": takes 0 to 17592186044415"#),
-            (new().cpu_quota(5_000).cpu_burst(5_001), r#"cpu.burst = "5001": is at most the quota, 5000 µs"#),
+            (
+                new().cpu_quota(5_000).cpu_burst(5_001),
+                r#"cpu.burst = "5001": is at most 5000 µs beside this quota, 5000 µs"#,
+            ),
+            (
+                new().cpu_quota(top - 1).cpu_burst(1),
+                r#"cpu.burst = "1": is at most 0 µs beside this quota, 17592186044415 µs"#,
+            ),
+            (new().io_weight(9), r#"blockIO.weight = "9": takes 10 to 1000"#),
+            (new().io_leaf_weight(1001), r#"blockIO.leafWeight = "1001": takes 10 to 1000"#),
+            (new().io_device_weight(DISK, 5), r#"blockIO.weightDevice.8:0.weight = "5": takes 10 to 1000"#),
+            (new().io_device_leaf_weight(DISK, 5), r#"blockIO.weightDevice.8:0.leafWeight = "5": takes 10"#),
+            (
+                new().io_read_iops(DISK, 1 << 32),
+                r#"blockIO.throttleReadIOPSDevice.8:0 = "4294967296": takes 1 to 4294967295"#,
+            ),
+            (
+                new().io_write_bps(DISK, 0),
+                r#"blockIO.throttleWriteBpsDevice.8:0 = "0": takes 1 to 18446744073709551615"#,
+            ),
+            (
+                new().hugepage_limit("2MB".parse().unwrap(), over),
+                r#"hugepageLimits.2MB = "9223372036854775808": takes 0 to 9223372036854775807"#,
+            ),
+            (
+                new().network_priority("a/b", 1),
+                r#"network.priorities = "a/b": a name has 1 to 15 bytes, without blanks and /"#,
+            ),
+            (
+                new().network_priority("sixteen-letters-", 1),
+                r#"network.priorities = "sixteen-letters-": a name"#,
+            ),
+            (new().rdma("", Rdma::default()), r#"rdma = "": a name has 1 to 63 bytes"#),
+            (new().rdma("a b", Rdma::default()), r#"rdma = "a b": a name has 1 to 63 bytes"#),
+            (new().rdma("a\nb", Rdma::default()), r#"rdma = "a\nb": a name has 1 to 63 bytes"#),
+            (
+                new().rdma("a", Rdma { hca_handles: Some(Limit::Value(1 << 31)), ..Rdma::default() }),
+                r#"rdma.a.hcaHandles = "2147483648": takes 0 to 2147483647"#,
+            ),
+            (new().unified("memory.high", "1\n2"), "unified.memory.high"),
+            (new().unified("io.max", "8:0 rbps=5\n8:0 wbps=5"), "unified.io.max"),
             (idle, r#"cpu.idle = "2": takes 0 to 1"#),
             (new().cpu_realtime_period(0), r#"cpu.realtimePeriod = "0": takes 1 to"#),
             (new().cpu_realtime_runtime(-2), r#"cpu.realtimeRuntime = "-2": takes -1 to"#),

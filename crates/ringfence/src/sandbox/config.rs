@@ -6,11 +6,10 @@ use super::State;
 use super::Store;
 use crate::cgroup::STATISTICS;
 use crate::devices::Profile;
-use crate::devices::filter::Override;
 use crate::error::Result;
 use crate::host::Controller;
 use crate::path::CgroupPath;
-use crate::plan::{DeviceWant, Unsupported, Want};
+use crate::plan::{Unsupported, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -136,20 +135,10 @@ impl SandboxConfig {
 
     pub(crate) fn want<'a>(&'a self, state: &'a State, nothing: &'a Resources) -> Want<'a> {
         Want {
-            path: &state.cgroup,
-            create: true,
-            base: nothing,
-            change: &self.resources,
-            devices: Some(DeviceWant {
-                before: None,
-                policy: &state.devices,
-                running: false,
-                overriding: Override::from_allowed(self.override_device_programs),
-            }),
-            force: false,
             evacuate: self.evacuate,
             statistics: &self.statistics,
             unsupported: self.unsupported,
+            ..state.want(nothing)
         }
     }
 }

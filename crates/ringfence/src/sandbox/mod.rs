@@ -1,6 +1,7 @@
 //! A sandbox: one virtual machine with everything on the host that serves it.
 
 mod config;
+mod diff;
 mod leftovers;
 mod state;
 mod store;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use config::{Overhead, SandboxConfig};
+pub use diff::Difference;
 pub use leftovers::Leftover;
 pub use state::{Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
@@ -23,6 +25,7 @@ use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::dirs::Dirs;
 use crate::error::Result;
+use crate::explain::{Explanation, Key};
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
@@ -108,6 +111,8 @@ impl Sandbox {
             mode: host.mode,
             resources: config.resources.clone(),
             profile: config.profile,
+            // Without it, a quota with which all vCPUs can be busy at once stops them all at once.
+            burst_by_default: config.profile != Profile::None,
             devices,
             device_program: None,
             override_device_programs: config.override_device_programs,
@@ -116,6 +121,7 @@ impl Sandbox {
             parts: BTreeMap::new(),
             holder: None,
             report,
+            unknown: BTreeMap::new(),
         })
     }
 
@@ -143,8 +149,10 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if its cgroup is gone from every hierarchy; [`ErrorKind::State`](crate::ErrorKind::State) if the state is of a newer
     /// version.
-    pub fn restore(host: &Host, state: State) -> Result<Self> {
+    pub fn restore(host: &Host, mut state: State) -> Result<Self> {
         state.check_version()?;
+        // What is written from now on is in this version's format.
+        state.version = STATE_VERSION;
         let mut cgroup = Cgroup::open_at(host, &state.cgroup)?;
         cgroup.ours = true;
         cgroup.parent_is_default = state.parent_is_default;
@@ -241,6 +249,11 @@ impl Sandbox {
         self.cgroup.stats_reader()
     }
 
+    /// The value in effect, and which ancestor decides it. See [`Cgroup::explain`].
+    pub fn explain(&self, key: &Key) -> Result<Explanation> {
+        self.cgroup.explain(key)
+    }
+
     /// Stops every task inside. See [`Cgroup::freeze`].
     pub fn freeze(&self, timeout: Duration) -> Result<()> {
         let _serialised = self.locked();
@@ -313,6 +326,7 @@ impl Changed {
         options: &ChangeOptions,
     ) -> Want<'a> {
         let mut want = cgroup.want(&state.resources, change);
+        want.burst_by_default = state.burst_by_default;
         want.force = options.force;
         want.unsupported = options.unsupported;
         if !change.devices.is_empty() {

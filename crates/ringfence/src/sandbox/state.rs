@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Overhead;
+use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Mode;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
+use crate::plan::{DeviceWant, Unsupported, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 
-/// The version of the format that is written.
-pub const STATE_VERSION: u32 = 1;
+/// The version of the format that is written. States of version 1 are read: they have no limits of block devices, huge
+/// pages, network and RDMA, and no bursts by default.
+pub const STATE_VERSION: u32 = 2;
 
 /// How far a sandbox has come; written before and after the kernel is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +51,9 @@ pub struct State {
     pub resources: Resources,
     /// The hypervisor profile.
     pub profile: Profile,
+    /// A quota of CPU time brings a burst of the same size with it, unless `resources` say something about bursts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub burst_by_default: bool,
     /// The device policy in force: the profile and the caller's rules together.
     pub devices: DevicePolicy,
     /// The kernel's number of our device program (v2).
@@ -70,9 +76,33 @@ pub struct State {
     /// What could not be done.
     #[serde(default)]
     pub report: Report,
+    /// Fields that this version does not know: they are kept as they are for the one that wrote them.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
 impl State {
+    /// All of it, in a cgroup that is yet to be made.
+    pub(super) fn want<'a>(&'a self, nothing: &'a Resources) -> Want<'a> {
+        Want {
+            path: &self.cgroup,
+            create: true,
+            base: nothing,
+            change: &self.resources,
+            devices: Some(DeviceWant {
+                before: None,
+                policy: &self.devices,
+                running: false,
+                overriding: Override::from_allowed(self.override_device_programs),
+            }),
+            burst_by_default: self.burst_by_default,
+            force: false,
+            evacuate: false,
+            statistics: &[],
+            unsupported: Unsupported::Report,
+        }
+    }
+
     /// Refuses a state of a format that this version does not know.
     pub(crate) fn check_version(&self) -> Result<()> {
         if self.version <= STATE_VERSION {
@@ -80,5 +110,40 @@ impl State {
         }
         let why = format!("written by a newer version (this one reads up to {STATE_VERSION})");
         Err(Error::new(ErrorKind::State, why).with_setting("version").with_value(self.version))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limit;
+
+    /// Written by the version before block devices, huge pages, network and RDMA had fields.
+    const VERSION_1: &str = include_str!("state-1.json");
+
+    #[test]
+    fn a_state_of_version_1_is_read_and_asks_for_no_burst() {
+        let state: State = serde_json::from_str(VERSION_1).unwrap();
+        state.check_version().unwrap();
+        assert_eq!((state.version, state.phase, state.profile), (1, Phase::Ready, Profile::Qemu));
+        assert_eq!(state.cgroup, "ringfence/vm1");
+        assert_eq!(state.resources.memory.swap, Some(Limit::Value(512 << 20)));
+        assert_eq!(state.resources.devices.len(), 1);
+        assert_eq!(state.devices.exceptions().count(), 11);
+        assert!(!state.burst_by_default && state.resources.block_io == Default::default());
+        let again: State = serde_json::from_value(serde_json::to_value(&state).unwrap()).unwrap();
+        assert_eq!(again, state);
+    }
+
+    #[test]
+    fn a_state_of_a_newer_version_is_refused_and_unknown_fields_are_kept() {
+        let mut json: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
+        json["from_the_future"] = serde_json::json!({"a": [1]});
+        json["resources"]["cpu"]["uclamp"] = 5.into();
+        let state: State = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&state).unwrap()["from_the_future"], json["from_the_future"]);
+        json["version"] = (STATE_VERSION + 1).into();
+        let error = serde_json::from_value::<State>(json).unwrap().check_version().unwrap_err();
+        assert_eq!((error.kind(), error.setting()), (ErrorKind::State, Some("version")));
     }
 }

@@ -1,13 +1,14 @@
-//! CPU time: `cpu.stat`; on v1 `cpuacct.usage`, `cpuacct.stat` and `cpu.stat`.
+//! CPU time: `cpu.stat` and `cpu.stat.local`; on v1 also `cpuacct.usage` and `cpuacct.stat`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
 use super::parse;
 use crate::host::Controller::{Cpu, Cpuacct};
 
 /// CPU time and throttling, in microseconds since the cgroup was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct CpuStats {
     /// CPU time used: `usage_usec`; v1: `cpuacct.usage`.
@@ -19,15 +20,30 @@ pub struct CpuStats {
     /// Of it in the kernel: `system_usec`; v1: `cpuacct.stat`, in steps of 10 ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_us: Option<u64>,
+    /// Of the user time what was spent at a nice value above 0: `nice_usec`, since Linux 6.13 and in later 6.12; v2 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nice_us: Option<u64>,
+    /// Time for which core scheduling kept a hyperthread beside the cgroup's tasks idle: `core_sched.force_idle_usec`,
+    /// since Linux 6.0 and with `CONFIG_SCHED_CORE`; v2 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force_idle_us: Option<u64>,
+    /// Time spent runnable and waiting for a CPU: `wait_sum`, while the sysctl `kernel.sched_schedstats` is 1; v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_us: Option<u64>,
     /// Periods of the quota in which something ran: `nr_periods`. On v2 only with the controller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub periods: Option<u64>,
     /// Periods in which the quota ran out: `nr_throttled`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttled: Option<u64>,
-    /// Time that was spent throttled, summed over the CPUs: `throttled_usec`; v1: `throttled_time`.
+    /// Time that was spent throttled by the cgroup's own quota, summed over the CPUs: `throttled_usec`; v1:
+    /// `throttled_time`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttled_us: Option<u64>,
+    /// Time for which the cgroup's own tasks were held back by any quota, its own or an ancestor's, summed over the CPUs:
+    /// `throttled_usec` of `cpu.stat.local`; v1: `throttled_time`. Since Linux 6.6, and on v2 only with the controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled_local_us: Option<u64>,
     /// Periods in which more than the quota was used: `nr_bursts`, since Linux 5.14.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bursts: Option<u64>,
@@ -38,11 +54,13 @@ pub struct CpuStats {
 
 pub(super) const FILES: &[File] = &[
     File::v2(Cpu, "cpu.stat", |stats, contents| stat(&mut stats.cpu, contents)),
+    File::v2(Cpu, "cpu.stat.local", |stats, contents| local_stat(&mut stats.cpu, contents)),
     File::v1(Cpuacct, "cpuacct.usage", |stats, contents| {
         stats.cpu.usage_us = parse::value(contents).map(microseconds);
     }),
     File::v1(Cpuacct, "cpuacct.stat", |stats, contents| v1_accounting(&mut stats.cpu, contents)),
     File::v1(Cpu, "cpu.stat", |stats, contents| stat(&mut stats.cpu, contents)),
+    File::v1(Cpu, "cpu.stat.local", |stats, contents| local_stat(&mut stats.cpu, contents)),
 ];
 
 /// `cpu.stat` of both versions: v1 has the counts under the same names, the times in nanoseconds under others.
@@ -52,6 +70,9 @@ fn stat(cpu: &mut CpuStats, contents: &[u8]) {
             "usage_usec" => cpu.usage_us = Some(value),
             "user_usec" => cpu.user_us = Some(value),
             "system_usec" => cpu.system_us = Some(value),
+            "nice_usec" => cpu.nice_us = Some(value),
+            "core_sched.force_idle_usec" => cpu.force_idle_us = Some(value),
+            "wait_sum" => cpu.wait_us = Some(microseconds(value)),
             "nr_periods" => cpu.periods = Some(value),
             "nr_throttled" => cpu.throttled = Some(value),
             "throttled_usec" => cpu.throttled_us = Some(value),
@@ -59,6 +80,17 @@ fn stat(cpu: &mut CpuStats, contents: &[u8]) {
             "nr_bursts" => cpu.bursts = Some(value),
             "burst_usec" => cpu.burst_us = Some(value),
             "burst_time" => cpu.burst_us = Some(microseconds(value)),
+            _ => {}
+        }
+    }
+}
+
+/// `cpu.stat.local` of both versions.
+fn local_stat(cpu: &mut CpuStats, contents: &[u8]) {
+    for (name, value) in parse::flat_keyed(contents) {
+        match name {
+            "throttled_usec" => cpu.throttled_local_us = Some(value),
+            "throttled_time" => cpu.throttled_local_us = Some(microseconds(value)),
             _ => {}
         }
     }

@@ -49,6 +49,11 @@ impl File {
         matches!(self.take, Take::Keyed(_))
     }
 
+    /// The name in a hierarchy that may be mounted with `noprefix`, which is for the cpuset alone.
+    pub(super) fn name_in(&self, noprefix: bool) -> &'static str {
+        self.name.strip_prefix("cpuset.").filter(|_| noprefix).unwrap_or(self.name)
+    }
+
     /// The key that `name` has in the place of `*`; "" for a file without a key; `None` if it is not this file.
     pub(super) fn key_in<'a>(&self, name: &'a str) -> Option<&'a str> {
         let Some((before, after)) = self.name.split_once('*') else {

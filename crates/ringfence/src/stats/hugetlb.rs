@@ -1,6 +1,6 @@
 //! Huge pages: the files of `hugetlb`, a set for each page size.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
 use super::parse;
@@ -9,7 +9,8 @@ use crate::host::Version::{V1, V2};
 use crate::resources::Limit;
 
 /// Huge pages of one size, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct HugetlbStats {
     /// Faulted in: `.current`; v1: `.usage_in_bytes`.
@@ -21,7 +22,8 @@ pub struct HugetlbStats {
     /// The cgroup's own limit: `.max`; v1: `.limit_in_bytes`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
-    /// Allocations that a limit refused (SIGBUS): `max` of `.events`; v1: `.failcnt`.
+    /// What a limit refused, faults (SIGBUS) and reservations (ENOMEM): `max` of `.events`; v1: the sum of `.failcnt`
+    /// and `.rsvd.failcnt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<u64>,
     /// Reserved by mmap(2): `.rsvd.current`; v1: `.rsvd.usage_in_bytes`. Since Linux 5.7.
@@ -32,12 +34,13 @@ pub struct HugetlbStats {
     pub reserved_limit: Option<Limit>,
 }
 
+/// v1's `.rsvd.failcnt` comes after `.failcnt`: the sum is taken.
 pub(super) const FILES: &[File] = &[
     File::keyed(V2, Hugetlb, "hugetlb.*.current", |stats, size, contents| {
         stats.hugetlb.update(size, |pages| pages.current = parse::value(contents));
     }),
     File::keyed(V2, Hugetlb, "hugetlb.*.max", |stats, size, contents| {
-        stats.hugetlb.update(size, |pages| pages.limit = parse::limit(contents));
+        stats.hugetlb.update(size, |pages| pages.limit = parse::bytes_limit(contents));
     }),
     File::keyed(V2, Hugetlb, "hugetlb.*.events", |stats, size, contents| {
         stats.hugetlb.update(size, |pages| pages.refused = parse::value_of(contents, "max"));
@@ -46,7 +49,7 @@ pub(super) const FILES: &[File] = &[
         stats.hugetlb.update(size, |pages| pages.reserved = parse::value(contents));
     }),
     File::keyed(V2, Hugetlb, "hugetlb.*.rsvd.max", |stats, size, contents| {
-        stats.hugetlb.update(size, |pages| pages.reserved_limit = parse::limit(contents));
+        stats.hugetlb.update(size, |pages| pages.reserved_limit = parse::bytes_limit(contents));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.usage_in_bytes", |stats, size, contents| {
         stats.hugetlb.update(size, |pages| pages.current = parse::value(contents));
@@ -55,35 +58,22 @@ pub(super) const FILES: &[File] = &[
         stats.hugetlb.update(size, |pages| pages.peak = parse::value(contents));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.limit_in_bytes", |stats, size, contents| {
-        stats.hugetlb.update(size, |pages| pages.limit = v1_limit(size, contents));
+        stats.hugetlb.update(size, |pages| pages.limit = parse::bytes_limit(contents));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.failcnt", |stats, size, contents| {
         stats.hugetlb.update(size, |pages| pages.refused = parse::value(contents));
+    }),
+    File::keyed(V1, Hugetlb, "hugetlb.*.rsvd.failcnt", |stats, size, contents| {
+        stats.hugetlb.update(size, |pages| pages.refused = sum(pages.refused, parse::value(contents)));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.rsvd.usage_in_bytes", |stats, size, contents| {
         stats.hugetlb.update(size, |pages| pages.reserved = parse::value(contents));
     }),
     File::keyed(V1, Hugetlb, "hugetlb.*.rsvd.limit_in_bytes", |stats, size, contents| {
-        stats.hugetlb.update(size, |pages| pages.reserved_limit = v1_limit(size, contents));
+        stats.hugetlb.update(size, |pages| pages.reserved_limit = parse::bytes_limit(contents));
     }),
 ];
 
-/// "No limit" is the largest number of bytes below 2^63 that is whole huge pages: 9223372036852678656 for `2MB`,
-/// 9223372035781033984 for `1GB`.
-fn v1_limit(size: &str, contents: &[u8]) -> Option<Limit> {
-    let bytes = parse::value(contents)?;
-    let unlimited = page_size(size).and_then(|page| (1_u64 << 63).checked_sub(page));
-    Some(if unlimited.is_some_and(|unlimited| bytes >= unlimited) { Limit::Max } else { Limit::Value(bytes) })
-}
-
-/// A page size in bytes, as file names have it: `64KB`, `2MB`, `1GB`.
-fn page_size(name: &str) -> Option<u64> {
-    let (number, unit) = name.split_at_checked(name.len().checked_sub(2)?)?;
-    let unit = match unit {
-        "KB" => 1 << 10,
-        "MB" => 1 << 20,
-        "GB" => 1 << 30,
-        _ => return None,
-    };
-    parse::number(number)?.checked_mul(unit)
+fn sum(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    Some(one?.saturating_add(other?))
 }

@@ -1,16 +1,20 @@
 //! Block devices: `io.stat`; on v1 the recursive counters of `blkio`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
-use super::{Table, parse};
+use super::{Table, absent, parse};
 use crate::devices::DeviceNumber;
 use crate::host::Controller::Io;
+use crate::resources::Limit;
 
 /// What was read from, written to and discarded on one device since the cgroup was made.
 ///
+/// What is only there "with debug counters" the kernel prints while its parameter `blk_cgroup.blkcg_debug_stats` is Y.
+///
 /// v1 counts a device only while BFQ schedules it, or once the cgroup has a throttle; else the device is absent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct IoStats {
     /// Bytes read: `rbytes`.
@@ -34,6 +38,50 @@ pub struct IoStats {
     /// Device time used as the cost model estimates it: `cost.usage`, where `io.cost` is on; v2 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost_usage_us: Option<u64>,
+    /// Time that requests waited for the cost model to let them pass: `cost.wait`, with debug counters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_wait_us: Option<u64>,
+    /// Time that the cgroup was in debt, for requests that could not wait (swapping out): `cost.indebt`, with debug
+    /// counters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_indebt_us: Option<u64>,
+    /// Time that tasks were held up to pay that debt: `cost.indelay`, with debug counters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_indelay_us: Option<u64>,
+    /// Above 0 while tasks are held up on their way to user space, by `io.cost` or `io.latency`: `use_delay`, with debug
+    /// counters, and absent while it is 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_delay: Option<u64>,
+    /// What they are held up for: `delay_nsec`, as `use_delay`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay_us: Option<u64>,
+    /// What `io.latency` sees, with debug counters.
+    #[serde(skip_serializing_if = "absent")]
+    pub latency: IoLatency,
+}
+
+/// What `io.latency` sees of a cgroup's requests to one device.
+///
+/// The kernel measures a disk that spins by the average, and any other by how many requests missed the target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct IoLatency {
+    /// How many requests may be under way at once, lowered to protect others: `depth`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<Limit>,
+    /// The average latency: `avg_lat`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average_us: Option<u64>,
+    /// The time that the average is of: `win`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window_us: Option<u64>,
+    /// Requests in this window that took longer than the target: `missed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missed: Option<u64>,
+    /// Requests in this window: `total`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
 }
 
 /// On v1 two policies count, each what it sees: BFQ the devices that it schedules, throttling the cgroups that have a
@@ -51,12 +99,12 @@ pub(super) const FILES: &[File] = &[
 ];
 
 impl IoStats {
+    /// Whether nothing was counted of what v1 counts.
     fn is_zero(&self) -> bool {
-        let Self { read_bytes, write_bytes, reads, writes, discard_bytes, discards, cost_usage_us } = self;
-        [read_bytes, write_bytes, reads, writes, discard_bytes, discards, cost_usage_us]
+        [self.read_bytes, self.write_bytes, self.reads, self.writes, self.discard_bytes, self.discards]
             .into_iter()
             .flatten()
-            .all(|&count| count == 0)
+            .all(|count| count == 0)
     }
 }
 
@@ -73,20 +121,39 @@ fn stat(devices: &mut Devices, contents: &[u8]) {
                 device = DeviceNumber::parse(word);
                 continue;
             };
-            let (Some(device), Some(count)) = (device, parse::number(text)) else { continue };
-            let field: fn(&mut IoStats) -> &mut Option<u64> = match name {
-                "rbytes" => |io| &mut io.read_bytes,
-                "wbytes" => |io| &mut io.write_bytes,
-                "rios" => |io| &mut io.reads,
-                "wios" => |io| &mut io.writes,
-                "dbytes" => |io| &mut io.discard_bytes,
-                "dios" => |io| &mut io.discards,
-                "cost.usage" => |io| &mut io.cost_usage_us,
-                _ => continue,
-            };
-            devices.update(&device, |io| *field(io) = Some(count));
+            if let Some(device) = device {
+                value(devices, device, name, text);
+            }
         }
     }
+}
+
+fn value(devices: &mut Devices, device: DeviceNumber, name: &str, text: &str) {
+    if let ("depth", Some(depth)) = (name, parse::number_or_max(text)) {
+        devices.update(&device, |io| io.latency.depth = Some(depth));
+        return;
+    }
+    let Some(count) = parse::number(text) else { return };
+    let set: fn(&mut IoStats, u64) = match name {
+        "rbytes" => |io, bytes| io.read_bytes = Some(bytes),
+        "wbytes" => |io, bytes| io.write_bytes = Some(bytes),
+        "rios" => |io, requests| io.reads = Some(requests),
+        "wios" => |io, requests| io.writes = Some(requests),
+        "dbytes" => |io, bytes| io.discard_bytes = Some(bytes),
+        "dios" => |io, requests| io.discards = Some(requests),
+        "cost.usage" => |io, us| io.cost_usage_us = Some(us),
+        "cost.wait" => |io, us| io.cost_wait_us = Some(us),
+        "cost.indebt" => |io, us| io.cost_indebt_us = Some(us),
+        "cost.indelay" => |io, us| io.cost_indelay_us = Some(us),
+        "use_delay" => |io, level| io.use_delay = Some(level),
+        "delay_nsec" => |io, ns| io.delay_us = Some(ns / 1000),
+        "avg_lat" => |io, us| io.latency.average_us = Some(us),
+        "win" => |io, ms| io.latency.window_us = ms.checked_mul(1000),
+        "missed" => |io, requests| io.latency.missed = Some(requests),
+        "total" => |io, requests| io.latency.total = Some(requests),
+        _ => return,
+    };
+    devices.update(&device, |io| set(io, count));
 }
 
 fn v1_bytes(devices: &mut Devices, contents: &[u8]) {

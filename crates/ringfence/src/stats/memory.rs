@@ -1,6 +1,6 @@
 //! Memory and swap: the files of `memory`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
 use super::{Table, absent, parse};
@@ -8,7 +8,8 @@ use crate::host::Controller::Memory;
 use crate::resources::Limit;
 
 /// Memory and swap, in bytes.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct MemoryStats {
     /// Memory in use, page cache included: `memory.current`; v1: `memory.usage_in_bytes`.
@@ -20,9 +21,25 @@ pub struct MemoryStats {
     /// The cgroup's own limit (an ancestor's can be lower): `memory.max`; v1: `memory.limit_in_bytes`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
+    /// Above this the cgroup is throttled and reclaimed from: `memory.high`; v2 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub high: Option<Limit>,
+    /// What reclaim spares as long as it finds other memory: `memory.low`; v2 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub low: Option<Limit>,
+    /// What reclaim never takes: `memory.min`; v2 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<Limit>,
+    /// Of the memory in use the kernel's own, such as stacks and page tables: `kernel` of `memory.stat`, since Linux
+    /// 5.18; v1: `memory.kmem.usage_in_bytes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<u64>,
     /// Swap in use: `memory.swap.current`; v1: `memory.memsw.usage_in_bytes` less the memory in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap_current: Option<u64>,
+    /// The most swap that was ever in use: `memory.swap.peak`, since Linux 6.5; v2 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_peak: Option<u64>,
     /// The limit of swap alone: `memory.swap.max`; v1: `memory.memsw.limit_in_bytes` less the memory limit, and
     /// [`Limit::Max`] unless both are finite.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,6 +60,13 @@ pub struct MemoryStats {
     /// victim lived; `oom` and `max` are where the limit was.
     #[serde(skip_serializing_if = "absent")]
     pub events_local: MemoryEvents,
+    /// What happened to the swap of this cgroup and those below: `memory.swap.events`; v2 only.
+    #[serde(skip_serializing_if = "absent")]
+    pub swap_events: SwapEvents,
+    /// Whether tasks wait for memory now, since the cgroup is at its limit and its OOM killer is off: `under_oom` of
+    /// `memory.oom_control`; v1 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub under_oom: Option<bool>,
     /// `memory.stat`, whole and under the kernel's names. Most are bytes, the others (`pgfault`, `workingset_*`, …)
     /// events.
     #[serde(skip_serializing_if = "absent")]
@@ -50,7 +74,8 @@ pub struct MemoryStats {
 }
 
 /// How often something happened to a cgroup's memory since it was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct MemoryEvents {
     /// Reclaimed although below `memory.low`.
@@ -76,23 +101,49 @@ pub struct MemoryEvents {
     pub sock_throttled: Option<u64>,
 }
 
+/// How often something happened to a cgroup's swap since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct SwapEvents {
+    /// Above `memory.swap.high`, since Linux 5.8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub high: Option<u64>,
+    /// About to go above the limit, and not swapped out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<u64>,
+    /// Not swapped out: the limit, or no swap left on the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fail: Option<u64>,
+}
+
 /// `memory.stat` comes after what is in use, and v1's `memsw` files after those without swap: the difference of each
 /// pair is taken.
 pub(super) const FILES: &[File] = &[
     File::v2(Memory, "memory.current", |stats, contents| stats.memory.current = parse::value(contents)),
     File::v2(Memory, "memory.peak", |stats, contents| stats.memory.peak = parse::value(contents)),
     File::v2(Memory, "memory.max", |stats, contents| stats.memory.limit = parse::limit(contents)),
+    File::v2(Memory, "memory.high", |stats, contents| stats.memory.high = parse::limit(contents)),
+    File::v2(Memory, "memory.low", |stats, contents| stats.memory.low = parse::limit(contents)),
+    File::v2(Memory, "memory.min", |stats, contents| stats.memory.min = parse::limit(contents)),
     File::v2(Memory, "memory.swap.current", |stats, contents| {
         stats.memory.swap_current = parse::value(contents)
     }),
+    File::v2(Memory, "memory.swap.peak", |stats, contents| stats.memory.swap_peak = parse::value(contents)),
     File::v2(Memory, "memory.swap.max", |stats, contents| stats.memory.swap_limit = parse::limit(contents)),
+    File::v2(Memory, "memory.swap.events", |stats, contents| {
+        stats.memory.swap_events = swap_events(contents);
+    }),
     File::v2(Memory, "memory.zswap.current", |stats, contents| {
         stats.memory.zswap_current = parse::value(contents)
     }),
     File::v2(Memory, "memory.zswap.max", |stats, contents| stats.memory.zswap_limit = parse::limit(contents)),
     File::v2(Memory, "memory.events", |stats, contents| stats.memory.events = events(contents)),
     File::v2(Memory, "memory.events.local", |stats, contents| stats.memory.events_local = events(contents)),
-    File::v2(Memory, "memory.stat", |stats, contents| stats.memory.take_stat(contents, "inactive_file")),
+    File::v2(Memory, "memory.stat", |stats, contents| {
+        stats.memory.take_stat(contents, "inactive_file");
+        stats.memory.kernel = stats.memory.stat.get("kernel").copied();
+    }),
     File::v1(Memory, "memory.usage_in_bytes", |stats, contents| {
         stats.memory.current = parse::value(contents)
     }),
@@ -100,17 +151,21 @@ pub(super) const FILES: &[File] = &[
         stats.memory.peak = parse::value(contents)
     }),
     File::v1(Memory, "memory.limit_in_bytes", |stats, contents| {
-        stats.memory.limit = parse::v1_limit(contents)
+        stats.memory.limit = parse::bytes_limit(contents)
+    }),
+    File::v1(Memory, "memory.kmem.usage_in_bytes", |stats, contents| {
+        stats.memory.kernel = parse::value(contents)
     }),
     File::v1(Memory, "memory.memsw.usage_in_bytes", |stats, contents| {
         stats.memory.swap_current = difference(parse::value(contents), stats.memory.current);
     }),
     File::v1(Memory, "memory.memsw.limit_in_bytes", |stats, contents| {
-        stats.memory.swap_limit = v1_swap_limit(parse::v1_limit(contents), stats.memory.limit);
+        stats.memory.swap_limit = v1_swap_limit(parse::bytes_limit(contents), stats.memory.limit);
     }),
     File::v1(Memory, "memory.failcnt", |stats, contents| stats.memory.events.max = parse::value(contents)),
     File::v1(Memory, "memory.oom_control", |stats, contents| {
         stats.memory.events.oom_kill = parse::value_of(contents, "oom_kill");
+        stats.memory.under_oom = parse::value_of(contents, "under_oom").map(|under_oom| under_oom != 0);
     }),
     File::v1(Memory, "memory.stat", |stats, contents| {
         stats.memory.take_stat(contents, "total_inactive_file")
@@ -144,6 +199,19 @@ fn events(contents: &[u8]) -> MemoryEvents {
             "oom_kill" => events.oom_kill = Some(count),
             "oom_group_kill" => events.oom_group_kill = Some(count),
             "sock_throttled" => events.sock_throttled = Some(count),
+            _ => {}
+        }
+    }
+    events
+}
+
+fn swap_events(contents: &[u8]) -> SwapEvents {
+    let mut events = SwapEvents::default();
+    for (name, count) in parse::flat_keyed(contents) {
+        match name {
+            "high" => events.high = Some(count),
+            "max" => events.max = Some(count),
+            "fail" => events.fail = Some(count),
             _ => {}
         }
     }

@@ -1,6 +1,6 @@
 //! Scalar resources, such as encryption slots of confidential VMs: the files of `misc`, the same on both versions.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
 use super::parse;
@@ -8,7 +8,8 @@ use crate::host::Controller::Misc;
 use crate::resources::Limit;
 
 /// One scalar resource.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct MiscStats {
     /// In use: `misc.current`.

@@ -6,14 +6,21 @@
 //!
 //! Each controller's file here declares its type and, in a table, the kernel files that fill it on v1 and on v2. The
 //! contents are parsed by pure functions; only [`StatsReader`] touches the kernel.
+//!
+//! Each file costs a system call per sample. Not read, for that reason, is what is one number for each CPU or memory
+//! node (`cpuacct.usage_percpu`, `memory.numa_stat`, `hugetlb.SIZE.numa_stat`); the local events of pids, hugetlb and
+//! misc; `memory.swap.high`; of v1 what v2 does not have either (`memory.soft_limit_in_bytes`, `memory.kmem.tcp.*`, the
+//! highest usage with swap, the time and queue counters of BFQ) and counters of the cgroup alone where there are
+//! recursive ones; and the controller `dmem`.
 
 mod cpu;
+mod cpuset;
 mod file;
 mod hugetlb;
 mod io;
 mod memory;
 mod misc;
-mod parse;
+pub(crate) mod parse;
 mod pids;
 mod pressure;
 mod rdma;
@@ -21,16 +28,15 @@ mod reader;
 mod table;
 
 #[cfg(test)]
-mod allocations;
-#[cfg(test)]
 mod fixtures;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use cpu::CpuStats;
+pub use cpuset::CpusetStats;
 pub use hugetlb::HugetlbStats;
-pub use io::IoStats;
-pub use memory::{MemoryEvents, MemoryStats};
+pub use io::{IoLatency, IoStats};
+pub use memory::{MemoryEvents, MemoryStats, SwapEvents};
 pub use misc::MiscStats;
 pub use pids::{PidsEvents, PidsStats};
 pub use pressure::{Pressure, PressureStats, Stalled};
@@ -43,42 +49,47 @@ use crate::devices::DeviceNumber;
 use crate::host::Version;
 use file::File;
 
-/// One sample of a cgroup's statistics. Its JSON is that of the command's `stats`, without `id` and `parts`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+/// One sample of a cgroup's statistics. Its JSON is that of the command's `stats`, without `id` and `parts`; a key that
+/// is not known is passed over when it is read, so that samples of a later version can be.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// When the sample was taken: microseconds of wall-clock time since 1970-01-01 00:00 UTC, so that samples of
     /// several machines can be laid side by side. A step of the clock shows in it.
     pub at_us: u64,
     /// CPU time and throttling.
-    #[serde(skip_serializing_if = "absent")]
+    #[serde(default, skip_serializing_if = "absent")]
     pub cpu: CpuStats,
+    /// CPUs and memory nodes.
+    #[serde(default, skip_serializing_if = "absent")]
+    pub cpuset: CpusetStats,
     /// Memory and swap.
-    #[serde(skip_serializing_if = "absent")]
+    #[serde(default, skip_serializing_if = "absent")]
     pub memory: MemoryStats,
     /// Block devices.
-    #[serde(skip_serializing_if = "absent")]
+    #[serde(default, skip_serializing_if = "absent")]
     pub io: Table<DeviceNumber, IoStats>,
     /// Number of tasks.
-    #[serde(skip_serializing_if = "absent")]
+    #[serde(default, skip_serializing_if = "absent")]
     pub pids: PidsStats,
     /// Huge pages, by page size as the kernel's files have it (`2MB`).
-    #[serde(skip_serializing_if = "absent")]
+    #[serde(default, skip_serializing_if = "absent")]
     pub hugetlb: Table<String, HugetlbStats>,
     /// RDMA resources, by device (`mlx5_0`).
-    #[serde(skip_serializing_if = "absent")]
+    #[serde(default, skip_serializing_if = "absent")]
     pub rdma: Table<String, RdmaStats>,
     /// Scalar resources, by name (`sev_es`).
-    #[serde(skip_serializing_if = "absent")]
+    #[serde(default, skip_serializing_if = "absent")]
     pub misc: Table<String, MiscStats>,
     /// Time lost waiting (v2 only).
-    #[serde(skip_serializing_if = "absent")]
+    #[serde(default, skip_serializing_if = "absent")]
     pub pressure: PressureStats,
 }
 
 /// Every kernel file that is read. Within one controller the order matters where a value is made of several files.
-const FILES: [&[File]; 8] = [
+const FILES: [&[File]; 9] = [
     cpu::FILES,
+    cpuset::FILES,
     memory::FILES,
     io::FILES,
     pids::FILES,
@@ -103,8 +114,8 @@ impl Stats {
     /// statistics are made of. What cannot be understood is left out.
     ///
     /// Where a value is made of two files their order matters: `memory.current` before `memory.stat` for the working
-    /// set; on v1 `memory.usage_in_bytes` and `memory.limit_in_bytes` before those of `memory.memsw`, and
-    /// `blkio.throttle` before `blkio.bfq`.
+    /// set; on v1 `memory.usage_in_bytes` and `memory.limit_in_bytes` before those of `memory.memsw`, `blkio.throttle`
+    /// before `blkio.bfq`, and `hugetlb.SIZE.failcnt` before `hugetlb.SIZE.rsvd.failcnt`.
     pub fn record(&mut self, version: Version, file: &str, contents: &[u8]) -> bool {
         let found = files()
             .filter(|known| known.version == version)
@@ -117,9 +128,10 @@ impl Stats {
 
     /// Makes everything absent, and keeps the memory of the tables.
     pub(crate) fn clear(&mut self) {
-        let Self { at_us, cpu, memory, io, pids, hugetlb, rdma, misc, pressure } = self;
+        let Self { at_us, cpu, cpuset, memory, io, pids, hugetlb, rdma, misc, pressure } = self;
         *at_us = 0;
         *cpu = CpuStats::default();
+        cpuset.clear();
         memory.clear();
         io.clear();
         *pids = PidsStats::default();

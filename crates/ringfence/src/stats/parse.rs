@@ -5,27 +5,26 @@
 use crate::resources::Limit;
 
 /// The lines that are text.
-pub(super) fn lines(contents: &[u8]) -> impl Iterator<Item = &str> {
+pub(crate) fn lines(contents: &[u8]) -> impl Iterator<Item = &str> {
     contents.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok())
 }
 
 /// A file that is one number.
-pub(super) fn value(contents: &[u8]) -> Option<u64> {
+pub(crate) fn value(contents: &[u8]) -> Option<u64> {
     number(std::str::from_utf8(contents).ok()?.trim_ascii_end())
 }
 
 /// A file that is one number or `max`.
-pub(super) fn limit(contents: &[u8]) -> Option<Limit> {
+pub(crate) fn limit(contents: &[u8]) -> Option<Limit> {
     number_or_max(std::str::from_utf8(contents).ok()?.trim_ascii_end())
 }
 
-/// v1 has no word for "no limit": it is the largest number of whole pages below 2^63, 9223372036854771712 bytes with
-/// pages of 4 KiB. 64 KiB is the largest page size that Linux runs VMs with.
-const V1_UNLIMITED: u64 = (1 << 63) - (64 << 10);
-
-/// A limit in bytes of v1.
-pub(super) fn v1_limit(contents: &[u8]) -> Option<Limit> {
-    value(contents).map(|bytes| if bytes >= V1_UNLIMITED { Limit::Max } else { Limit::Value(bytes) })
+/// A limit in bytes, which may be a number that stands for no limit.
+pub(crate) fn bytes_limit(contents: &[u8]) -> Option<Limit> {
+    limit(contents).map(|limit| match limit {
+        Limit::Value(bytes) => Limit::from_bytes(bytes),
+        Limit::Max => Limit::Max,
+    })
 }
 
 /// Lines of `NAME NUMBER` ("flat keyed").
@@ -44,17 +43,17 @@ pub(super) fn value_of(contents: &[u8], name: &str) -> Option<u64> {
 }
 
 /// The `NAME=TEXT` words of the rest of a line of `KEY NAME=TEXT …` ("nested keyed").
-pub(super) fn assignments(rest: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn assignments(rest: &str) -> impl Iterator<Item = (&str, &str)> {
     rest.split_ascii_whitespace().filter_map(|word| word.split_once('='))
 }
 
 /// A decimal number, without a sign.
-pub(super) fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     text.starts_with(|first: char| first.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 /// A decimal number, or `max`.
-pub(super) fn number_or_max(text: &str) -> Option<Limit> {
+pub(crate) fn number_or_max(text: &str) -> Option<Limit> {
     if text == "max" { Some(Limit::Max) } else { number(text).map(Limit::Value) }
 }
 
@@ -92,15 +91,19 @@ mod tests {
     #[test]
     fn no_limit_is_max_in_the_words_of_either_version() {
         type Parse = fn(&[u8]) -> Option<Limit>;
-        let table: [(Parse, &[u8], Option<Limit>); 8] = [
+        let table: [(Parse, &[u8], Option<Limit>); 11] = [
             (limit, b"max\n", Some(Limit::Max)),
             (limit, b"0\n", Some(Limit::Value(0))),
             (limit, b"maximum\n", None),
-            (v1_limit, b"9223372036854771712\n", Some(Limit::Max)), // pages of 4 KiB
-            (v1_limit, b"9223372036854710272\n", Some(Limit::Max)), // pages of 64 KiB
-            (v1_limit, b"9223372036854775807\n", Some(Limit::Max)),
-            (v1_limit, b"268435456\n", Some(Limit::Value(268435456))),
-            (v1_limit, b"-1\n", None),
+            (bytes_limit, b"9223372036854771712\n", Some(Limit::Max)), // pages of 4 KiB
+            (bytes_limit, b"9223372036854710272\n", Some(Limit::Max)), // pages of 64 KiB
+            (bytes_limit, b"max\n", Some(Limit::Max)),
+            // Huge pages of 2 MB and of 1 GB on v1, and both on v2 of Linux 6.18 until a limit is written.
+            (bytes_limit, b"9223372036852678656\n", Some(Limit::Max)),
+            (bytes_limit, b"9223372035781033984\n", Some(Limit::Max)),
+            (bytes_limit, b"9223372036854775807\n", Some(Limit::Max)),
+            (bytes_limit, b"268435456\n", Some(Limit::Value(268435456))),
+            (bytes_limit, b"-1\n", None),
         ];
         for (parse, contents, expected) in table {
             assert_eq!(parse(contents), expected, "{:?}", String::from_utf8_lossy(contents));

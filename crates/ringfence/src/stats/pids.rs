@@ -1,6 +1,6 @@
 //! Number of tasks: the files of `pids`, the same on both versions.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
 use super::{absent, parse};
@@ -8,7 +8,8 @@ use crate::host::Controller::Pids;
 use crate::resources::Limit;
 
 /// Number of tasks (threads count one each).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct PidsStats {
     /// Tasks in the cgroup and below: `pids.current`.
@@ -26,7 +27,8 @@ pub struct PidsStats {
 }
 
 /// How often something happened to a cgroup's tasks since it was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct PidsEvents {
     /// Forks that the limit refused, since Linux 6.11; before, and on v1: forks refused to tasks of this cgroup itself,

@@ -2,13 +2,14 @@
 //!
 //! Every v2 cgroup has it, whatever controllers it has, unless the kernel was booted with `psi=0`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
 use super::{absent, parse};
 
 /// Time lost waiting, by resource.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct PressureStats {
     /// For a CPU. It has a `full` since Linux 5.13.
@@ -26,7 +27,8 @@ pub struct PressureStats {
 }
 
 /// Time lost waiting for one resource.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Pressure {
     /// At least one task waited.
@@ -38,7 +40,8 @@ pub struct Pressure {
 }
 
 /// The share of time that was lost, and all of it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Stalled {
     /// Per cent of the last 10 seconds.

@@ -1,6 +1,6 @@
 //! RDMA resources: `rdma.current` and `rdma.max`, the same on both versions.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::File;
 use super::parse;
@@ -8,7 +8,8 @@ use crate::host::Controller::Rdma;
 use crate::resources::Limit;
 
 /// Resources of one RDMA device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct RdmaStats {
     /// Handles in use: `hca_handle` of `rdma.current`.

@@ -18,12 +18,14 @@ use crate::kernel::dir::CgroupDir;
 /// A directory of the cgroup, and what is to be read there.
 ///
 /// Hierarchies are all alike to the reader: a hybrid host has v1 directories and one of v2 in its list.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Source<'a> {
     pub(crate) version: Version,
-    /// The controllers to read here. v2: `Cpu` even where the controller is not enabled, if no v1 directory has it: all
-    /// v2 cgroups account for CPU time. Files that do not exist are skipped.
-    pub(crate) controllers: &'a [Controller],
+    /// The controllers to read here. v2: `Cpu` even where there is no such controller, unless a v1 hierarchy accounts
+    /// for CPU time: all v2 cgroups do. Files that do not exist are skipped.
+    pub(crate) controllers: Vec<Controller>,
+    /// A cpuset of v1 whose files lack the controller's name.
+    pub(crate) noprefix: bool,
     pub(crate) dir: &'a CgroupDir,
 }
 
@@ -99,9 +101,10 @@ fn open_files(source: &Source<'_>, opened: &mut Vec<OpenFile>) -> Result<()> {
         Vec::new()
     };
     for file in files().filter(wanted) {
-        let own_name = [file.name.to_owned()];
+        let own_name = [file.name_in(source.noprefix).to_owned()];
         let names: &[String] = if file.is_keyed() { &listed } else { &own_name };
-        for (name, key) in names.iter().filter_map(|name| Some((name, file.key_in(name)?))) {
+        let key = |name| if file.is_keyed() { file.key_in(name) } else { Some("") };
+        for (name, key) in names.iter().filter_map(|name| Some((name, key(name)?))) {
             if let Some(fd) = if_there(name, source.dir.open(name, OFlags::RDONLY))? {
                 opened.push(OpenFile { fd, take: file.take, key: key.into() });
             }

@@ -8,11 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::{Source, Stats, StatsReader, files};
+use crate::allocations;
 use crate::error::ErrorKind;
-use crate::host::Controller::{self, Cpu, Cpuacct, Hugetlb, Io, Memory, Misc, Pids, Rdma};
+use crate::host::Controller::{self, Cpu, Cpuacct, Cpuset, Hugetlb, Io, Memory, Misc, Pids, Rdma};
 use crate::host::Version::{self, V1, V2};
 use crate::kernel::dir::CgroupDir;
-use crate::stats::allocations;
 
 /// A cgroup made for one test, in one hierarchy; removed with it.
 struct TestCgroup {
@@ -35,16 +35,29 @@ impl TestCgroup {
 
     /// In this machine's v1 hierarchies, of which some may be mounted together.
     fn v1(test: &str) -> Vec<Self> {
+        const CONTROLLERS: [Controller; 9] = [Cpu, Cpuacct, Memory, Pids, Cpuset, Io, Hugetlb, Rdma, Misc];
         let mut hierarchies = BTreeMap::<PathBuf, Vec<Controller>>::new();
-        for (name, controller) in [("cpu", Cpu), ("cpuacct", Cpuacct), ("memory", Memory), ("pids", Pids)] {
-            let root = Path::new("/sys/fs/cgroup").join(name);
-            let Ok(root) = root.join("cgroup.procs").canonicalize() else {
-                eprintln!("NOT TESTED: there is no v1 hierarchy at {}", root.display());
-                return Vec::new();
-            };
-            hierarchies.entry(root.parent().unwrap().to_owned()).or_default().push(controller);
+        for controller in CONTROLLERS {
+            let root = Path::new("/sys/fs/cgroup").join(controller.v1_name());
+            match root.join("cgroup.procs").canonicalize() {
+                Ok(procs) => {
+                    hierarchies.entry(procs.parent().unwrap().to_owned()).or_default().push(controller)
+                }
+                Err(_) if ![Cpu, Cpuacct, Memory, Pids].contains(&controller) => {}
+                Err(_) => {
+                    eprintln!("NOT TESTED: there is no v1 hierarchy at {}", root.display());
+                    return Vec::new();
+                }
+            }
         }
-        hierarchies.iter().filter_map(|(root, controllers)| Self::make(V1, controllers, root, test)).collect()
+        let made = hierarchies.iter().filter_map(|(root, controllers)| {
+            let made = Self::make(V1, controllers, root, test)?;
+            for file in ["cpuset.cpus", "cpuset.mems"].into_iter().filter(|_| controllers.contains(&Cpuset)) {
+                fs::write(made.path.join(file), fs::read(root.join(file)).unwrap()).unwrap();
+            }
+            Some(made)
+        });
+        made.collect()
     }
 
     /// In this machine's v2 tree, with the controllers that its root enables.
@@ -54,11 +67,18 @@ impl TestCgroup {
             eprintln!("NOT TESTED: there is no v2 tree");
             return Vec::new();
         };
-        Self::make(V2, &[Cpu, Memory, Io, Pids, Hugetlb, Rdma, Misc], root, test).into_iter().collect()
+        Self::make(V2, &[Cpu, Cpuset, Memory, Io, Pids, Hugetlb, Rdma, Misc], root, test)
+            .into_iter()
+            .collect()
     }
 
     fn source(&self) -> Source<'_> {
-        Source { version: self.version, controllers: &self.controllers, dir: &self.dir }
+        Source {
+            version: self.version,
+            controllers: self.controllers.clone(),
+            noprefix: false,
+            dir: &self.dir,
+        }
     }
 }
 
@@ -128,6 +148,12 @@ fn a_process_that_burns_cpu_and_fills_memory_shows_in_all_v1_hierarchies() {
     assert_eq!(memory.limit, Some(crate::Limit::Max));
     assert_eq!(memory.events.oom_kill, Some(0));
     assert_eq!((after.pids.current, after.pids.limit), (Some(1), Some(crate::Limit::Max)));
+    let is_full = |set: &Option<crate::CpuSet>| set.as_ref().is_some_and(|set| !set.is_empty());
+    let cpuset = &after.cpuset;
+    assert!(
+        !Path::new("/sys/fs/cgroup/cpuset").exists() || is_full(&cpuset.cpus) && is_full(&cpuset.mems),
+        "{cpuset:?}"
+    );
 }
 
 #[test]
@@ -145,6 +171,7 @@ fn a_process_that_burns_cpu_shows_on_v2_with_or_without_controllers() {
     assert_eq!(after.memory.limit, enabled("memory").then_some(crate::Limit::Max));
     assert!(after.memory.working_set <= after.memory.current);
     assert_eq!(after.pids.current, enabled("pids").then_some(1));
+    assert_eq!(after.cpuset.cpus.is_some_and(|cpus| !cpus.is_empty()), enabled("cpuset"));
     assert_eq!(
         after.hugetlb.is_empty(),
         !(enabled("hugetlb") && Path::new("/sys/kernel/mm/hugepages").exists())
@@ -204,6 +231,18 @@ fn a_sample_is_one_read_per_file_and_allocates_nothing() {
 }
 
 #[test]
+fn a_cpuset_without_the_prefix_is_read_too() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("effective_cpus"), "0-2\n").unwrap();
+    fs::write(root.path().join("cpuset.effective_mems"), "0\n").unwrap();
+    let dir = CgroupDir::open_root(root.path()).unwrap();
+    let source = Source { version: V1, controllers: vec![Cpuset], noprefix: true, dir: &dir };
+    let mut reader = StatsReader::open(&[source]).unwrap();
+    let cpuset = &reader.sample().unwrap().cpuset;
+    assert_eq!((cpuset.cpus.clone(), cpuset.mems.clone()), (Some("0-2".parse().unwrap()), None));
+}
+
+#[test]
 fn a_file_longer_than_the_buffer_is_read_whole() {
     let cgroups = TestCgroup::v2("stats-buffer");
     if cgroups.is_empty() {
@@ -253,7 +292,7 @@ fn every_v1_and_v2_file_here_is_understood() {
             let Ok(contents) = fs::read(&path) else { continue };
             let mut stats = Stats::default();
             assert!(stats.record(cgroup.version, file.name, &contents));
-            let derived = file.name.contains("memsw") || contents.is_empty();
+            let derived = file.name.contains("memsw") || contents.is_empty() || contents == b"Total 0\n";
             assert!(
                 derived || stats != Stats::default(),
                 "{}: {:?}",

@@ -34,7 +34,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// How often this thread allocates in `work`.
-pub(super) fn count(work: impl FnOnce()) -> u64 {
+pub(crate) fn count(work: impl FnOnce()) -> u64 {
     let before = ALLOCATIONS.get();
     work();
     ALLOCATIONS.get() - before

@@ -1,0 +1,69 @@
+//! What may be opened: `devices.allow` and `devices.deny` on v1, an eBPF program on v2.
+
+use rustix::io::Errno;
+
+use super::{Action, DeviceWant, Draft, Reaction, Step, Undo, Verify};
+use crate::devices::transition::{self, LiveDevices, LiveList};
+use crate::error::Result;
+use crate::host::Controller;
+
+/// v1's list of what is allowed.
+pub(crate) const DEVICES_LIST: &str = "devices.list";
+
+pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
+    let Some(wanted) = draft.want.devices else { return Ok(()) };
+    if let Some((index, _)) = draft.place_of(Controller::Devices) {
+        return v1(draft, index, &wanted);
+    }
+    let value = format!("{} exceptions", wanted.policy.exceptions().count());
+    match draft.host.unified() {
+        Some((index, _)) if draft.host.capabilities.bpf_devices => {
+            let (dir, policy) = (draft.leaf(index), wanted.policy.clone());
+            let filter = Action::DeviceFilter { dir, policy, overriding: wanted.overriding };
+            let step = draft.push(Step::new(filter));
+            step.setting = Some("devices".into());
+            step.undo = Undo::DeviceFilter;
+        }
+        Some(_) => {
+            let why = "a device filter needs CAP_SYS_ADMIN (or CAP_BPF and CAP_NET_ADMIN) and a kernel with BPF device programs";
+            draft.report.add("devices", value, why);
+        }
+        None => draft.report.add("devices", value, "this host offers no devices controller"),
+    }
+    Ok(())
+}
+
+/// A new cgroup has its parent's list, which is reset; a change is the smallest set of writes.
+fn v1(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>) -> Result<()> {
+    let list = match draft.now(index, DEVICES_LIST) {
+        Some(list) => transition::parse_devices_list(list.as_bytes())?,
+        None => LiveList::AllowByDefault,
+    };
+    let live = LiveDevices { list, known: wanted.before.cloned() };
+    let writes = transition::transition(&live, wanted.policy, wanted.running)?;
+    let undo = match wanted.before {
+        Some(before) if !draft.want.create => {
+            let then = LiveDevices { list: wanted.policy.into(), known: Some(wanted.policy.clone()) };
+            transition::transition(&then, before, false)?
+        }
+        _ => Vec::new(),
+    };
+    let mut undo = undo.into_iter().map(|write| (write.file.into(), write.value)).collect();
+    let last = writes.len().saturating_sub(1);
+    for (position, write) in writes.into_iter().enumerate() {
+        let reset = write.is_reset();
+        let dir = draft.leaf(index);
+        let step = draft.push(Step::new(Action::Write { dir, file: write.file.into(), value: write.value }));
+        step.setting = Some("devices".into());
+        step.on(Errno::PERM, Reaction::DeviceRule);
+        // EINVAL of a reset: there are child cgroups; a removed one counts for a moment more.
+        step.on(Errno::INVAL, if reset { Reaction::DeviceReset } else { Reaction::DeviceRule });
+        if position == 0 {
+            step.undo = Undo::Write(std::mem::take(&mut undo));
+        }
+        if position == last {
+            step.verify(Verify::DeviceList(wanted.policy.clone()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! The steps while they are being thought out, and what they are made from.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Action, Dir, Reaction, Step, Undo, Verify, Want};
+use crate::host::{Controller, Host, Version};
+use crate::interface::restoring;
+use crate::report::Report;
+use crate::resources::Limit;
+
+/// What must be read before planning.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReadSet {
+    /// Files of the cgroup itself.
+    pub(crate) files: BTreeSet<(usize, Cow<'static, str>)>,
+    /// v1 cpusets: these two files of the nearest ancestors, up to the first where both have a value.
+    pub(crate) inherited: Option<(usize, [&'static str; 2])>,
+}
+
+impl ReadSet {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What was read: by hierarchy, path and file. Of a cgroup that is yet to be made, nothing is: the kernel's defaults hold.
+#[derive(Debug, Default)]
+pub(crate) struct Observed {
+    /// `None`: there is no such file.
+    files: BTreeMap<(usize, String, Cow<'static, str>), Option<String>>,
+    /// The ancestors' cpusets (v1) were looked at.
+    inherited: bool,
+}
+
+impl Observed {
+    pub(crate) fn insert(
+        &mut self,
+        hierarchy: usize,
+        path: &str,
+        file: Cow<'static, str>,
+        content: Option<String>,
+    ) {
+        self.files.insert((hierarchy, path.to_owned(), file), content);
+    }
+
+    pub(crate) fn inherited_is_known(&mut self) {
+        self.inherited = true;
+    }
+
+    pub(super) fn get(&self, hierarchy: usize, path: &str, file: &str) -> Option<&str> {
+        self.look_up(hierarchy, path, file)?.as_deref()
+    }
+
+    fn look_up(&self, hierarchy: usize, path: &str, file: &str) -> Option<&Option<String>> {
+        self.files.get(&(hierarchy, path.to_owned(), Cow::Owned(file.to_owned())))
+    }
+}
+
+/// The steps while they are being thought out.
+pub(super) struct Draft<'a> {
+    pub(super) host: &'a Host,
+    pub(super) want: &'a Want<'a>,
+    pub(super) observed: &'a Observed,
+    pub(super) steps: Vec<Step>,
+    pub(super) report: Report,
+    /// What was looked for and not observed yet.
+    missing: RefCell<ReadSet>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(host: &'a Host, want: &'a Want<'a>, observed: &'a Observed) -> Self {
+        let (steps, report, missing) = Default::default();
+        Self { host, want, observed, steps, report, missing }
+    }
+
+    pub(super) fn into_missing(self) -> ReadSet {
+        self.missing.into_inner()
+    }
+
+    /// Where a controller's files are.
+    pub(super) fn place_of(&self, controller: Controller) -> Option<(usize, Version)> {
+        self.host.hierarchy_of(controller).map(|(index, hierarchy)| (index, hierarchy.version))
+    }
+
+    pub(super) fn leaf(&self, hierarchy: usize) -> Dir {
+        Dir::new(hierarchy, self.want.path)
+    }
+
+    /// What the file of the cgroup holds now; `None` for a new cgroup, and where there is no such file.
+    pub(super) fn now(&self, hierarchy: usize, file: &str) -> Option<&str> {
+        if self.want.create {
+            return None;
+        }
+        let known = self.observed.look_up(hierarchy, self.want.path, file);
+        if known.is_none() {
+            self.missing.borrow_mut().files.insert((hierarchy, file.to_owned().into()));
+        }
+        known?.as_deref()
+    }
+
+    /// A number that the file holds now; `None` too where it says `max` or -1.
+    pub(super) fn now_number(&self, hierarchy: usize, file: &str) -> Option<u64> {
+        self.now(hierarchy, file)?.parse().ok()
+    }
+
+    /// The cpusets of the ancestors are needed (v1).
+    pub(super) fn need_inherited(&self, hierarchy: usize, files: [&'static str; 2]) {
+        if !self.observed.inherited {
+            self.missing.borrow_mut().inherited = Some((hierarchy, files));
+        }
+    }
+
+    pub(super) fn push(&mut self, step: Step) -> &mut Step {
+        self.steps.push(step);
+        let last = self.steps.len() - 1;
+        #[expect(clippy::indexing_slicing, reason = "it was pushed on the line before")]
+        &mut self.steps[last]
+    }
+
+    /// Writes a file of the cgroup; undone by writing what it holds now.
+    pub(super) fn write(
+        &mut self,
+        hierarchy: usize,
+        setting: impl Into<Cow<'static, str>>,
+        file: impl Into<Cow<'static, str>>,
+        value: impl ToString,
+    ) -> &mut Step {
+        let (file, value) = (file.into(), value.to_string());
+        let undo = match self.now(hierarchy, &file) {
+            Some(now) => Undo::write(&file, restoring(&file, &value, now)),
+            None if self.want.create => Undo::Nothing,
+            None => Undo::AsFound,
+        };
+        let dir = self.leaf(hierarchy);
+        let step = self.push(Step::new(Action::Write { dir, file, value }));
+        step.setting = Some(setting.into());
+        step.undo = undo;
+        step
+    }
+
+    /// Reports every setting of a section: `cpu.quota`, `cpu.period`.
+    pub(super) fn report_all(&mut self, name: &str, section: &impl Serialize, why: &str) {
+        // What can be held can be written as JSON.
+        for (key, value) in
+            serde_json::to_value(section).ok().as_ref().and_then(Value::as_object).into_iter().flatten()
+        {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            self.report.add(format!("{name}.{key}"), value, why.to_owned());
+        }
+    }
+
+    /// Reports every setting of a section for which this host has no controller.
+    pub(super) fn report_without(&mut self, controller: Controller, name: &str, section: &impl Serialize) {
+        self.report_all(name, section, &format!("this host offers no {controller} controller"));
+    }
+}
+
+/// A limit on what runs already is read back; nothing runs in a new cgroup.
+pub(super) fn lowered(want: &Want<'_>, limit: Limit, allowed: &'static str) -> Verify {
+    match limit {
+        Limit::Value(_) if !want.create => Verify::ReadsBack { allowed },
+        _ => Verify::Accepted,
+    }
+}
+
+pub(super) const NOT_VALID_HERE: Reaction = Reaction::Explain(
+    "the kernel does not take this value here, beside the values of the cgroup's parent and children",
+);
+
+/// v1's word for no limit.
+pub(super) fn minus_one(limit: Limit) -> String {
+    match limit {
+        Limit::Value(value) => value.to_string(),
+        Limit::Max => "-1".to_owned(),
+    }
+}

@@ -1,0 +1,68 @@
+//! The caller's own files of v2, in the fixed order of their names, in the place of what was derived for the same file.
+
+use rustix::io::Errno;
+
+use super::draft::NOT_VALID_HERE;
+use super::{Action, Draft, Reaction, Verify, cpu, cpuset, io, memory};
+use crate::error::{Error, ErrorKind, Result};
+use crate::interface::{controller_of, is_keyed};
+use crate::resources::parse_limit;
+
+pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
+    let wanted = &draft.want.change.unified;
+    let refuse = |key: &str, value: &str, why: String| {
+        let error = Error::new(ErrorKind::Unsupported, why);
+        Err(error.with_setting(format!("unified.{key}")).with_value(value))
+    };
+    for (key, value) in wanted {
+        let Some((index, hierarchy)) = draft.host.unified() else {
+            return refuse(
+                key,
+                value,
+                "unified settings need cgroup v2, and this host has v1 alone".to_owned(),
+            );
+        };
+        match controller_of(key) {
+            None => {
+                let why = "the part before the dot is no controller of cgroup v2".to_owned();
+                return refuse(key, value, why);
+            }
+            Some(controller) if !hierarchy.controllers.contains(&controller) => {
+                let why = format!("this host's cgroup v2 does not offer the {controller} controller");
+                return refuse(key, value, why);
+            }
+            Some(_) if cpu::BOUND.contains(&key.as_str()) => continue,
+            Some(_) => {}
+        }
+        if key == "memory.max"
+            && let Ok(limit) = parse_limit("unified.memory.max", value.trim())
+        {
+            memory::refuse_below_usage(draft, index, "unified.memory.max", limit)?;
+        }
+        // What was derived for other lines of the same file stays.
+        let keyed = is_keyed(key);
+        draft.steps.retain(|step| match &step.action {
+            Action::Write { dir, file, .. } => dir.hierarchy != index || file != key || keyed,
+            _ => true,
+        });
+        // Such a file takes one of its lines at a time.
+        for line in value.lines().filter(|line| !line.trim().is_empty()) {
+            let step = draft.write(index, format!("unified.{key}"), key.clone(), line);
+            if let (Some(file), Ok(asked)) = (cpuset::effective(key), line.trim().parse()) {
+                cpuset::explain(step).verify(Verify::Within { file, asked });
+            }
+            if keyed {
+                io::explain(step).on(
+                    Errno::OPNOTSUPP,
+                    Reaction::Explain("what this file is about is not on for this device"),
+                );
+            }
+            step.on(
+                Errno::NOENT,
+                Reaction::Explain("this kernel has no such file for cgroups below the root"),
+            )
+            .on(Errno::INVAL, NOT_VALID_HERE);
+        }
+    }
+    Ok(())
+}
