@@ -94,7 +94,8 @@ pub fn run() -> Result<()> {
         }
     }
     println!();
-    what_each_reads(&finishes.iter().map(|finish| finish.name.as_str()).zip(&read).collect::<Vec<_>>());
+    let measured = finishes.iter().zip(&read).filter(|(finish, _)| finish.result.is_ok());
+    what_each_reads(&measured.map(|(finish, read)| (finish.name.as_str(), read)).collect::<Vec<_>>());
     Ok(())
 }
 
