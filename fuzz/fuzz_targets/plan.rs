@@ -3,13 +3,13 @@
 
 use libfuzzer_sys::fuzz_target;
 use ringfence::{Host, Profile, Resources, Sandbox, SandboxConfig};
-use ringfence_fuzz::{assert_round_trip, parts, plans, standard_hosts};
+use ringfence_fuzz::{assert_round_trip, documents, parts, plans, standard_hosts};
 use serde_json::Value;
 
 fuzz_target!(|data: &[u8]| {
     let [document, lacks] = parts(data);
-    let Ok(document) = str::from_utf8(document) else { return };
-    let Ok((resources, report)) = Resources::from_oci_json(document) else { return };
+    let Some(document) = documents::document(document) else { return };
+    let Ok((resources, report)) = Resources::from_oci_json(&document) else { return };
     let sound = resources.validate();
     if sound.is_ok() {
         assert_round_trip(&resources);

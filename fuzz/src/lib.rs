@@ -1,9 +1,10 @@
 //! What several fuzz targets share.
 
+pub mod documents;
 pub mod plans;
 pub mod stats;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringfence::devices::{Access, DeviceKind};
 use ringfence::{DeviceRule, Error, ErrorKind, Host, Mode, Resources};
@@ -61,33 +62,42 @@ pub fn places(document: &Value) -> Vec<(String, &Value)> {
     found
 }
 
-/// A place without what stands in brackets: `hugepageLimits` of `hugepageLimits[0]`.
-pub fn without_indices(place: &str) -> String {
-    let mut depth = 0_usize;
-    place
-        .chars()
-        .filter(|c| {
-            match c {
-                '[' => depth += 1,
-                ']' => {
-                    depth = depth.saturating_sub(1);
-                    return false;
-                }
-                _ => {}
+/// The settings that resources give, by the names that steps and reports have for them, and their values. What OCI keeps
+/// in a list is named by its key: `blockIO.weightDevice.8:0.weight`, `hugepageLimits.2MB`; device rules are one setting.
+pub fn settings(resources: &Resources) -> BTreeMap<String, Value> {
+    fn walk(place: &str, value: Value, found: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(fields) => {
+                fields.into_iter().for_each(|(name, value)| walk(&format!("{place}.{name}"), value, found));
             }
-            depth == 0
-        })
-        .collect()
-}
-
-/// The settings that resources give, by OCI's names; each list is one.
-pub fn settings(resources: &Resources) -> BTreeSet<String> {
-    let document: Value = serde_json::from_str(&resources.to_oci_json().expect("JSON")).expect("JSON");
-    places(&document)
-        .into_iter()
-        .filter(|(_, value)| !value.is_object() && !value.is_array())
-        .map(|(place, _)| without_indices(&place))
-        .collect()
+            Value::Array(items) if !items.iter().all(Value::is_object) || place == ".devices" => {
+                found.insert(place.trim_start_matches('.').to_owned(), Value::Array(items));
+            }
+            Value::Array(items) => items.into_iter().for_each(|item| element(place, item, found)),
+            value => {
+                found.insert(place.trim_start_matches('.').to_owned(), value);
+            }
+        }
+    }
+    fn element(list: &str, item: Value, found: &mut BTreeMap<String, Value>) {
+        let key = match (&item["major"], &item["minor"], &item["pageSize"], &item["name"]) {
+            (Value::Number(major), Value::Number(minor), ..) => format!("{major}:{minor}"),
+            (_, _, Value::String(key), _) | (_, _, _, Value::String(key)) => key.clone(),
+            _ => panic!("{list} has an element without a key: {item}"),
+        };
+        let Value::Object(fields) = item else { return };
+        for (name, value) in fields {
+            match name.as_str() {
+                "major" | "minor" | "pageSize" | "name" => {}
+                "rate" | "limit" | "priority" => walk(&format!("{list}.{key}"), value, found),
+                _ => walk(&format!("{list}.{key}.{name}"), value, found),
+            }
+        }
+    }
+    let document = serde_json::from_str(&resources.to_oci_json().expect("JSON")).expect("JSON");
+    let mut found = BTreeMap::new();
+    walk("", document, &mut found);
+    found
 }
 
 /// Whether an object anywhere in a document has a key twice: `Value` shows the last one only.
