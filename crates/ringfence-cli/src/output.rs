@@ -138,7 +138,7 @@ impl Output {
         }
     }
 
-    /// What could not be done, where stdout is the command's.
+    /// What could not be done, where stdout is for something else.
     pub fn report_always(&self, report: &Report) {
         let mut worth =
             report.lines().iter().filter(|line| !self.quiet && (self.verbose || !line.note)).peekable();

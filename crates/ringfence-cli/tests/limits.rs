@@ -159,6 +159,50 @@ fn what_touches_more_memory_than_its_limit_is_killed() {
 }
 
 #[test]
+fn a_limit_of_huge_pages_refuses_the_page() {
+    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+    const BUS_ERROR: i32 = 128 + 7;
+    let pool = |file: &str| fs::read_to_string(format!("{POOL}/{file}")).ok()?.trim().parse::<u64>().ok();
+    let testbed = std::env::var_os("RINGFENCE_TESTBED_MODE").is_some();
+    if testbed {
+        fs::write(format!("{POOL}/nr_hugepages"), "16").unwrap();
+    }
+    let sandbox = Sandbox::named("huge");
+    let file = sandbox.scratch.path().join("resources.json");
+    let limits = |mib: u64| serde_json::json!({"hugepageLimits": [{"pageSize": "2MB", "limit": mib * MIB}]});
+    fs::write(&file, limits(4).to_string()).unwrap();
+    let options = ["--resources", file.to_str().unwrap()];
+    sandbox.create(&options);
+    for (v1, v2) in [
+        ("hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"),
+        ("hugetlb.2MB.rsvd.limit_in_bytes", "hugetlb.2MB.rsvd.max"),
+    ] {
+        let name = if is_on_v1("hugetlb") { v1 } else { v2 };
+        assert_eq!(sandbox.file(name).as_deref(), Some("4194304"), "{name}");
+    }
+    if pool("free_hugepages").is_none_or(|free| free < 8) {
+        return skip("this machine has no huge pages to give");
+    }
+    // Where it is reserved, mmap itself is refused; where not, the page.
+    let refused = rustix::io::Errno::NOMEM.raw_os_error().to_string();
+    assert_eq!(sandbox.probe("exec", &[], "huge 4 reserved").exits(0).probed(), ["0"]);
+    assert_eq!(sandbox.probe("exec", &[], "huge 8 reserved").exits(0).probed(), [refused.as_str()]);
+    sandbox.probe("exec", &[], "huge 8 unreserved").exits(BUS_ERROR);
+    let huge = one_stats(&sandbox)["hugetlb"]["2MB"].clone();
+    assert_eq!(huge["limit"], 4 * MIB);
+    assert_eq!(huge["reserved_limit"], 4 * MIB);
+    assert!(huge["refused"].as_u64().unwrap() > 0, "{huge}");
+
+    fs::write(&file, limits(8).to_string()).unwrap();
+    sandbox.does("set", &options);
+    assert_eq!(sandbox.probe("exec", &[], "huge 8 reserved").exits(0).probed(), ["0"]);
+    sandbox.does("rm", &["--kill"]);
+    if testbed {
+        fs::write(format!("{POOL}/nr_hugepages"), "0").unwrap();
+    }
+}
+
+#[test]
 fn memory_and_swap_of_the_same_size_leave_no_swap_to_use() {
     if fs::read_to_string("/proc/swaps").unwrap().lines().count() < 2 {
         return skip("this machine has no swap");

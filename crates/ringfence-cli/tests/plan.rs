@@ -113,6 +113,95 @@ fn normal(file: &str, value: &str) -> String {
 }
 
 #[test]
+fn a_quota_brings_a_burst_that_the_plan_shows_and_an_option_switches_off() {
+    let sandbox = Sandbox::named("burst");
+    for (host, file) in [("v1", "cpu.cfs_burst_us"), ("v2", "cpu.max.burst")] {
+        let burst = |options: &[&str]| -> Option<String> {
+            let plan = sandbox.json("plan", &[&["--host", host], options].concat());
+            let written = steps(&plan).iter().find(|step| step["path"].as_str().unwrap().ends_with(file));
+            written.map(|step| {
+                assert_eq!(step["setting"], "cpu.burst");
+                step["value"].as_str().unwrap().to_owned()
+            })
+        };
+        assert_eq!(burst(&["--cpus", "2"]).as_deref(), Some("200000"));
+        assert_eq!(burst(&["--cpus", "2", "--profile", "qemu"]).as_deref(), Some("200000"));
+        assert_eq!(burst(&["--cpus", "2", "--cpu-burst", "0"]).as_deref(), Some("0"));
+        assert_eq!(burst(&["--cpus", "2", "--cpu-burst", "7"]).as_deref(), Some("7"));
+        assert_eq!(burst(&["--cpus", "2", "--profile", "none"]), None);
+        assert_eq!(burst(&["--cpus", "max"]), None);
+        assert_eq!(burst(&[]), None);
+    }
+}
+
+#[test]
+fn every_resource_of_a_document_is_a_step_or_a_line_of_the_report() {
+    let sandbox = Sandbox::named("document");
+    let document = json!({
+        "blockIO": {
+            "weight": 100, "leafWeight": 20, "weightDevice": [{"major": 8, "minor": 0, "weight": 200}],
+            "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1048576}],
+            "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 100}],
+        },
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 4194304}],
+        "network": {"classID": 1048577, "priorities": [{"name": "eth0", "priority": 5}]},
+        "rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10000}},
+    });
+    let file = public(&sandbox, "document.json", document.to_string());
+    let planned = |host: &str| {
+        sandbox.json("plan", &["--host", host, "--resources", file.to_str().unwrap(), "--profile", "none"])
+    };
+    let written = |plan: &Value| -> BTreeSet<String> {
+        let own = format!("/{}/", sandbox.id);
+        let all = writes(plan).into_iter().filter(|(path, _)| path.to_str().unwrap().contains(&own));
+        let named = all.map(|(path, value)| (path.file_name().unwrap().to_str().unwrap().to_owned(), value));
+        let others = named.filter(|(name, _)| !name.starts_with("devices.") && !name.starts_with("cpuset."));
+        others.map(|(name, value)| format!("{name} {value}")).collect()
+    };
+    let reported = |plan: &Value| -> Vec<String> {
+        let lines = plan["report"].as_array().unwrap().iter();
+        lines.map(|line| line["setting"].as_str().unwrap().to_owned()).collect()
+    };
+    let set = |rows: &[&str]| rows.iter().map(|row| (*row).to_owned()).collect::<BTreeSet<_>>();
+    let v1 = set(&[
+        "blkio.weight 100",
+        "blkio.leaf_weight 20",
+        "blkio.weight_device 8:0 200",
+        "blkio.throttle.read_bps_device 8:0 1048576",
+        "blkio.throttle.write_iops_device 8:0 100",
+        "hugetlb.2MB.limit_in_bytes 4194304",
+        "hugetlb.2MB.rsvd.limit_in_bytes 4194304",
+        "net_cls.classid 1048577",
+        "net_prio.ifpriomap eth0 5",
+        "rdma.max mlx5_1 hca_handle=3 hca_object=10000",
+    ]);
+    for host in ["v1", "hybrid"] {
+        let plan = planned(host);
+        assert_eq!((written(&plan), reported(&plan)), (v1.clone(), Vec::new()), "{host}");
+    }
+    let plan = planned("v2");
+    let v2 = set(&[
+        "io.weight 910",
+        "io.weight 8:0 1920",
+        "io.max 8:0 rbps=1048576 wbps=max riops=max wiops=100",
+        "hugetlb.2MB.max 4194304",
+        "hugetlb.2MB.rsvd.max 4194304",
+        "rdma.max mlx5_1 hca_handle=3 hca_object=10000",
+    ]);
+    assert_eq!(written(&plan), v2);
+    assert_eq!(reported(&plan), ["blockIO.leafWeight", "network.classID", "network.priorities.eth0"]);
+    let strict = sandbox.attempt_json(
+        "plan",
+        &["--strict", "--host", "v2", "--resources", file.to_str().unwrap(), "--profile", "none"],
+    );
+    let error = strict.exits(1).error();
+    assert_eq!(
+        (error["kind"].as_str(), error["setting"].as_str()),
+        (Some("unsupported"), Some("blockIO.leafWeight"))
+    );
+}
+
+#[test]
 fn what_is_planned_for_this_host_is_what_create_writes() {
     let sandbox = Sandbox::named("live");
     let file = public(&sandbox, "resources.json", resources().to_string());

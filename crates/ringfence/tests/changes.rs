@@ -3,137 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // clippy.toml frees only #[test] functions.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+mod support;
 
 use ringfence::{
-    Cgroup, ChangeOptions, Child, Command, ErrorKind, Host, Limit, Remaining, Resources, Sandbox,
-    SandboxConfig, Unsupported, null,
+    Cgroup, ChangeOptions, Command, ErrorKind, Host, Limit, Remaining, Resources, Sandbox, SandboxConfig,
+    Unsupported, null,
 };
-
-const SOON: Duration = Duration::from_secs(30);
-const MIB: u64 = 1 << 20;
-
-fn name(what: &str) -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("rf-changes-{}-{}-{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// A sandbox that leaves nothing behind, however its test ends.
-struct Guarded(Sandbox);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        _ = self.0.destroy(Remaining::Kill, SOON);
-    }
-}
-
-impl std::ops::Deref for Guarded {
-    type Target = Sandbox;
-
-    fn deref(&self) -> &Sandbox {
-        &self.0
-    }
-}
-
-impl Guarded {
-    fn new(host: &Host, what: &str, resources: Resources) -> Self {
-        let config = SandboxConfig::new(name(what).parse().unwrap()).resources(resources);
-        Self(Sandbox::create(host, &config).unwrap().0)
-    }
-
-    /// The directory of a controller, and whether it is v1's.
-    fn dir(&self, controller: &str) -> (PathBuf, bool) {
-        let paths = self.paths();
-        match paths.get(controller) {
-            Some(dir) => (dir.clone(), true),
-            None => (paths["unified"].clone(), false),
-        }
-    }
-
-    /// What a file holds; the name is the one of this machine's version of the controller.
-    fn file(&self, controller: &str, v1: &str, v2: &str) -> Option<String> {
-        let (dir, is_v1) = self.dir(controller);
-        let text = std::fs::read_to_string(dir.join(if is_v1 { v1 } else { v2 })).ok()?;
-        Some(text.trim_end().to_owned())
-    }
-
-    fn is_on_v1(&self, controller: &str) -> bool {
-        self.dir(controller).1
-    }
-
-    /// All files that settings are written to, and what they hold.
-    fn files(&self) -> BTreeMap<PathBuf, String> {
-        let dirs: std::collections::BTreeSet<PathBuf> = self.paths().into_values().collect();
-        let settings = |name: &str| {
-            ["cpu.", "cpuset.", "memory.", "pids.", "io.", "devices."]
-                .iter()
-                .any(|start| name.starts_with(start))
-                && ![
-                    "stat",
-                    "usage",
-                    "current",
-                    "peak",
-                    "events",
-                    "pressure",
-                    "effective",
-                    "slabinfo",
-                    "failcnt",
-                ]
-                .iter()
-                .any(|part| name.contains(part))
-        };
-        let mut files = BTreeMap::new();
-        for dir in dirs {
-            for entry in std::fs::read_dir(dir).unwrap() {
-                let path = entry.unwrap().path();
-                if settings(&path.file_name().unwrap().to_string_lossy())
-                    && let Ok(text) = std::fs::read_to_string(&path)
-                {
-                    files.insert(path, text);
-                }
-            }
-        }
-        files
-    }
-
-    fn number(&self, controller: &str, v1: &str, v2: &str) -> Limit {
-        match self.file(controller, v1, v2).unwrap().parse() {
-            Ok(number) if number < i64::MAX.cast_unsigned() - 65_536 => Limit::Value(number),
-            _ => Limit::Max,
-        }
-    }
-
-    /// A process inside that holds this many MiB of memory, and does nothing else any more.
-    fn holding(&self, mib: u64) -> Child {
-        let ready = std::env::temp_dir().join(name("ready"));
-        let script = format!(
-            "x=$(head -c {} /dev/zero | tr '\\0' x); : > {}; kill -STOP $$",
-            mib * MIB,
-            ready.display()
-        );
-        let command = Command::new("sh").args(["-c", &script]).stdin(null().unwrap()).stdout(null().unwrap());
-        let child = self.spawn(&command).unwrap();
-        let deadline = Instant::now() + 4 * SOON;
-        let stopped = |child: &Child| {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.pid())).unwrap();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-        };
-        while !ready.exists() || !stopped(&child) {
-            assert!(Instant::now() < deadline, "it never held {mib} MiB");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        std::fs::remove_file(ready).unwrap();
-        child
-    }
-}
-
-/// Says that something cannot be tested here.
-fn skip(why: &str) {
-    eprintln!("SKIPPED: {why}");
-}
+use support::{Guarded, MIB, SOON, disks, name, skip};
 
 #[test]
 fn every_bandwidth_follows_every_other() {
@@ -372,11 +248,7 @@ fn lines_for_devices_are_written_one_by_one_and_taken_back_all() {
     if host.mode != ringfence::Mode::V2 {
         return skip("unified settings need cgroup v2");
     }
-    let disks: Vec<String> = std::fs::read_dir("/sys/block")
-        .unwrap()
-        .filter_map(|disk| std::fs::read_to_string(disk.unwrap().path().join("dev")).ok())
-        .map(|text| text.trim().to_owned())
-        .collect();
+    let disks = disks();
     let [one, other, ..] = disks.as_slice() else { return skip("this machine has fewer than two disks") };
     let vm = Guarded::new(&host, "lines", Resources::new());
     let file = || vm.file("unified", "io.max", "io.max").unwrap();

@@ -2,46 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // clippy.toml frees only #[test] functions.
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ringfence::{
     Cgroup, Command, DeviceRule, ErrorKind, Host, JoinOptions, Mode, Remaining, Resources, Sandbox,
     SandboxConfig, State, Status, null,
 };
-
-const SOON: Duration = Duration::from_secs(30);
-
-/// A path of its own for each sandbox of these tests.
-fn name(what: &str) -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("rf-lib-{}-{}-{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// A sandbox that leaves nothing behind, however its test ends.
-struct Guarded(Sandbox);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        _ = self.0.destroy(Remaining::Kill, SOON);
-    }
-}
-
-impl std::ops::Deref for Guarded {
-    type Target = Sandbox;
-
-    fn deref(&self) -> &Sandbox {
-        &self.0
-    }
-}
-
-fn sandbox(host: &Host, what: &str, resources: Resources) -> Guarded {
-    let config = SandboxConfig::new(name(what).parse().unwrap()).resources(resources);
-    Guarded(Sandbox::create(host, &config).unwrap().0)
-}
+use support::{Guarded, SOON, name};
 
 fn sleeper() -> Command {
     Command::new("sleep").args(["1000"]).stdin(null().unwrap()).stdout(null().unwrap())
@@ -63,7 +35,7 @@ fn is_inside(pid: u32, sandbox: &Sandbox) -> bool {
 #[test]
 fn a_spawned_process_is_inside_in_every_hierarchy() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "spawn", Resources::new());
+    let vm = Guarded::new(&host, "spawn", Resources::new());
     let child = vm.spawn(&sleeper()).unwrap();
     assert!(is_inside(child.pid(), &vm), "{:?} is not {:?}", memberships(child.pid()), vm.paths());
     assert_eq!(vm.processes().unwrap(), BTreeSet::from([child.pid()]));
@@ -76,7 +48,7 @@ fn a_spawned_process_is_inside_in_every_hierarchy() {
 #[test]
 fn a_command_of_std_joins_by_the_hook_before_it_is_executed() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "hook", Resources::new());
+    let vm = Guarded::new(&host, "hook", Resources::new());
     let mut command = std::process::Command::new("cat");
     command.arg("/proc/self/cgroup").stdout(std::process::Stdio::piped());
     // SAFETY: the hook is async-signal-safe, as it promises.
@@ -93,7 +65,7 @@ fn a_command_of_std_joins_by_the_hook_before_it_is_executed() {
 #[test]
 fn a_running_process_joins_with_all_its_threads() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "join", Resources::new());
+    let vm = Guarded::new(&host, "join", Resources::new());
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     vm.join(child.id()).unwrap();
     assert!(is_inside(child.id(), &vm));
@@ -107,7 +79,7 @@ fn a_running_process_joins_with_all_its_threads() {
 #[test]
 fn a_zombie_does_not_join() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "zombie", Resources::new());
+    let vm = Guarded::new(&host, "zombie", Resources::new());
     let mut ended = std::process::Command::new("true").spawn().unwrap();
     let stat = format!("/proc/{}/stat", ended.id());
     while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
@@ -157,7 +129,7 @@ fn a_cgroup_is_opened_by_its_path_alone() {
 #[test]
 fn nothing_is_spawned_or_joined_into_a_frozen_sandbox() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "frozen", Resources::new());
+    let vm = Guarded::new(&host, "frozen", Resources::new());
     let child = vm.spawn(&sleeper()).unwrap();
     vm.freeze(SOON).unwrap();
     assert_eq!(vm.status().unwrap(), Status::Frozen);
@@ -197,7 +169,7 @@ fn thawing_below_a_frozen_ancestor_says_so_and_does_not_wait() {
 #[test]
 fn a_state_restores_in_another_place_and_changes_limits_and_devices() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(
+    let vm = Guarded::new(
         &host,
         "restore",
         Resources::new().memory_limit(64 << 20).memory_swap(64 << 20).cpu_shares(512),
@@ -226,7 +198,7 @@ fn a_state_restores_in_another_place_and_changes_limits_and_devices() {
 #[test]
 fn a_state_of_a_newer_version_is_refused() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "newer", Resources::new());
+    let vm = Guarded::new(&host, "newer", Resources::new());
     let error = Sandbox::restore(&host, State { version: 999, ..vm.state() }).unwrap_err();
     assert_eq!((error.kind(), error.value()), (ErrorKind::State, Some("999")));
 }
@@ -234,7 +206,7 @@ fn a_state_of_a_newer_version_is_refused() {
 #[test]
 fn a_change_that_fails_in_the_middle_leaves_everything_as_it_was() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "undo", Resources::new().pids_limit(50).cpu_shares(300));
+    let vm = Guarded::new(&host, "undo", Resources::new().pids_limit(50).cpu_shares(300));
     let before = vm.state();
     // No machine has all of these CPUs; the planner cannot know, and cpusets come before most else.
     let change = Resources::new().pids_limit(60).cpu_shares(400).cpuset_mems("4000".parse().unwrap());
@@ -260,7 +232,7 @@ fn a_change_that_fails_in_the_middle_leaves_everything_as_it_was() {
 #[test]
 fn a_fork_storm_is_killed_and_its_sandbox_removed() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "storm", Resources::new().pids_limit(200));
+    let vm = Guarded::new(&host, "storm", Resources::new().pids_limit(200));
     let storm = "while :; do (sleep 100 & sleep 100) & done 2>/dev/null";
     let child = vm.spawn(&Command::new("sh").args(["-c", storm]).stderr(null().unwrap())).unwrap();
     let started = Instant::now();
@@ -278,7 +250,7 @@ fn a_fork_storm_is_killed_and_its_sandbox_removed() {
 fn a_sandbox_is_shared_by_threads_and_each_change_is_whole() {
     fn is_shared<T: Send + Sync>(_: &T) {}
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "threads", Resources::new().pids_limit(100));
+    let vm = Guarded::new(&host, "threads", Resources::new().pids_limit(100));
     is_shared::<Sandbox>(&vm);
     std::thread::scope(|scope| {
         for thread in 0..4_u64 {
@@ -305,7 +277,7 @@ fn sandboxes_come_and_go_in_many_threads_and_none_is_left() {
             scope.spawn(move || {
                 let mut paths = BTreeSet::new();
                 for _ in 0..10 {
-                    let vm = sandbox(host, &format!("many-{thread}"), Resources::new().pids_limit(20));
+                    let vm = Guarded::new(host, &format!("many-{thread}"), Resources::new().pids_limit(20));
                     paths.extend(vm.paths().into_values());
                     let child = vm.spawn(&Command::new("true")).unwrap();
                     assert!(child.wait().unwrap().success());
@@ -324,7 +296,7 @@ fn sandboxes_come_and_go_in_many_threads_and_none_is_left() {
 #[test]
 fn no_descriptor_of_ours_is_inherited() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "descriptors", Resources::new());
+    let vm = Guarded::new(&host, "descriptors", Resources::new());
     let (reader, writer) = std::io::pipe().unwrap();
     let listing = Command::new("ls").args(["-l", "/proc/self/fd"]).stdin(null().unwrap()).stdout(writer);
     let child = vm.spawn(&listing).unwrap();
@@ -429,7 +401,7 @@ fn a_process_whose_first_thread_has_ended_is_found_drained_and_killed() {
 #[test]
 fn what_froze_itself_below_the_sandbox_is_killed_too() {
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "frozen-below", Resources::new());
+    let vm = Guarded::new(&host, "frozen-below", Resources::new());
     let child = vm.spawn(&sleeper()).unwrap();
     for path in vm.paths().values().collect::<BTreeSet<_>>() {
         let below = path.join("below");
@@ -477,7 +449,7 @@ fn where_clone3_is_forbidden_the_child_joins_by_itself() {
         let spawn = move || {
             refuse_calls(&[(libc::SYS_clone3, errno)]);
             let host = Host::detect().unwrap();
-            let vm = sandbox(&host, "clone3", Resources::new());
+            let vm = Guarded::new(&host, "clone3", Resources::new());
             let child = vm.spawn(&sleeper()).unwrap();
             assert!(is_inside(child.pid(), &vm), "{:?}", memberships(child.pid()));
             vm.kill(SOON).unwrap();
@@ -492,7 +464,7 @@ fn where_no_pidfd_can_be_had_nothing_is_started() {
     let spawn = || {
         refuse_calls(&[(libc::SYS_clone3, libc::ENOSYS), (libc::SYS_pidfd_open, libc::ENOSYS)]);
         let host = Host::detect().unwrap();
-        let vm = sandbox(&host, "pidfd", Resources::new());
+        let vm = Guarded::new(&host, "pidfd", Resources::new());
         assert_eq!(vm.spawn(&sleeper()).unwrap_err().errno(), Some(libc::ENOSYS));
         // One that has not joined yet would come a moment later.
         std::thread::sleep(Duration::from_millis(100));
@@ -507,7 +479,7 @@ fn program_that_spawns_without_standard_descriptors() {
         return;
     }
     let host = Host::detect().unwrap();
-    let vm = sandbox(&host, "closed", Resources::new());
+    let vm = Guarded::new(&host, "closed", Resources::new());
     let command = Command::new("/dev/null/nowhere").stdin(null().unwrap()).stdout(null().unwrap());
     // SAFETY: nothing below uses these descriptors.
     (0..3).for_each(|fd| assert_eq!(unsafe { libc::close(fd) }, 0));

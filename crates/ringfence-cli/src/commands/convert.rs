@@ -54,7 +54,7 @@ impl Convert {
         };
         report.append(lost);
         context.unsupported().mind(&report)?;
-        context.output.report(&report);
+        context.output.report_always(&report);
         context.output.object(&converted, Converted(&converted))?;
         Ok(Exit::Done)
     }

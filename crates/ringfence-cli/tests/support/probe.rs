@@ -7,6 +7,7 @@ use std::process::{Command, Stdio, exit};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use rustix::time::{ClockId, clock_gettime};
 
 /// The environment variable that holds the script.
@@ -25,6 +26,8 @@ fn probe() {
             ["fork", limit] => fork(limit.parse().unwrap()),
             ["touch", mib] => touch(mib.parse().unwrap()).len().to_string(),
             ["hold", mib] => hold(mib.parse().unwrap()),
+            ["huge", mib, "reserved"] => errno(huge(mib.parse().unwrap(), MapFlags::empty())).to_string(),
+            ["huge", mib, "unreserved"] => errno(huge(mib.parse().unwrap(), MapFlags::NORESERVE)).to_string(),
             ["burn", ms] => burn(Duration::from_millis(ms.parse().unwrap())),
             ["open", path, access] => errno(open(path, access)).to_string(),
             ["mknod", kind, major, minor] => errno(mknod(kind, major, minor)).to_string(),
@@ -64,6 +67,19 @@ fn touch(mib: usize) -> Vec<u8> {
         page[0] = 1;
     }
     black_box(memory)
+}
+
+/// Maps so much memory in huge pages, and writes to each of them.
+fn huge(mib: usize, flags: MapFlags) -> rustix::io::Result<()> {
+    let (size, access) = (mib << 20, ProtFlags::READ | ProtFlags::WRITE);
+    let flags = MapFlags::PRIVATE | MapFlags::HUGETLB | flags;
+    // SAFETY: the kernel chooses where, and nothing else is there.
+    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), size, access, flags) }?.cast::<u8>();
+    for offset in (0..size).step_by(2 << 20) {
+        // SAFETY: it lies within what was mapped.
+        unsafe { start.add(offset).write_volatile(1) };
+    }
+    Ok(())
 }
 
 /// Keeps so much memory until it is killed.

@@ -97,10 +97,11 @@ fn read(cgroup: &Cgroup, dir: &Dir, file: &str) -> Result<Option<String>> {
     let Some(open) = cgroup.opened(dir) else { return Ok(None) };
     match open.read(file) {
         Ok(now) => Ok(Some(now)),
-        Err(Errno::NODEV) => {
-            Err(Error::new(ErrorKind::NotFound, "the cgroup was removed").with_path(dir.full(&cgroup.host)))
+        Err(Errno::NOENT | Errno::OPNOTSUPP) if open.has("cgroup.procs") => Ok(None),
+        Err(Errno::NOENT | Errno::NODEV) => {
+            let gone = Error::new(ErrorKind::NotFound, "the cgroup was removed");
+            Err(gone.with_path(dir.full(&cgroup.host)))
         }
-        Err(Errno::NOENT | Errno::OPNOTSUPP) => Ok(None),
         Err(errno) => {
             let path = dir.full(&cgroup.host).join(file);
             Err(Error::kernel("cannot read what is in force", path, errno))
