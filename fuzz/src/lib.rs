@@ -40,26 +40,27 @@ pub fn assert_round_trip(resources: &Resources) {
 
 /// Every value in a document with its place, such as `devices[2].major`, and the values inside of it.
 pub fn places(document: &Value) -> Vec<(String, &Value)> {
-    fn walk<'v>(place: String, value: &'v Value, found: &mut Vec<(String, &'v Value)>) {
+    fn walk<'v>(place: Option<String>, value: &'v Value, found: &mut Vec<(String, &'v Value)>) {
         match value {
             Value::Object(fields) => {
-                for (key, value) in fields {
-                    let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
-                    walk(place, value, found);
-                }
+                fields.iter().for_each(|(key, value)| walk(Some(field(place.as_deref(), key)), value, found));
             }
             Value::Array(items) => {
                 for (index, value) in items.iter().enumerate() {
-                    walk(format!("{place}[{index}]"), value, found);
+                    walk(Some(format!("{}[{index}]", place.as_deref().unwrap_or_default())), value, found);
                 }
             }
             _ => {}
         }
-        found.push((place, value));
+        found.push((place.unwrap_or_default(), value));
     }
     let mut found = Vec::new();
-    walk(String::new(), document, &mut found);
+    walk(None, document, &mut found);
     found
+}
+
+fn field(place: Option<&str>, key: &str) -> String {
+    place.map_or_else(|| key.to_owned(), |place| format!("{place}.{key}"))
 }
 
 /// The settings that resources give, by the names that steps and reports have for them, and their values. What OCI keeps
@@ -129,22 +130,23 @@ pub fn has_duplicate_keys(text: &str) -> bool {
 /// The document with nothing in it but what leads to `place`, and what is there. The one element of a list that leads
 /// there becomes its first.
 pub fn alone(document: &Value, place: &str) -> Option<Value> {
-    fn within(value: &Value, here: &str, place: &str) -> Option<Value> {
-        if here == place {
+    fn within(value: &Value, here: Option<&str>, place: &str) -> Option<Value> {
+        if here.unwrap_or_default() == place {
             return Some(value.clone());
         }
         match value {
             Value::Object(fields) => fields.iter().find_map(|(key, value)| {
-                let there = if here.is_empty() { key.clone() } else { format!("{here}.{key}") };
-                Some(Value::Object(Map::from_iter([(key.clone(), within(value, &there, place)?)])))
+                let inside = within(value, Some(&field(here, key)), place)?;
+                Some(Value::Object(Map::from_iter([(key.clone(), inside)])))
             }),
             Value::Array(items) => items.iter().enumerate().find_map(|(index, value)| {
-                Some(Value::Array(vec![within(value, &format!("{here}[{index}]"), place)?]))
+                let there = format!("{}[{index}]", here.unwrap_or_default());
+                Some(Value::Array(vec![within(value, Some(&there), place)?]))
             }),
             _ => None,
         }
     }
-    within(document, "", place)
+    within(document, None, place)
 }
 
 /// Device rules, three bytes each, over few numbers so that they meet.

@@ -46,6 +46,17 @@ fn json(plan: &Plan) -> Value {
     serde_json::to_value(plan).expect("JSON")
 }
 
+/// The path of each step is below the root of a hierarchy, and says so plainly.
+pub fn steps_are_below_the_hierarchies(host: &Host, plan: &Plan) {
+    for step in json(plan)["steps"].as_array().expect("a list of steps") {
+        let path = Path::new(step["path"].as_str().expect("a path"));
+        let mut roots = host.hierarchies.iter().map(|hierarchy| &hierarchy.root);
+        let below = roots.find_map(|root| path.strip_prefix(root).ok());
+        let below = below.unwrap_or_else(|| panic!("{path:?} is in no hierarchy"));
+        assert!(below.components().all(|part| matches!(part, Component::Normal(_))), "{path:?}");
+    }
+}
+
 /// Each step is below a hierarchy, in a directory that was made, and has its controller enabled.
 fn steps_are_sound(host: &Host, plan: &Plan) {
     let json = json(plan);
