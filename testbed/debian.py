@@ -18,8 +18,6 @@ from cache import say
 # mapped-ram, in which guests are saved, came with QEMU 9.0; bookworm itself has 7.2.
 QEMU_VERSION = (9, 0)
 QEMU_FROM_BACKPORTS = {"bookworm"}
-# A metapackage, which depends on the newest kernel.
-CLOUD_KERNEL = "linux-image-cloud-amd64"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PACKAGE_OF_TOOL = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -120,9 +118,12 @@ def archive(*suites: str) -> Iterator[Callable[..., str]]:
 
 
 def unpack(release: str, packages: tuple[str, ...], directory: Path) -> str:
-    """Unpacks packages of a release into a directory; returns their full names, versions and all."""
+    """Unpacks packages of a release into a directory; returns their full names, versions and all.
+
+    A kernel's metapackage stands for the newest kernel.
+    """
     with archive(release) as apt:
-        wanted = [_newest_cloud_kernel(apt) if name == CLOUD_KERNEL else name for name in packages]
+        wanted = [_newest_kernel(apt, name) if name.startswith("linux-image-") else name for name in packages]
         apt("download", *wanted, cwd=directory)
     files = sorted(directory.glob("*.deb"))
     for file in files:
@@ -131,8 +132,8 @@ def unpack(release: str, packages: tuple[str, ...], directory: Path) -> str:
     return " ".join(file.stem for file in files)
 
 
-def _newest_cloud_kernel(apt: Callable[..., str]) -> str:
-    depends = apt("depends", CLOUD_KERNEL, "-o", "Dir::State::Status=/dev/null", tool="apt-cache")
+def _newest_kernel(apt: Callable[..., str], metapackage: str) -> str:
+    depends = apt("depends", metapackage, "-o", "Dir::State::Status=/dev/null", tool="apt-cache")
     return re.search(r"Depends: (linux-image-\S+)", depends)[1]
 
 

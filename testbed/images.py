@@ -9,7 +9,7 @@ from pathlib import Path
 import debian
 import machine
 from cache import Artefact
-from modes import Mode, Root
+from modes import CLOUD, Kernel, Mode, Root
 
 GUEST_FILES = Path(__file__).parent / "guest"
 # The guest of the demonstrations boots this release's kernel.
@@ -19,6 +19,7 @@ SWAP_MIB = 128
 # Enough to reach the root disk, in loading order; each kernel has some of them built in.
 ROOT_DISK_MODULES = (
     "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
+    "crc16", "crc32c_generic", "mbcache", "jbd2", "ext4",
 )
 # Goes into the root disk.
 GUEST_PROGRAMS = ("job-agent", "plain-init", "prepare-root", "testbed.service", "testbed.target")
@@ -33,14 +34,14 @@ def _contents(*names: str) -> tuple[str, ...]:
     return tuple((GUEST_FILES / name).read_text() for name in names)
 
 
-def boot_files(release: str) -> Artefact:
-    """A Debian cloud kernel's `vmlinux`, which QEMU boots directly (PVH), its `modules`, and `busybox`."""
+def boot_files(release: str, kernel: Kernel) -> Artefact:
+    """A kernel's `vmlinux`, which QEMU boots directly (PVH), its `modules`, and `busybox`."""
 
     def make(directory: Path) -> None:
         debian.require_tools(*DECOMPRESSORS.values())
         packages = directory / "packages"
         packages.mkdir()
-        version = debian.unpack(release, (debian.CLOUD_KERNEL, "busybox-static"), packages)
+        version = debian.unpack(release, (kernel.package, "busybox-static"), packages)
         (image,) = packages.glob("boot/vmlinuz-*")
         (directory / "vmlinux").write_bytes(_decompress_kernel(image.read_bytes()))
         for file in ("lib/modules", "bin/busybox"):
@@ -48,9 +49,18 @@ def boot_files(release: str) -> Artefact:
             (found,) = [*packages.glob(file), *packages.glob(f"usr/{file}")]
             found.rename(directory / found.name)
         shutil.rmtree(packages)
+        if kernel.modules is not None:
+            _keep_modules(directory / "modules", ROOT_DISK_MODULES + kernel.modules)
         (directory / "version").write_text(version)
 
-    return Artefact(f"boot-{release}", make, (release, debian.unpack, _decompress_kernel))
+    recipe = (release, kernel, ROOT_DISK_MODULES, debian.unpack, _decompress_kernel, _keep_modules)
+    return Artefact(f"boot-{release}-{kernel.name}", make, recipe)
+
+
+def _keep_modules(directory: Path, names: tuple[str, ...]) -> None:
+    for file in directory.rglob("*.ko*"):
+        if file.name.split(".")[0] not in names:
+            file.unlink()
 
 
 def _decompress_kernel(image: bytes) -> bytes:
@@ -82,7 +92,7 @@ def _pack_initrd(output: Path, busybox: Path, init: str, modules: list[Path]) ->
         shutil.copy(GUEST_FILES / init, tree / "init")
         for order, module in enumerate(modules):
             unpack = ["xz", "-dc", module] if module.suffix == ".xz" else ["cat", module]
-            with open(tree / "modules" / f"{order}-{module.name.removesuffix('.xz')}", "wb") as unpacked:
+            with open(tree / "modules" / f"{order:02}-{module.name.removesuffix('.xz')}", "wb") as unpacked:
                 subprocess.run(unpack, stdout=unpacked, check=True)
         names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
         with open(output, "wb") as archive:
@@ -96,10 +106,11 @@ def demo_initrd() -> Artefact:
     def make(directory: Path, boot: Path) -> None:
         _pack_initrd(directory / "initrd", boot / "busybox", "demo-init", [])
 
-    return Artefact("demo-initrd", make, (_pack_initrd, *_contents("demo-init")), (boot_files(DEMO_RELEASE),))
+    recipe = (_pack_initrd, *_contents("demo-init"))
+    return Artefact("demo-initrd", make, recipe, (boot_files(DEMO_RELEASE, CLOUD),))
 
 
-def initrd(release: str) -> Artefact:
+def initrd(release: str, kernel: Kernel) -> Artefact:
     """`initrd`: finds the root disk of a testbed guest."""
 
     def make(directory: Path, boot: Path) -> None:
@@ -108,7 +119,7 @@ def initrd(release: str) -> Artefact:
         _pack_initrd(directory / "initrd", boot / "busybox", "initrd-init", modules)
 
     recipe = (_pack_initrd, ROOT_DISK_MODULES, *_contents("initrd-init"))
-    return Artefact(f"initrd-{release}", make, recipe, (boot_files(release),))
+    return Artefact(f"initrd-{release}-{kernel.name}", make, recipe, (boot_files(release, kernel),))
 
 
 def root_tree(root: Root) -> Artefact:
@@ -121,7 +132,7 @@ def root_tree(root: Root) -> Artefact:
     return Artefact(f"root-{root.name}", make, (root.release, root.packages, debian.bootstrap))
 
 
-def image(root: Root) -> Artefact:
+def image(root: Root, kernel: Kernel) -> Artefact:
     """`root.ext4`, the root disk with the kernel's modules and the testbed's own files, and `swap`."""
 
     def make(directory: Path, tree: Path, boot: Path) -> None:
@@ -140,7 +151,8 @@ def image(root: Root) -> Artefact:
         subprocess.run(["mkswap", "-q", directory / "swap"], check=True)
 
     recipe = (root.mib, SWAP_MIB, machine.make_disk, *_contents(*GUEST_PROGRAMS))
-    return Artefact(f"image-{root.name}", make, recipe, (root_tree(root), boot_files(root.release)))
+    inputs = (root_tree(root), boot_files(root.release, kernel))
+    return Artefact(f"image-{root.name}-{kernel.name}", make, recipe, inputs)
 
 
 def saved_guest(mode: Mode) -> Artefact:
@@ -152,10 +164,10 @@ def saved_guest(mode: Mode) -> Artefact:
         debian.require_tools("qemu-img")
         asyncio.run(machine.save(mode, directory))
 
-    release = mode.root.release
+    origin = (mode.root.release, mode.kernel)
     # QEMU reads back its own version's states only.
     recipe = (mode.kernel_args, mode.memory_mib, *machine.RECIPE, debian.qemu_version())
-    inputs = (image(mode.root), boot_files(release), initrd(release))
+    inputs = (image(mode.root, mode.kernel), boot_files(*origin), initrd(*origin))
     return Artefact(f"guest-{mode.name}", make, recipe, inputs)
 
 

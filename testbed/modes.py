@@ -1,6 +1,6 @@
 """The one table of modes: which guest each of them boots, and how its cgroups are mounted.
 
-To add a mode, add a row to `MODES` (and a `Root` if it needs other packages).
+To add a mode, add a row to `MODES` (and a `Root` if it needs other packages, a `Kernel` if another kernel).
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,27 @@ CONTAINER_PACKAGES = (
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """One of Debian's kernels."""
+
+    name: str
+    # A metapackage, which depends on the newest kernel.
+    package: str
+    # What guests have of its modules beyond those that reach the root disk; None means all.
+    modules: tuple[str, ...] | None = None
+
+
+CLOUD = Kernel("cloud", "linux-image-cloud-amd64")
+# The cloud kernel has no RDMA device, not even one in software. Of this one's 4000 modules these are
+# what such a device takes.
+STANDARD = Kernel("standard", "linux-image-amd64", (
+    "crc32_generic", "ib_core", "ib_uverbs", "ip6_udp_tunnel", "rdma_rxe", "udp_tunnel",
+))
+
+
+@dataclass(frozen=True)
 class Root:
-    """A root file system: a Debian release, whose cloud kernel it boots, and packages."""
+    """A root file system: a Debian release and packages."""
 
     name: str
     release: str
@@ -39,6 +58,7 @@ class Mode:
     description: str
     root: Root
     kernel_args: str = ""
+    kernel: Kernel = CLOUD
     memory_mib: int = 1024
     # A mode on request is not among those of a test that names no modes.
     on_request: bool = False
@@ -67,6 +87,10 @@ MODES = {
              _plain("hybrid") + " swapaccount=1"),
         Mode("ctr", "trixie with runc, crun, podman and containerd", CONTAINERS,
              memory_mib=2048, on_request=True),
+        Mode("rdma", "plain-v2 on Debian's standard kernel, with an RDMA device", TRIXIE,
+             _plain("v2") + " testbed.rdma", kernel=STANDARD, on_request=True),
+        Mode("rdma-v1", "plain-v1 on Debian's standard kernel, with an RDMA device", BOOKWORM,
+             _plain("v1") + " swapaccount=1 testbed.rdma", kernel=STANDARD, on_request=True),
     )
 }
 

@@ -1,4 +1,4 @@
-"""The workspace's integration tests, in every mode that they ask for."""
+"""The workspace's tests of a kernel, in every mode that they ask for."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import machine
@@ -17,6 +17,8 @@ from modes import MODES, default_modes
 
 COMMAND = "ringfence"
 CONSOLE_LINES = 60
+# The modules of a library's unit tests that need a kernel; the others are the same everywhere.
+KERNEL_TESTS = "on_a_kernel"
 
 
 class WorkspaceError(Exception):
@@ -25,11 +27,22 @@ class WorkspaceError(Exception):
 
 @dataclass(frozen=True)
 class Test:
-    """An integration test target and the modes that it asks for."""
+    """An integration test, or a library's unit tests, and the modes that it asks for."""
 
     package: str
+    # "test" or "lib", as cargo has it.
+    kind: str
     target: str
     modes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.target}-lib" if self.kind == "lib" else self.target
+
+    def command_line(self, arguments: list[str]) -> str:
+        """Runs it in the guest; of unit tests those that need a kernel, or fewer if an argument says which."""
+        chosen = self.kind == "test" or any(KERNEL_TESTS in argument for argument in arguments)
+        return shlex.join(["exec", "/run/job/tests", *([] if chosen else [KERNEL_TESTS]), *arguments])
 
 
 def _cargo(workspace: Path, *arguments: str) -> str:
@@ -44,43 +57,49 @@ def packages_of(workspace: Path) -> list[dict]:
 
 
 def tests_of(packages: list[dict]) -> list[Test]:
-    """Every integration test, with its modes from `[package.metadata.testbed]` of its package."""
+    """Every test, with its modes from `[package.metadata.testbed]` of its package."""
     tests = []
     for package in packages:
         wanted = (package["metadata"] or {}).get("testbed", {})
-        targets = [target["name"] for target in package["targets"] if "test" in target["kind"]]
-        if unknown := wanted.keys() - set(targets):
-            raise WorkspaceError(f"{package['manifest_path']}: no test target is called {', '.join(unknown)}")
-        for target in targets:
-            modes = wanted.get(target, default_modes())
+        found = [
+            Test(package["name"], kind, target["name"], tuple(default_modes()))
+            for kind in ("lib", "test")
+            for target in package["targets"]
+            if kind in target["kind"] and target["test"]
+        ]
+        if unknown := wanted.keys() - {test.name for test in found}:
+            raise WorkspaceError(f"{package['manifest_path']}: no test is called {', '.join(unknown)}")
+        for test in found:
+            modes = wanted.get(test.name, test.modes)
             if modes == "all":
-                modes = list(MODES)
+                modes = MODES
             if unknown := set(modes) - MODES.keys():
                 raise WorkspaceError(f"{package['manifest_path']}: no mode is called {', '.join(unknown)}")
-            tests.append(Test(package["name"], target, tuple(modes)))
-    for name, number in Counter(test.target for test in tests).items():
+            tests.append(replace(test, modes=tuple(modes)))
+    for name, number in Counter(test.name for test in tests).items():
         if number > 1:
-            raise WorkspaceError(f"{number} integration tests are called {name}")
+            raise WorkspaceError(f"{number} tests are called {name}")
     return tests
 
 
-def _built(workspace: Path, *arguments: str) -> dict[tuple[str, str], Path]:
-    """Runs cargo and returns the executables it made, by package and target name."""
+def _built(workspace: Path, *arguments: str) -> dict[tuple[str, str, str], Path]:
+    """Runs cargo and returns the executables it made, by package, and kind and name of the target."""
     names = {package["id"]: package["name"] for package in packages_of(workspace)}
     output = _cargo(workspace, *arguments, "--message-format=json-render-diagnostics")
     messages = map(json.loads, output.splitlines())
     return {
-        (names[message["package_id"]], message["target"]["name"]): Path(message["executable"])
+        (names[message["package_id"]], kind, message["target"]["name"]): Path(message["executable"])
         for message in messages
         if message["reason"] == "compiler-artifact" and message["executable"]
+        for kind in message["target"]["kind"]
     }
 
 
 def build_tests(workspace: Path, tests: list[Test]) -> dict[Test, Path]:
     # All features, or cargo would refuse a test that requires one.
-    selection = [word for name in sorted({test.target for test in tests}) for word in ("--test", name)]
-    built = _built(workspace, "test", "--workspace", "--all-features", "--no-run", *selection)
-    return {test: built[test.package, test.target] for test in tests}
+    selection = {"--lib" if test.kind == "lib" else f"--test={test.target}" for test in tests}
+    built = _built(workspace, "test", "--workspace", "--all-features", "--no-run", *sorted(selection))
+    return {test: built[test.package, test.kind, test.target] for test in tests}
 
 
 def build_command(workspace: Path) -> Path | None:
@@ -88,7 +107,7 @@ def build_command(workspace: Path) -> Path | None:
     for package in packages_of(workspace):
         if any(target["name"] == COMMAND and "bin" in target["kind"] for target in package["targets"]):
             built = _built(workspace, "build", "-p", package["name"], "--bin", COMMAND)
-            return built[package["name"], COMMAND]
+            return built[package["name"], "bin", COMMAND]
     return None
 
 
@@ -158,21 +177,20 @@ class Suite:
 
         async def take_turn(test: Test, mode: str) -> tuple[tuple[str, str], JobResult]:
             async with free:
-                return (test.target, mode), await self._run_one(test, mode)
+                return (test.name, mode), await self._run_one(test, mode)
 
         cells = [(test, mode) for mode in self.guests for test in self.executables if mode in test.modes]
         return dict(await asyncio.gather(*(take_turn(*cell) for cell in cells)))
 
     async def _run_one(self, test: Test, mode: str) -> JobResult:
-        lines = PrefixedLines(f"{mode} {test.target}")
+        lines = PrefixedLines(f"{mode} {test.name}")
         files = {"tests": self.executables[test]} | ({COMMAND: self.command} if self.command else {})
         with tempfile.TemporaryDirectory(prefix="ringfence-job.") as scratch:
-            command_line = shlex.join(["exec", "/run/job/tests", *self.arguments])
-            job = job_directory(Path(scratch), mode, command_line, files)
+            job = job_directory(Path(scratch), mode, test.command_line(self.arguments), files)
             result = await machine.run_job(MODES[mode], self.guests[mode], job, self.timeout, lines.show)
         lines.finish()
         if result.verdict is not Verdict.PASSED:
-            lines.show(explain(result, f"{mode}-{test.target}").encode())
+            lines.show(explain(result, f"{mode}-{test.name}").encode())
         return result
 
 

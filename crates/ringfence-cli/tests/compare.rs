@@ -167,6 +167,42 @@ fn limits_of_oci_and_of_v1_are_converted_and_what_is_lost_is_told() {
         sandbox.does("diff", &[]);
     }
 
+    // What the kernel of v1 holds, as grep prints it.
+    if is_on_v1("memory") {
+        sandbox.create(&[
+            "--memory",
+            "64M",
+            "--cpu-shares",
+            "1024",
+            "--cpus",
+            "0.5",
+            "--pids",
+            "9",
+            "--device-allow",
+            "c 1:11 r",
+        ]);
+        let directories = support::directories_named(&sandbox.id);
+        let files =
+            directories.iter().map(|dir| format!("{}/*", dir.display())).collect::<Vec<_>>().join(" ");
+        let mut grep = std::process::Command::new("sh");
+        grep.args(["-c", &format!("grep -s . {files}")]);
+        let done = convert("json", "v1", &file("held.txt", &finish(grep).stdout)).exits(0).json();
+        for (name, value) in [
+            ("memory.max", "67108864"),
+            ("cpu.weight", "100"),
+            ("cpu.max", "50000 100000"),
+            ("cpu.max.burst", "50000"),
+            ("pids.max", "9"),
+        ] {
+            assert_eq!(done["unified"][name], value, "{name} in {done}");
+        }
+        let rules = done["devices"].as_array().unwrap();
+        assert!(
+            rules.iter().any(|rule| rule["major"] == 1 && rule["minor"] == 11 && rule["access"] == "r"),
+            "{done}"
+        );
+    }
+
     let strict = finish(sandbox.ringfence(&[
         "-o",
         "json",

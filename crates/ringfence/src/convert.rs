@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::error::Result;
 use crate::host::{Host, Mode};
-use crate::plan::{self, Observed, Unsupported, Want};
+use crate::plan::{self, Observed, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -31,18 +31,8 @@ impl Resources {
         const PATH: &str = "converted";
         let mut host = Host::standard(Mode::V2, false);
         host.huge_page_sizes = self.hugepage_limits.keys().copied().collect();
-        let want = Want {
-            path: PATH,
-            create: true,
-            base: &Self::default(),
-            change: self,
-            devices: None,
-            burst_by_default: false,
-            force: false,
-            evacuate: false,
-            statistics: &[],
-            unsupported: Unsupported::Report,
-        };
+        let nothing = Self::default();
+        let want = Want { create: true, ..Want::change(PATH, &nothing, self) };
         let plan = plan::plan(&host, &want, &Observed::default())?;
         let unified: BTreeMap<String, String> =
             plan.values(PATH).into_iter().map(|((_, file), value)| (file.to_owned(), value)).collect();

@@ -61,7 +61,10 @@ mod plan;
 mod report;
 pub mod resources;
 mod sandbox;
+#[cfg(test)]
+mod skip;
 pub mod stats;
+mod text;
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};

@@ -457,6 +457,60 @@ fn a_difference_is_found_by_file_and_sets_and_sizes_are_compared_as_such() {
 }
 
 #[test]
+fn files_of_v2_that_oci_has_no_field_for_are_written_by_their_names() {
+    let host = Host::detect().unwrap();
+    if host.mode != Mode::V2 {
+        return skip("unified settings need cgroup v2");
+    }
+    let vm = Guarded::new(&host, "unified", Resources::new().memory_limit(64 * MIB));
+    let latency = format!("{} target=5000", disk());
+    let mut written = 0;
+    for (file, value, held) in [
+        ("memory.high", "48M", "50331648"),
+        ("memory.low", "4096", "4096"),
+        ("memory.min", "8192", "8192"),
+        ("memory.oom.group", "1", "1"),
+        ("memory.swap.high", "16M", "16777216"),
+        ("memory.zswap.max", "0", "0"),
+        ("cpu.weight.nice", "5", "5"),
+        ("cpuset.cpus", "0", "0"),
+        ("pids.max", "17", "17"),
+        ("hugetlb.2MB.rsvd.max", "4M", "4194304"),
+        ("io.latency", &latency, &latency),
+    ] {
+        let change = Resources::new().unified(file, value);
+        let optional = matches!(file, "io.latency" | "memory.zswap.max");
+        match vm.change(&change) {
+            Err(error) if optional && error.message().contains("no such file") => {
+                assert_eq!(error.setting(), Some(format!("unified.{file}").as_str()));
+                skip(&format!("this kernel has no {file}"));
+                continue;
+            }
+            done => drop(done.unwrap_or_else(|error| panic!("{file}: {error}"))),
+        }
+        let controller = Controller::from_v2(file.split('.').next().unwrap()).unwrap();
+        assert!(lines(&vm, controller, file).contains(&held.to_owned()), "{file}");
+        assert_eq!(vm.diff().unwrap(), [], "{file}");
+        written += 1;
+    }
+    assert!(written >= 9, "{written}");
+    // What stands in the root alone, what nothing is registered for, and what is no value.
+    for (file, value, word) in [
+        ("io.cost.qos", "8:0 enable=1", "no such file for cgroups below the root"),
+        ("misc.max", "rf_none 5", "does not take this"),
+        ("memory.high", "x", "does not take this value"),
+        ("memory.oom.group", "2", "does not take this value"),
+    ] {
+        let before = vm.files();
+        let error = vm.change(&Resources::new().unified(file, value).pids_limit(3)).unwrap_err();
+        assert_eq!((error.setting(), error.value()), (Some(format!("unified.{file}").as_str()), Some(value)));
+        assert!(error.message().contains(word), "{error}");
+        let now = vm.files();
+        assert!(before.iter().all(|(file, text)| now.get(file) == Some(text)), "{error}");
+    }
+}
+
+#[test]
 fn rdma_resources_are_limited_device_by_device() {
     let host = Host::detect().unwrap();
     let device = std::fs::read_dir("/sys/class/infiniband").into_iter().flatten().flatten().next();

@@ -30,7 +30,7 @@ use crate::kernel::dir::CgroupDir;
 use crate::kernel::spawn::{Inside, join_self};
 use crate::kernel::{proc, spawn};
 use crate::path::CgroupPath;
-use crate::plan::{self, DeviceWant, Dir, Plan, Unsupported, Want};
+use crate::plan::{self, DeviceWant, Dir, Plan, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 use crate::stats::{Source, StatsReader};
@@ -112,22 +112,14 @@ impl Cgroup {
     pub fn create(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<(Self, Report)> {
         let (policy, mut report) = DevicePolicy::with_base(&resources.devices, &runtime_defaults(), &[])?;
         let resolved = path.resolve(&CgroupPath::default_parent(), None)?;
+        let devices =
+            DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
+        let nothing = Resources::default();
         let want = Want {
-            path: resolved.as_str(),
             create: true,
-            base: &Resources::default(),
-            change: resources,
-            devices: Some(DeviceWant {
-                before: None,
-                policy: &policy,
-                running: false,
-                overriding: Override::Refuse,
-            }),
-            burst_by_default: false,
-            force: false,
-            evacuate: false,
+            devices: Some(devices),
             statistics: STATISTICS,
-            unsupported: Unsupported::Report,
+            ..Want::change(resolved.as_str(), &nothing, resources)
         };
         let (mut cgroup, created) = Self::create_as(host, &want)?;
         cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
@@ -207,27 +199,12 @@ impl Cgroup {
     /// # Errors
     /// The setting that failed; everything is then as it was.
     pub fn change(&self, change: &Resources) -> Result<Report> {
-        let mut report = self.change_as(&self.want(&Resources::default(), change))?;
+        let mut report = self.change_as(&Want::change(&self.path, &Resources::default(), change))?;
         if !change.devices.is_empty() {
             let rules = format!("{} rules", change.devices.len());
             report.add("devices", rules, "what this cgroup may open is not known here: change its sandbox");
         }
         Ok(report)
-    }
-
-    pub(crate) fn want<'a>(&'a self, base: &'a Resources, change: &'a Resources) -> Want<'a> {
-        Want {
-            path: &self.path,
-            create: false,
-            base,
-            change,
-            devices: None,
-            burst_by_default: false,
-            force: false,
-            evacuate: false,
-            statistics: &[],
-            unsupported: Unsupported::Report,
-        }
     }
 
     pub(crate) fn change_as(&self, want: &Want<'_>) -> Result<Report> {

@@ -322,4 +322,4 @@ fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests;
+mod on_a_kernel;

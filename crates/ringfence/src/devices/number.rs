@@ -3,10 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Result};
+use crate::{Error, Result, text};
 
 /// A device by its numbers, as files of cgroups name it; in text and JSON `8:0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,21 +51,7 @@ impl Serialize for DeviceNumber {
 
 impl<'de> Deserialize<'de> for DeviceNumber {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Numbers;
-
-        impl Visitor<'_> for Numbers {
-            type Value = DeviceNumber;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the numbers of a device such as \"8:0\"")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<DeviceNumber, E> {
-                text.parse().map_err(|error: Error| E::custom(error.message()))
-            }
-        }
-
-        deserializer.deserialize_str(Numbers)
+        text::deserialize(deserializer, "the numbers of a device such as \"8:0\"")
     }
 }
 

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::skip::skip;
+
 /// A directory below the root of a hierarchy; removed at the end.
 pub(crate) struct RealCgroup {
     pub(crate) dir: PathBuf,
@@ -23,29 +25,25 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
 
 impl RealCgroup {
     /// In the v1 hierarchy of devices.
-    pub(crate) fn v1(test: &str) -> Option<Self> {
-        Self::below(&["/sys/fs/cgroup/devices"], "devices.list", test)
+    pub(crate) fn v1() -> Option<Self> {
+        Self::below(&["/sys/fs/cgroup/devices"], "devices.list")
     }
 
     /// In the v2 tree.
-    pub(crate) fn v2(test: &str) -> Option<Self> {
-        Self::below(&["/sys/fs/cgroup/unified", "/sys/fs/cgroup"], "cgroup.controllers", test)
+    pub(crate) fn v2() -> Option<Self> {
+        Self::below(&["/sys/fs/cgroup/unified", "/sys/fs/cgroup"], "cgroup.controllers")
     }
 
-    fn below(roots: &[&str], file: &str, test: &str) -> Option<Self> {
+    fn below(roots: &[&str], file: &str) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name =
             format!("rf-test-devices-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let root = roots.iter().map(Path::new).find(|root| root.join(file).exists());
-        let made = root.map(|root| Self::make(root.join(name)));
-        if !matches!(made, Some(Ok(_))) {
-            eprintln!(
-                "SKIPPED: {test}: no cgroup with {file} can be made here: {:?}",
-                made.and_then(Result::err)
-            );
+        let Some(root) = root else {
+            skip(&format!("there is no {file} here"));
             return None;
-        }
-        made.and_then(Result::ok)
+        };
+        Self::make(root.join(name)).inspect_err(|error| skip(&format!("no cgroup can be made: {error}"))).ok()
     }
 
     fn make(dir: PathBuf) -> std::io::Result<Self> {
@@ -79,7 +77,8 @@ impl RealCgroup {
 
     /// Whether a process in the cgroup may do this with the device: `r`, `w`, `rw` open it, `m` makes a node.
     pub(crate) fn allows(&self, letters: &str, (major, minor): (u32, u32)) -> bool {
-        let scratch = tempfile::tempdir().unwrap();
+        // Nodes can be opened there; not in /tmp where that is mounted with nodev, as systemd does.
+        let scratch = tempfile::tempdir_in("/dev").unwrap();
         let node = scratch.path().join("node");
         let make = format!("mknod \"$1\" c {major} {minor}");
         let script = match letters {

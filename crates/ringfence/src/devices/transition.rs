@@ -166,4 +166,6 @@ fn parse_line(line: &str) -> Option<Exception> {
 }
 
 #[cfg(test)]
+mod on_a_kernel;
+#[cfg(test)]
 mod tests;

@@ -16,8 +16,9 @@ use crate::devices::{DeviceNumber, DevicePolicy, DeviceRule, runtime_defaults};
 use crate::error::ErrorKind;
 use crate::host::DeviceNode;
 use crate::host::{Controller, Host, Version};
-use crate::plan::{Action, DeviceWant, Dir, Plan, Step, Unsupported, Want};
-use crate::resources::{Limit, Resources};
+use crate::plan::{Action, DeviceWant, Dir, Plan, Step, Want};
+use crate::resources::{Limit, Rdma, Resources};
+use crate::skip::skip;
 
 const SOON: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
@@ -44,18 +45,7 @@ fn policy(rules: &[&str]) -> DevicePolicy {
 }
 
 fn want<'a>(path: &'a str, base: &'a Resources, change: &'a Resources, devices: DeviceWant<'a>) -> Want<'a> {
-    Want {
-        path,
-        create: false,
-        base,
-        change,
-        devices: Some(devices),
-        burst_by_default: false,
-        force: false,
-        evacuate: false,
-        statistics: &[],
-        unsupported: Unsupported::Report,
-    }
+    Want { devices: Some(devices), ..Want::change(path, base, change) }
 }
 
 /// The plan, with a step before the one at `position` that no kernel carries out.
@@ -129,6 +119,11 @@ fn resources(host: &Host, second: bool) -> Resources {
     if second {
         wanted = wanted.io_write_bps(disk, 3 * MIB).io_read_iops(disk, Limit::Max);
     }
+    for device in std::fs::read_dir("/sys/class/infiniband").into_iter().flatten().flatten() {
+        let limits = |number| Some(Limit::Value(number));
+        let limits = Rdma { hca_handles: limits(pick(3, 4)), hca_objects: limits(pick(10, 20)) };
+        wanted = wanted.rdma(device.file_name().into_string().unwrap(), limits);
+    }
     for size in &host.huge_page_sizes {
         wanted = wanted.hugepage_limit(*size, pick(2, 4) * size.bytes());
     }
@@ -161,7 +156,7 @@ fn skipped(host: &Host, test: &str) -> bool {
         std::fs::create_dir(&dir).and_then(|()| std::fs::remove_dir(dir)).is_ok()
     });
     if !made {
-        eprintln!("SKIPPED: {test}: no cgroup can be made here");
+        skip("no cgroup can be made here");
     }
     !made
 }

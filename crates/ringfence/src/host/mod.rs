@@ -234,7 +234,6 @@ mod tests {
             Host::standard(Mode::V1, false),
             Host::standard(Mode::Hybrid, true),
             Host::standard(Mode::V2, true),
-            Host::detect().unwrap(),
         ] {
             let json = serde_json::to_string(&host).unwrap();
             assert_eq!(Host::from_json(&json).unwrap(), host);

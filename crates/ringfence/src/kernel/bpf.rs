@@ -330,17 +330,18 @@ pub(crate) fn can_replace() -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+mod on_a_kernel {
     use super::*;
     use crate::devices::real_cgroup::alone;
+    use crate::skip::skip;
 
     /// r0 = 1; exit.
     const ALLOW: [[u8; 8]; 2] = [[0xb4, 0, 0, 0, 1, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 
-    fn can_load(test: &str) -> bool {
+    fn can_load() -> bool {
         match load(&ALLOW, "rf_test") {
             Err(error) if error.errno == Errno::PERM || error.errno == Errno::NOSYS => {
-                eprintln!("SKIPPED: {test}: no device program can be loaded here: {error:?}");
+                skip(&format!("no device program can be loaded here: {error:?}"));
                 false
             }
             loaded => loaded.is_ok(),
@@ -349,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_loaded_program_has_its_name_its_tag_and_a_close_on_exec_descriptor() {
-        if !can_load("a_loaded_program_has_its_name") {
+        if !can_load() {
             return;
         }
         let _alone = alone();
@@ -368,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_refused_program_comes_with_the_verifiers_log() {
-        if !can_load("a_refused_program_comes_with_the_verifiers_log") {
+        if !can_load() {
             return;
         }
         // exit, with nothing in r0.
@@ -381,7 +382,7 @@ mod tests {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         let mut numbers = release.split('.').map_while(|number| number.parse::<u32>().ok());
         let version = (numbers.next().unwrap(), numbers.next().unwrap());
-        if can_load("replacing_is_known_where_the_kernel_is_5_6_or_later") {
+        if can_load() {
             assert_eq!(can_replace(), version >= (5, 6));
         }
     }

@@ -36,7 +36,7 @@ pub(crate) fn page_size() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+mod on_a_kernel {
     use super::*;
 
     #[test]

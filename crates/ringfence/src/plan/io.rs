@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use rustix::io::Errno;
 
 use super::{Draft, Reaction, Step, convert};
-use crate::devices::DeviceNumber;
 use crate::host::{Controller, Version};
 use crate::interface::Lines;
-use crate::resources::{BlockIo, Limit};
+use crate::resources::{BlockIo, Limit, Throttles};
 
 pub(super) fn plan(draft: &mut Draft<'_>) {
     let change = &draft.want.change.block_io;
@@ -91,12 +90,21 @@ fn leaf_weights(draft: &mut Draft<'_>, index: usize, version: Version) {
     }
 }
 
+/// The rate as the kernel keeps it: its greatest number stands for no limit, and reads back so.
+fn kept(throttle: &Throttles<'_>, rate: Limit) -> Limit {
+    match rate {
+        Limit::Value(rate) if throttle.counts_requests() && rate >= u32::MAX.into() => Limit::Max,
+        Limit::Value(rate) => Limit::from_bytes(rate),
+        Limit::Max => Limit::Max,
+    }
+}
+
 fn v1_throttles(draft: &mut Draft<'_>, index: usize) {
     for throttle in draft.want.change.block_io.throttles() {
         for (device, rate) in throttle.rates {
             let setting = format!("{}.{device}", throttle.setting);
-            let rate = match rate {
-                Limit::Value(rate) => *rate,
+            let rate = match kept(&throttle, *rate) {
+                Limit::Value(rate) => rate,
                 Limit::Max => 0,
             };
             explain(draft.write(index, setting, throttle.v1_file, format!("{device} {rate}")));
@@ -108,23 +116,23 @@ fn v1_throttles(draft: &mut Draft<'_>, index: usize) {
 fn v2_throttles(draft: &mut Draft<'_>, index: usize) {
     const FILE: &str = "io.max";
     let throttles = draft.want.change.block_io.throttles();
-    let devices: BTreeSet<&DeviceNumber> =
-        throttles.iter().flat_map(|throttle| throttle.rates.keys()).collect();
+    let devices: BTreeSet<_> = throttles.iter().flat_map(|throttle| throttle.rates.keys()).collect();
     if devices.is_empty() {
         return;
     }
     let now = Lines::parse(draft.now(index, FILE).unwrap_or_default());
     for device in devices {
-        let key = device.to_string();
-        let given = |name| throttles.iter().find(|throttle| throttle.v2_name == name)?.rates.get(device);
-        let mut line = key.clone();
-        for name in throttles.map(|throttle| throttle.v2_name) {
-            let rate = given(name).map(Limit::to_string);
-            let rate = rate.as_deref().or(now.get(&key, name)).unwrap_or("max");
-            line += &format!(" {name}={rate}");
+        let mut line = device.to_string();
+        let mut setting = None;
+        for throttle in &throttles {
+            let rate = throttle.rates.get(device).map(|rate| kept(throttle, *rate).to_string());
+            if rate.is_some() {
+                setting.get_or_insert(throttle.setting);
+            }
+            let now = now.get(&device.to_string(), throttle.v2_name).unwrap_or("max");
+            line += &format!(" {}={}", throttle.v2_name, rate.as_deref().unwrap_or(now));
         }
-        let first = throttles.iter().find(|throttle| throttle.rates.contains_key(device));
-        let setting = format!("{}.{device}", first.map_or("blockIO", |throttle| throttle.setting));
+        let setting = format!("{}.{device}", setting.unwrap_or_default());
         explain(draft.write(index, setting, FILE, line));
     }
 }

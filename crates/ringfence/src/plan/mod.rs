@@ -90,6 +90,24 @@ pub(crate) struct Want<'a> {
     pub(crate) unsupported: Unsupported,
 }
 
+impl<'a> Want<'a> {
+    /// A change of limits, and nothing else.
+    pub(crate) fn change(path: &'a str, base: &'a Resources, change: &'a Resources) -> Self {
+        Self {
+            path,
+            create: false,
+            base,
+            change,
+            devices: None,
+            burst_by_default: false,
+            force: false,
+            evacuate: false,
+            statistics: &[],
+            unsupported: Unsupported::Report,
+        }
+    }
+}
+
 /// What must be read of the cgroup and of its ancestors, beside what was, before [`plan`] can tell the steps. Empty when it
 /// can; what is read may show that more is needed.
 pub(crate) fn needs(host: &Host, want: &Want<'_>, observed: &Observed) -> ReadSet {

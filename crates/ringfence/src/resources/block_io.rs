@@ -84,6 +84,13 @@ pub(crate) struct Throttles<'a> {
     pub(crate) rates: &'a BTreeMap<DeviceNumber, Limit>,
 }
 
+impl Throttles<'_> {
+    /// Requests, of which the kernel counts 32 bits; else bytes.
+    pub(crate) fn counts_requests(&self) -> bool {
+        self.v2_name.ends_with("iops")
+    }
+}
+
 impl BlockIo {
     /// The throttles, in the order of `io.max`.
     pub(crate) fn throttles(&self) -> [Throttles<'_>; 4] {

@@ -4,10 +4,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Result};
+use crate::{Error, Result, text};
 
 /// A set of CPUs or memory nodes: numbers from 0 to [`CpuSet::LAST`].
 ///
@@ -245,21 +244,7 @@ impl Serialize for CpuSet {
 
 impl<'de> Deserialize<'de> for CpuSet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-
-        impl Visitor<'_> for List {
-            type Value = CpuSet;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list such as \"0-3,8\"")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<CpuSet, E> {
-                text.parse().map_err(|error: Error| E::custom(error.message()))
-            }
-        }
-
-        deserializer.deserialize_str(List)
+        text::deserialize(deserializer, "a list such as \"0-3,8\"")
     }
 }
 

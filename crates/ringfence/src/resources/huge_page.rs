@@ -3,10 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Result};
+use crate::{Error, Result, text};
 
 /// The size of a huge page. In text as the names of the hugetlb controller's files have it: `64KB`, `2MB`, `1GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,21 +62,7 @@ impl Serialize for HugePageSize {
 
 impl<'de> Deserialize<'de> for HugePageSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Size;
-
-        impl Visitor<'_> for Size {
-            type Value = HugePageSize;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a size such as \"2MB\" or \"1GB\"")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<HugePageSize, E> {
-                text.parse().map_err(|error: Error| E::custom(error.message()))
-            }
-        }
-
-        deserializer.deserialize_str(Size)
+        text::deserialize(deserializer, "a size such as \"2MB\" or \"1GB\"")
     }
 }
 

@@ -23,6 +23,7 @@ use std::fmt;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub(crate) use block_io::Throttles;
 pub use block_io::{BlockIo, DeviceWeight};
 pub use cpuset::CpuSet;
 pub use document::SpecFile;

@@ -115,7 +115,7 @@ impl BlockIo {
         }
         for throttle in self.throttles() {
             // The kernel takes a longer number of requests for its lowest 32 bits (v1) or for no limit (v2).
-            let most = if throttle.v2_name.ends_with("iops") { u32::MAX.into() } else { u64::MAX };
+            let most = if throttle.counts_requests() { u32::MAX.into() } else { u64::MAX };
             for (device, rate) in throttle.rates {
                 within(format!("{}.{device}", throttle.setting), number(Some(*rate)), 1..=most)?;
             }

@@ -325,7 +325,7 @@ impl Changed {
         change: &'a Resources,
         options: &ChangeOptions,
     ) -> Want<'a> {
-        let mut want = cgroup.want(&state.resources, change);
+        let mut want = Want::change(&state.cgroup, &state.resources, change);
         want.burst_by_default = state.burst_by_default;
         want.force = options.force;
         want.unsupported = options.unsupported;

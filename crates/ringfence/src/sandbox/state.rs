@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Mode;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
-use crate::plan::{DeviceWant, Unsupported, Want};
+use crate::plan::{DeviceWant, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -84,22 +84,13 @@ pub struct State {
 impl State {
     /// All of it, in a cgroup that is yet to be made.
     pub(super) fn want<'a>(&'a self, nothing: &'a Resources) -> Want<'a> {
+        let overriding = Override::from_allowed(self.override_device_programs);
+        let devices = DeviceWant { before: None, policy: &self.devices, running: false, overriding };
         Want {
-            path: &self.cgroup,
             create: true,
-            base: nothing,
-            change: &self.resources,
-            devices: Some(DeviceWant {
-                before: None,
-                policy: &self.devices,
-                running: false,
-                overriding: Override::from_allowed(self.override_device_programs),
-            }),
+            devices: Some(devices),
             burst_by_default: self.burst_by_default,
-            force: false,
-            evacuate: false,
-            statistics: &[],
-            unsupported: Unsupported::Report,
+            ..Want::change(&self.cgroup, nothing, &self.resources)
         }
     }
 

@@ -13,6 +13,7 @@ use crate::error::ErrorKind;
 use crate::host::Controller::{self, Cpu, Cpuacct, Cpuset, Hugetlb, Io, Memory, Misc, Pids, Rdma};
 use crate::host::Version::{self, V1, V2};
 use crate::kernel::dir::CgroupDir;
+use crate::skip::skip;
 
 /// A cgroup made for one test, in one hierarchy; removed with it.
 struct TestCgroup {
@@ -26,7 +27,7 @@ impl TestCgroup {
     fn make(version: Version, controllers: &[Controller], root: &Path, test: &str) -> Option<Self> {
         let path = root.join(format!("rf-test-{test}-{}", std::process::id()));
         if let Err(error) = fs::create_dir(&path) {
-            eprintln!("NOT TESTED: cannot make {}: {error}", path.display());
+            skip(&format!("cannot make {}: {error}", path.display()));
             return None;
         }
         let dir = CgroupDir::open_root(&path).unwrap();
@@ -44,10 +45,7 @@ impl TestCgroup {
                     hierarchies.entry(procs.parent().unwrap().to_owned()).or_default().push(controller)
                 }
                 Err(_) if ![Cpu, Cpuacct, Memory, Pids].contains(&controller) => {}
-                Err(_) => {
-                    eprintln!("NOT TESTED: there is no v1 hierarchy at {}", root.display());
-                    return Vec::new();
-                }
+                Err(_) => return Vec::new(),
             }
         }
         let made = hierarchies.iter().filter_map(|(root, controllers)| {
@@ -63,13 +61,13 @@ impl TestCgroup {
     /// In this machine's v2 tree, with the controllers that its root enables.
     fn v2(test: &str) -> Vec<Self> {
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
-        let Some(root) = roots.into_iter().find(|root| root.join("cgroup.controllers").exists()) else {
-            eprintln!("NOT TESTED: there is no v2 tree");
-            return Vec::new();
-        };
-        Self::make(V2, &[Cpu, Cpuset, Memory, Io, Pids, Hugetlb, Rdma, Misc], root, test)
-            .into_iter()
-            .collect()
+        let root = roots.into_iter().find(|root| root.join("cgroup.controllers").exists());
+        let controllers = [Cpu, Cpuset, Memory, Io, Pids, Hugetlb, Rdma, Misc];
+        root.and_then(|root| Self::make(V2, &controllers, root, test)).into_iter().collect()
+    }
+
+    fn everywhere(test: &str) -> Vec<Self> {
+        Self::v1(test).into_iter().chain(Self::v2(test)).collect()
     }
 
     fn source(&self) -> Source<'_> {
@@ -89,6 +87,13 @@ impl Drop for TestCgroup {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+fn none(cgroups: &[TestCgroup]) -> bool {
+    if cgroups.is_empty() {
+        skip("there are no such cgroups here");
+    }
+    cgroups.is_empty()
 }
 
 fn reader(cgroups: &[TestCgroup]) -> StatsReader {
@@ -136,7 +141,7 @@ fn two_samples_under_load(cgroups: &[TestCgroup]) -> (Stats, Stats) {
 #[test]
 fn a_process_that_burns_cpu_and_fills_memory_shows_in_all_v1_hierarchies() {
     let cgroups = TestCgroup::v1("stats-v1");
-    if cgroups.is_empty() {
+    if none(&cgroups) {
         return;
     }
     let (_, after) = two_samples_under_load(&cgroups);
@@ -159,7 +164,10 @@ fn a_process_that_burns_cpu_and_fills_memory_shows_in_all_v1_hierarchies() {
 #[test]
 fn a_process_that_burns_cpu_shows_on_v2_with_or_without_controllers() {
     let cgroups = TestCgroup::v2("stats-v2");
-    let Some(cgroup) = cgroups.first() else { return };
+    if none(&cgroups) {
+        return;
+    }
+    let cgroup = &cgroups[0];
     let enabled = fs::read_to_string(cgroup.path.join("cgroup.controllers")).unwrap();
     let enabled = |controller| enabled.split_whitespace().any(|name| name == controller);
     let (_, after) = two_samples_under_load(&cgroups);
@@ -191,9 +199,8 @@ fn reads_of_this_thread() -> u64 {
 
 #[test]
 fn a_sample_is_one_read_per_file_and_allocates_nothing() {
-    let cgroups: Vec<_> =
-        TestCgroup::v1("stats-reads").into_iter().chain(TestCgroup::v2("stats-reads")).collect();
-    if cgroups.is_empty() {
+    let cgroups = TestCgroup::everywhere("stats-reads");
+    if none(&cgroups) {
         return;
     }
     let mut reader = reader(&cgroups);
@@ -245,7 +252,7 @@ fn a_cpuset_without_the_prefix_is_read_too() {
 #[test]
 fn a_file_longer_than_the_buffer_is_read_whole() {
     let cgroups = TestCgroup::v2("stats-buffer");
-    if cgroups.is_empty() {
+    if none(&cgroups) {
         return;
     }
     let mut reader = reader(&cgroups);
@@ -258,9 +265,8 @@ fn a_file_longer_than_the_buffer_is_read_whole() {
 
 #[test]
 fn removal_of_one_hierarchys_cgroup_leaves_the_others_and_of_all_is_not_found() {
-    let mut cgroups: Vec<_> =
-        TestCgroup::v1("stats-removed").into_iter().chain(TestCgroup::v2("stats-removed")).collect();
-    if cgroups.is_empty() {
+    let mut cgroups = TestCgroup::everywhere("stats-removed");
+    if none(&cgroups) {
         return;
     }
     let mut reader = reader(&cgroups);
@@ -283,8 +289,10 @@ fn removal_of_one_hierarchys_cgroup_leaves_the_others_and_of_all_is_not_found() 
 
 #[test]
 fn every_v1_and_v2_file_here_is_understood() {
-    let cgroups: Vec<_> =
-        TestCgroup::v1("stats-all").into_iter().chain(TestCgroup::v2("stats-all")).collect();
+    let cgroups = TestCgroup::everywhere("stats-all");
+    if none(&cgroups) {
+        return;
+    }
     for cgroup in &cgroups {
         for file in files().filter(|file| file.version == cgroup.version) {
             // Those of v1 that count per device list none in a new cgroup.

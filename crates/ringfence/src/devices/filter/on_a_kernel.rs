@@ -1,3 +1,5 @@
+//! Device programs on this machine's kernel: attached, replaced, and obeyed.
+
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::super::policy::tests::policy;
@@ -5,18 +7,19 @@ use super::super::program::compile;
 use super::super::real_cgroup::{RealCgroup, alone};
 use super::super::{DeviceKind, DevicePolicy};
 use super::*;
+use crate::skip::skip;
 
 const NULL: (u32, u32) = (1, 3);
 const ZERO: (u32, u32) = (1, 5);
 
 /// A cgroup in which device programs can be attached, and the right to be the only test with descriptors.
-fn cgroup(test: &str) -> Option<(RealCgroup, std::sync::MutexGuard<'static, ()>)> {
+fn cgroup() -> Option<(RealCgroup, std::sync::MutexGuard<'static, ()>)> {
     let guard = alone();
-    let cgroup = RealCgroup::v2(test)?;
+    let cgroup = RealCgroup::v2()?;
     match load(&compile(&DevicePolicy::allow_all())) {
         Ok(_) => Some((cgroup, guard)),
         Err(error) => {
-            eprintln!("SKIPPED: {test}: {error}");
+            skip(&error.to_string());
             None
         }
     }
@@ -49,7 +52,7 @@ fn enough() -> impl Iterator<Item = usize> {
 
 #[test]
 fn each_access_is_allowed_or_refused_as_the_policy_has_it() {
-    let Some((cgroup, _alone)) = cgroup("each_access_is_allowed_or_refused_as_the_policy_has_it") else {
+    let Some((cgroup, _alone)) = cgroup() else {
         return;
     };
     for rules in [
@@ -81,7 +84,7 @@ fn each_access_is_allowed_or_refused_as_the_policy_has_it() {
 
 #[test]
 fn no_open_is_decided_otherwise_while_programs_are_replaced() {
-    let Some((cgroup, _alone)) = cgroup("no_open_is_decided_otherwise_while_programs_are_replaced") else {
+    let Some((cgroup, _alone)) = cgroup() else {
         return;
     };
     let programs =
@@ -105,7 +108,7 @@ fn no_open_is_decided_otherwise_while_programs_are_replaced() {
 
 #[test]
 fn nor_where_the_kernel_cannot_replace_in_one() {
-    let Some((cgroup, _alone)) = cgroup("nor_where_the_kernel_cannot_replace_in_one") else { return };
+    let Some((cgroup, _alone)) = cgroup() else { return };
     let programs = [policy(&["allow c 1:3 rwm"]), policy(&["allow a", "deny c 1:5 rwm"])];
     let [one, other] = programs.map(|policy| load(&compile(&policy)).unwrap());
     bpf::attach(cgroup.fd(), &one, None).unwrap();
@@ -120,7 +123,7 @@ fn nor_where_the_kernel_cannot_replace_in_one() {
 
 #[test]
 fn programs_of_others_stay_and_must_agree() {
-    let Some((cgroup, _alone)) = cgroup("programs_of_others_stay_and_must_agree") else { return };
+    let Some((cgroup, _alone)) = cgroup() else { return };
     let theirs = foreign(&cgroup, &policy(&["allow a", "deny c 1:5 rwm"]), bpf::ALLOW_MULTI);
     let first = install(&cgroup, &DevicePolicy::deny_all());
     let second = install(&cgroup, &policy(&["allow c 1:* rwm"]));
@@ -131,7 +134,7 @@ fn programs_of_others_stay_and_must_agree() {
 
 #[test]
 fn several_of_ours_become_one() {
-    let Some((cgroup, _alone)) = cgroup("several_of_ours_become_one") else { return };
+    let Some((cgroup, _alone)) = cgroup() else { return };
     let left: Vec<OwnedFd> = (0..3).map(|_| load(&compile(&DevicePolicy::deny_all())).unwrap()).collect();
     left.iter().for_each(|program| bpf::attach(cgroup.fd(), program, None).unwrap());
     let before = ids(&cgroup);
@@ -143,7 +146,7 @@ fn several_of_ours_become_one() {
 
 #[test]
 fn undo_puts_back_what_was_before() {
-    let Some((cgroup, _alone)) = cgroup("undo_puts_back_what_was_before") else { return };
+    let Some((cgroup, _alone)) = cgroup() else { return };
     let first = install(&cgroup, &policy(&["allow c 1:3 r"]));
     let second = install(&cgroup, &policy(&["allow c 1:5 r"]));
     assert!(!cgroup.allows("r", NULL));
@@ -157,7 +160,7 @@ fn undo_puts_back_what_was_before() {
 
 #[test]
 fn an_ancestors_program_that_would_be_overridden_is_not_unless_that_is_allowed() {
-    let Some((parent, _alone)) = cgroup("an_ancestors_program_that_would_be_overridden") else { return };
+    let Some((parent, _alone)) = cgroup() else { return };
     let middle = parent.child("middle");
     let cgroup = middle.child("cgroup");
     let theirs = foreign(&parent, &policy(&["allow a", "deny c 1:5 rwm"]), bpf::ALLOW_OVERRIDE);
@@ -176,7 +179,7 @@ fn an_ancestors_program_that_would_be_overridden_is_not_unless_that_is_allowed()
 
 #[test]
 fn an_ancestor_that_allows_no_program_below_it_is_named() {
-    let Some((parent, _alone)) = cgroup("an_ancestor_that_allows_no_program_below_it_is_named") else {
+    let Some((parent, _alone)) = cgroup() else {
         return;
     };
     let middle = parent.child("middle");
@@ -195,8 +198,7 @@ fn an_ancestor_that_allows_no_program_below_it_is_named() {
 
 #[test]
 fn a_program_in_the_cgroup_that_allows_no_second_one_is_explained() {
-    let Some((cgroup, _alone)) = cgroup("a_program_in_the_cgroup_that_allows_no_second_one_is_explained")
-    else {
+    let Some((cgroup, _alone)) = cgroup() else {
         return;
     };
     let theirs = foreign(&cgroup, &DevicePolicy::allow_all(), bpf::ALLOW_OVERRIDE);
@@ -208,7 +210,7 @@ fn a_program_in_the_cgroup_that_allows_no_second_one_is_explained() {
 
 #[test]
 fn descriptors_are_not_leaked_and_programs_are_freed() {
-    let Some((cgroup, _alone)) = cgroup("descriptors_are_not_leaked_and_programs_are_freed") else { return };
+    let Some((cgroup, _alone)) = cgroup() else { return };
     let own = cgroup.dir.to_string_lossy();
     let ours = || {
         let links = std::fs::read_dir("/proc/self/fd").unwrap();
@@ -234,7 +236,7 @@ fn descriptors_are_not_leaked_and_programs_are_freed() {
 
 #[test]
 fn the_installed_program_is_told_from_another() {
-    let Some((cgroup, _alone)) = cgroup("the_installed_program_is_told_from_another") else { return };
+    let Some((cgroup, _alone)) = cgroup() else { return };
     let (one, other) = (compile(&policy(&["allow c 1:3 r"])), compile(&policy(&["allow c 1:3 w"])));
     assert!(!is_installed(cgroup.fd(), &one).unwrap());
     install(&cgroup, &policy(&["allow c 1:3 r"]));
@@ -244,7 +246,7 @@ fn the_installed_program_is_told_from_another() {
 
 #[test]
 fn the_verifier_accepts_hundreds_of_exceptions_of_every_form() {
-    let Some((cgroup, _alone)) = cgroup("the_verifier_accepts_hundreds_of_exceptions_of_every_form") else {
+    let Some((cgroup, _alone)) = cgroup() else {
         return;
     };
     let few = ["c *:* m", "b *:* m", "c 7:* rwm", "c *:9 rw", "b 8:0 rwm", "c 4294967294:4294967294 rwm"];
@@ -285,8 +287,7 @@ fn without(dropped: CapabilitySet, run: impl FnOnce() + Send) {
 
 #[test]
 fn without_cap_sys_admin_only_a_filter_that_is_held_can_be_replaced() {
-    let Some((cgroup, _alone)) = cgroup("without_cap_sys_admin_only_a_filter_that_is_held_can_be_replaced")
-    else {
+    let Some((cgroup, _alone)) = cgroup() else {
         return;
     };
     let first = install(&cgroup, &DevicePolicy::deny_all());
@@ -304,8 +305,7 @@ fn without_cap_sys_admin_only_a_filter_that_is_held_can_be_replaced() {
 
 #[test]
 fn without_any_capability_the_error_names_those_that_are_needed() {
-    let Some((cgroup, _alone)) = cgroup("without_any_capability_the_error_names_those_that_are_needed")
-    else {
+    let Some((cgroup, _alone)) = cgroup() else {
         return;
     };
     without(CapabilitySet::all(), || {
@@ -319,7 +319,7 @@ fn without_any_capability_the_error_names_those_that_are_needed() {
 
 #[test]
 fn a_directory_that_is_no_v2_cgroup_is_an_error() {
-    let Some((_cgroup, _alone)) = cgroup("a_directory_that_is_no_v2_cgroup_is_an_error") else { return };
+    let Some((_cgroup, _alone)) = cgroup() else { return };
     let other = std::fs::File::open("/tmp").unwrap();
     let program = compile(&DevicePolicy::allow_all());
     let error =
