@@ -20,9 +20,14 @@ fuzz_target!(|data: &[u8]| {
         (contents != b"-").then(|| String::from_utf8_lossy(contents).trim_end().to_owned())
     };
     let policy = (!policy.is_empty()).then(|| expressible(&rules(policy)));
+    // What is idle already needs no step.
+    let mut limits = Resources { devices: Vec::new(), ..change.clone() };
+    limits.cpu.idle = None;
+    limits.unified.remove("cpu.idle");
     for host in standard_hosts() {
         if let Ok(plan) = plan_change(&host, &base, &change, policy.as_ref(), read) {
             plans::steps_are_below_the_hierarchies(&host, &plan);
+            plans::nothing_is_dropped(&limits, &plan);
             let count = plan.steps().len() + plan.report().lines().len();
             assert!(plan.to_string().lines().count() >= count);
         }

@@ -101,7 +101,7 @@ fn steps_are_sound(host: &Host, plan: &Plan) {
 }
 
 /// Each setting that is given is in a step or in the report.
-fn nothing_is_dropped(resources: &Resources, plan: &Plan) {
+pub fn nothing_is_dropped(resources: &Resources, plan: &Plan) {
     let json = json(plan);
     let steps = json["steps"].as_array().expect("a list").iter().filter_map(|step| step["setting"].as_str());
     let said: Vec<&str> =
