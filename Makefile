@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
-.PHONY: demo test check host-test testbed-test fuzz
+.PHONY: demo test check host-test testbed-test bench fuzz
 
 # Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
 demo:
@@ -27,3 +27,7 @@ testbed-test:
 # Every parser, the planner and the eBPF compiler under libFuzzer, FUZZ_SECONDS (600) each; stops at the first crash.
 fuzz:
 	./fuzz/run
+
+# Ringfence beside other cgroup managers, as ratios within one run.
+bench:
+	cargo run --release --locked --manifest-path bench/Cargo.toml

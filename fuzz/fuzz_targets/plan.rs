@@ -3,16 +3,20 @@
 
 use libfuzzer_sys::fuzz_target;
 use ringfence::{Host, Profile, Resources, Sandbox, SandboxConfig};
-use ringfence_fuzz::{assert_round_trip, parts, plans, standard_hosts};
+use ringfence_fuzz::{assert_round_trip, documents, parts, plans, standard_hosts};
 use serde_json::Value;
 
 fuzz_target!(|data: &[u8]| {
     let [document, lacks] = parts(data);
-    let Ok(document) = str::from_utf8(document) else { return };
-    let Ok((resources, report)) = Resources::from_oci_json(document) else { return };
+    let Some(document) = documents::document(document) else { return };
+    let Ok((resources, report)) = Resources::from_oci_json(&document) else { return };
     let sound = resources.validate();
     if sound.is_ok() {
         assert_round_trip(&resources);
+    }
+    if let Ok((v2, _)) = resources.to_v2() {
+        let (again, report) = v2.to_v2().unwrap_or_else(|error| panic!("{v2:?}: {error}"));
+        assert!(again == v2 && report.unsupported().count() == 0, "{v2:?} is not {again:?}\n{report}");
     }
     for host in standard_hosts() {
         if let Err(sound) = &sound {

@@ -1,9 +1,10 @@
 //! What several fuzz targets share.
 
+pub mod documents;
 pub mod plans;
 pub mod stats;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ringfence::devices::{Access, DeviceKind};
 use ringfence::{DeviceRule, Error, ErrorKind, Host, Mode, Resources};
@@ -39,55 +40,65 @@ pub fn assert_round_trip(resources: &Resources) {
 
 /// Every value in a document with its place, such as `devices[2].major`, and the values inside of it.
 pub fn places(document: &Value) -> Vec<(String, &Value)> {
-    fn walk<'v>(place: String, value: &'v Value, found: &mut Vec<(String, &'v Value)>) {
+    fn walk<'v>(place: Option<String>, value: &'v Value, found: &mut Vec<(String, &'v Value)>) {
         match value {
             Value::Object(fields) => {
-                for (key, value) in fields {
-                    let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
-                    walk(place, value, found);
-                }
+                fields.iter().for_each(|(key, value)| walk(Some(field(place.as_deref(), key)), value, found));
             }
             Value::Array(items) => {
                 for (index, value) in items.iter().enumerate() {
-                    walk(format!("{place}[{index}]"), value, found);
+                    walk(Some(format!("{}[{index}]", place.as_deref().unwrap_or_default())), value, found);
                 }
             }
             _ => {}
         }
-        found.push((place, value));
+        found.push((place.unwrap_or_default(), value));
     }
     let mut found = Vec::new();
-    walk(String::new(), document, &mut found);
+    walk(None, document, &mut found);
     found
 }
 
-/// A place without what stands in brackets: `hugepageLimits` of `hugepageLimits[0]`.
-pub fn without_indices(place: &str) -> String {
-    let mut depth = 0_usize;
-    place
-        .chars()
-        .filter(|c| {
-            match c {
-                '[' => depth += 1,
-                ']' => {
-                    depth = depth.saturating_sub(1);
-                    return false;
-                }
-                _ => {}
-            }
-            depth == 0
-        })
-        .collect()
+fn field(place: Option<&str>, key: &str) -> String {
+    place.map_or_else(|| key.to_owned(), |place| format!("{place}.{key}"))
 }
 
-/// The settings that resources give, by OCI's names; each list is one.
-pub fn settings(resources: &Resources) -> BTreeSet<String> {
-    let document: Value = serde_json::from_str(&resources.to_oci_json().expect("JSON")).expect("JSON");
-    places(&document)
-        .into_iter()
-        .filter(|(_, value)| !value.is_object() && !value.is_array())
-        .map(|(place, _)| without_indices(&place))
-        .collect()
+/// The settings that resources give, by the names that steps and reports have for them, and their values. What OCI keeps
+/// in a list is named by its key: `blockIO.weightDevice.8:0.weight`, `hugepageLimits.2MB`; device rules are one setting.
+pub fn settings(resources: &Resources) -> BTreeMap<String, Value> {
+    fn walk(place: &str, value: Value, found: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(fields) => {
+                fields.into_iter().for_each(|(name, value)| walk(&format!("{place}.{name}"), value, found));
+            }
+            Value::Array(items) if !items.iter().all(Value::is_object) || place == ".devices" => {
+                found.insert(place.trim_start_matches('.').to_owned(), Value::Array(items));
+            }
+            Value::Array(items) => items.into_iter().for_each(|item| element(place, item, found)),
+            value => {
+                found.insert(place.trim_start_matches('.').to_owned(), value);
+            }
+        }
+    }
+    fn element(list: &str, item: Value, found: &mut BTreeMap<String, Value>) {
+        let key = match (&item["major"], &item["minor"], &item["pageSize"], &item["name"]) {
+            (Value::Number(major), Value::Number(minor), ..) => format!("{major}:{minor}"),
+            (_, _, Value::String(key), _) | (_, _, _, Value::String(key)) => key.clone(),
+            _ => panic!("{list} has an element without a key: {item}"),
+        };
+        let Value::Object(fields) = item else { return };
+        for (name, value) in fields {
+            match name.as_str() {
+                "major" | "minor" | "pageSize" | "name" => {}
+                "rate" | "limit" | "priority" => walk(&format!("{list}.{key}"), value, found),
+                _ => walk(&format!("{list}.{key}.{name}"), value, found),
+            }
+        }
+    }
+    let document = serde_json::from_str(&resources.to_oci_json().expect("JSON")).expect("JSON");
+    let mut found = BTreeMap::new();
+    walk("", document, &mut found);
+    found
 }
 
 /// Whether an object anywhere in a document has a key twice: `Value` shows the last one only.
@@ -119,22 +130,23 @@ pub fn has_duplicate_keys(text: &str) -> bool {
 /// The document with nothing in it but what leads to `place`, and what is there. The one element of a list that leads
 /// there becomes its first.
 pub fn alone(document: &Value, place: &str) -> Option<Value> {
-    fn within(value: &Value, here: &str, place: &str) -> Option<Value> {
-        if here == place {
+    fn within(value: &Value, here: Option<&str>, place: &str) -> Option<Value> {
+        if here.unwrap_or_default() == place {
             return Some(value.clone());
         }
         match value {
             Value::Object(fields) => fields.iter().find_map(|(key, value)| {
-                let there = if here.is_empty() { key.clone() } else { format!("{here}.{key}") };
-                Some(Value::Object(Map::from_iter([(key.clone(), within(value, &there, place)?)])))
+                let inside = within(value, Some(&field(here, key)), place)?;
+                Some(Value::Object(Map::from_iter([(key.clone(), inside)])))
             }),
             Value::Array(items) => items.iter().enumerate().find_map(|(index, value)| {
-                Some(Value::Array(vec![within(value, &format!("{here}[{index}]"), place)?]))
+                let there = format!("{}[{index}]", here.unwrap_or_default());
+                Some(Value::Array(vec![within(value, Some(&there), place)?]))
             }),
             _ => None,
         }
     }
-    within(document, "", place)
+    within(document, None, place)
 }
 
 /// Device rules, three bytes each, over few numbers so that they meet.

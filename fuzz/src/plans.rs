@@ -8,7 +8,7 @@ use ringfence::{
 };
 use serde_json::Value;
 
-use crate::{settings, without_indices};
+use crate::settings;
 
 /// Plans the sandbox `vm1` with these resources on a host, strictly and not.
 pub fn are_sound(host: &Host, resources: &Resources, profile: Profile, unread: Report) {
@@ -44,6 +44,17 @@ pub fn are_sound(host: &Host, resources: &Resources, profile: Profile, unread: R
 
 fn json(plan: &Plan) -> Value {
     serde_json::to_value(plan).expect("JSON")
+}
+
+/// The path of each step is below the root of a hierarchy, and says so plainly.
+pub fn steps_are_below_the_hierarchies(host: &Host, plan: &Plan) {
+    for step in json(plan)["steps"].as_array().expect("a list of steps") {
+        let path = Path::new(step["path"].as_str().expect("a path"));
+        let mut roots = host.hierarchies.iter().map(|hierarchy| &hierarchy.root);
+        let below = roots.find_map(|root| path.strip_prefix(root).ok());
+        let below = below.unwrap_or_else(|| panic!("{path:?} is in no hierarchy"));
+        assert!(below.components().all(|part| matches!(part, Component::Normal(_))), "{path:?}");
+    }
 }
 
 /// Each step is below a hierarchy, in a directory that was made, and has its controller enabled.
@@ -90,17 +101,20 @@ fn steps_are_sound(host: &Host, plan: &Plan) {
 }
 
 /// Each setting that is given is in a step or in the report.
-fn nothing_is_dropped(resources: &Resources, plan: &Plan) {
+pub fn nothing_is_dropped(resources: &Resources, plan: &Plan) {
     let json = json(plan);
     let steps = json["steps"].as_array().expect("a list").iter().filter_map(|step| step["setting"].as_str());
-    let reported = plan.report().lines().iter().map(|line| line.setting.as_ref());
-    let said: Vec<String> = steps.chain(reported).map(without_indices).collect();
+    let said: Vec<&str> =
+        steps.chain(plan.report().lines().iter().map(|line| line.setting.as_ref())).collect();
+    // A step can be about all of a device.
     let is_said = |setting: &str| {
-        let within =
-            |a: &str, b: &str| a.strip_prefix(b).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        said.iter().any(|said| within(said, setting) || within(setting, said))
+        let about = |said: &&str| {
+            setting.strip_prefix(*said).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        said.iter().any(about)
     };
-    for setting in settings(resources) {
+    let is_zero = |file: &str| resources.unified.get(file).is_some_and(|value| value.trim().parse() == Ok(0));
+    for setting in settings(resources).into_keys() {
         let beside: &[&str] = match setting.as_str() {
             // How to write, or what is so anyway.
             "memory.checkBeforeUpdate" => continue,
@@ -109,6 +123,12 @@ fn nothing_is_dropped(resources: &Resources, plan: &Plan) {
             "memory.swap" if resources.memory.swap == Some(ringfence::Limit::Max) => continue,
             "cpu.burst" if resources.cpu.burst == Some(0) => continue,
             "cpu.idle" if resources.cpu.idle == Some(0) => continue,
+            "unified.cpu.idle" if is_zero("cpu.idle") => continue,
+            "unified.cpu.max.burst" if is_zero("cpu.max.burst") => continue,
+            // Where the host lacks what they are about, the report names OCI's fields.
+            "unified.cpu.idle" => &["cpu.idle"],
+            "unified.cpu.max" => &["cpu.quota"],
+            "unified.cpu.max.burst" => &["cpu.burst"],
             // Two settings of one file.
             "cpu.shares" => &["cpu.weight"],
             "cpu.weight" => &["cpu.shares"],
@@ -128,8 +148,14 @@ fn nothing_is_dropped(resources: &Resources, plan: &Plan) {
             let owner = |key: &String| controllers.contains(&key.split('.').next().unwrap_or_default());
             resources.unified.keys().any(owner)
         };
-        let is_kept =
-            is_said(&setting) || beside.iter().any(|other| is_said(other)) || derived_file_is_given();
+        // v2 writes all throttles of a device at once.
+        let throttle = setting.strip_prefix("blockIO.throttle").and_then(|rest| rest.split_once('.'));
+        let same_device = throttle.is_some_and(|(_, device)| {
+            let end = format!(".{device}");
+            said.iter().any(|said| said.starts_with("blockIO.throttle") && said.ends_with(&end))
+        });
+        let is_kept = is_said(&setting) || beside.iter().any(|other| is_said(other));
+        let is_kept = is_kept || same_device || derived_file_is_given();
         assert!(is_kept, "{setting} is neither in a step nor in the report:\n{plan}");
     }
 }

@@ -16,6 +16,8 @@ pub fn record(version: Version, data: &[u8]) {
     record(&mut stats);
     let json = serde_json::to_value(&stats).expect("JSON");
     has_no_null(&json);
+    let again: Stats = serde_json::from_value(json.clone()).expect("what was written");
+    assert_eq!(again, stats);
 
     // A reader's next sample begins with nothing of the one before.
     clear_stats(&mut stats);

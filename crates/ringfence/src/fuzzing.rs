@@ -2,13 +2,35 @@
 
 use std::path::Path;
 
+use crate::devices::filter::Override;
 use crate::devices::kernel_list::KernelList;
 use crate::devices::program::{self, Insn, interpreter};
 use crate::devices::transition::{self, DeviceWrite, LiveDevices, LiveList};
 use crate::devices::{Access, DeviceKind};
 use crate::kernel::proc;
+use crate::plan::{self, DeviceWant, Observed, Want};
 use crate::stats::Stats;
-use crate::{DevicePolicy, Hierarchy, Mode, Result, Version, host, stats};
+use crate::{
+    DevicePolicy, Hierarchy, Host, Mode, Plan, Resources, Result, Unsupported, Version, explain, host, stats,
+};
+
+pub mod interface {
+    pub fn is_keyed(file: &str) -> bool {
+        crate::interface::is_keyed(file)
+    }
+
+    pub fn merged(file: &str, before: &str, written: &str) -> String {
+        crate::interface::merged(file, before, written)
+    }
+
+    pub fn restoring(file: &str, written: &str, now: &str) -> Vec<String> {
+        crate::interface::restoring(file, written, now)
+    }
+
+    pub fn holds(file: &str, written: &str, now: &str, page_size: u64) -> bool {
+        crate::interface::holds(file, written, now, page_size)
+    }
+}
 
 pub fn hierarchies(mountinfo: &[u8], root: Option<&Path>) -> Result<(Mode, Vec<Hierarchy>)> {
     host::of_mountinfo(mountinfo, root)
@@ -33,6 +55,57 @@ pub fn stats_files(version: Version) -> impl Iterator<Item = &'static str> {
 
 pub fn clear_stats(stats: &mut Stats) {
     stats.clear();
+}
+
+/// What holds for a cgroup, and what each level has itself, by the contents of its files from the root down.
+pub fn explain(
+    key: &explain::Key,
+    version: Version,
+    levels: &[Vec<Option<Vec<u8>>>],
+) -> Option<(explain::Value, Vec<Option<explain::Value>>)> {
+    explain::effective(key, version, levels)
+}
+
+/// The plan of a change to the cgroup `vm1`, whose files `read` has.
+pub fn plan_change(
+    host: &Host,
+    base: &Resources,
+    change: &Resources,
+    policy: Option<&DevicePolicy>,
+    read: impl Fn(&str) -> Option<String>,
+) -> Result<Plan> {
+    let devices = policy.map(|policy| DeviceWant {
+        before: None,
+        policy,
+        running: false,
+        overriding: Override::from_allowed(false),
+    });
+    let want = Want {
+        path: "vm1",
+        create: false,
+        base,
+        change,
+        devices,
+        burst_by_default: false,
+        force: false,
+        evacuate: false,
+        statistics: &[],
+        unsupported: Unsupported::Report,
+    };
+    let mut observed = Observed::default();
+    loop {
+        let set = plan::needs(host, &want, &observed);
+        if set.is_empty() {
+            return plan::plan(host, &want, &observed);
+        }
+        for (hierarchy, file) in set.files {
+            let content = read(&file);
+            observed.insert(hierarchy, want.path, file, content);
+        }
+        if set.inherited.is_some() {
+            observed.inherited_is_known();
+        }
+    }
 }
 
 /// What `devices.list` shows; `None` for default allow.

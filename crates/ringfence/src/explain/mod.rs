@@ -143,6 +143,18 @@ impl Cgroup {
     }
 }
 
+/// What holds, by these contents of the key's files at each level; `None` for what no kernel writes.
+#[cfg(fuzzing)]
+pub(crate) fn effective(
+    key: &Key,
+    version: Version,
+    levels: &[Vec<Option<Vec<u8>>>],
+) -> Option<(Value, Vec<Option<Value>>)> {
+    let contents = |files: &Vec<_>| read::Contents { path: String::new(), files: files.clone() };
+    let answer = rule::decide(key, version, &levels.iter().map(contents).collect::<Vec<_>>()).ok()?;
+    Some((answer.effective, answer.own))
+}
+
 fn not_understood(malformed: Malformed, read: &Read, files: &[String], cgroup: &Cgroup) -> Error {
     let Malformed { level, file } = malformed;
     let contents = read.levels.get(level).and_then(|level| level.file(file)).unwrap_or_default();
