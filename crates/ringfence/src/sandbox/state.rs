@@ -127,6 +127,15 @@ mod tests {
     }
 
     #[test]
+    fn a_number_in_a_field_that_is_not_known_stays_what_it_is_however_often_it_is_kept() {
+        let mut json: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
+        json["from_the_future"] = serde_json::json!(1.111_000_000_437_531_9e28);
+        let state: State = serde_json::from_str(&json.to_string()).unwrap();
+        let again: State = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
+        assert_eq!((&again, &again.unknown["from_the_future"]), (&state, &json["from_the_future"]));
+    }
+
+    #[test]
     fn a_state_of_a_newer_version_is_refused_and_unknown_fields_are_kept() {
         let mut json: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
         json["from_the_future"] = serde_json::json!({"a": [1]});
