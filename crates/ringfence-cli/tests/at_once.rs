@@ -18,7 +18,9 @@ fn commands_at_once_on_one_sandbox_take_turns() {
     let children: Vec<_> = (1..=16)
         .map(|number| {
             let (memory, pids) = (format!("{}M", 64 + number), (100 + number).to_string());
-            let mut set = sandbox.command("set", &["--memory", &memory, "--pids", &pids]);
+            // An emulated machine under load is slow.
+            let options = ["--memory", &memory, "--pids", &pids, "--timeout", "50"];
+            let mut set = sandbox.command("set", &options);
             set.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         })
         .collect();
