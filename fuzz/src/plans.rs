@@ -42,6 +42,18 @@ pub fn are_sound(host: &Host, resources: &Resources, profile: Profile, unread: R
     nothing_is_dropped(resources, &plan);
 }
 
+/// What was converted to v2's files comes to the same files, and has nothing that v2 lacks.
+pub fn is_its_own_conversion(v2: &Resources) {
+    let (mut again, report) = v2.to_v2().unwrap_or_else(|error| panic!("{v2:?}: {error}"));
+    // The greatest numbers of bytes become `max`, which lifts swap too when it is read.
+    if v2.unified.get("memory.max").is_some_and(|limit| limit == "max")
+        && !v2.unified.contains_key("memory.swap.max")
+    {
+        again.unified.remove("memory.swap.max");
+    }
+    assert!(again == *v2 && report.unsupported().count() == 0, "{v2:?} is not {again:?}\n{report}");
+}
+
 fn json(plan: &Plan) -> Value {
     serde_json::to_value(plan).expect("JSON")
 }
@@ -121,6 +133,12 @@ pub fn nothing_is_dropped(resources: &Resources, plan: &Plan) {
             "memory.useHierarchy" if resources.memory.use_hierarchy == Some(true) => continue,
             "memory.disableOOMKiller" if resources.memory.disable_oom_killer == Some(false) => continue,
             "memory.swap" if resources.memory.swap == Some(ringfence::Limit::Max) => continue,
+            "memory.kernel" if resources.memory.kernel == Some(ringfence::Limit::Max) => continue,
+            "memory.kernelTCP" if resources.memory.kernel_tcp == Some(ringfence::Limit::Max) => continue,
+            "cpu.realtimeRuntime" | "cpu.realtimePeriod" if resources.cpu.realtime_runtime == Some(0) => {
+                continue;
+            }
+            "network.classID" if resources.network.class_id == Some(0) => continue,
             "cpu.burst" if resources.cpu.burst == Some(0) => continue,
             "cpu.idle" if resources.cpu.idle == Some(0) => continue,
             "unified.cpu.idle" if is_zero("cpu.idle") => continue,
