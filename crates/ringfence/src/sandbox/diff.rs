@@ -41,11 +41,12 @@ impl Sandbox {
         let is_reported = |setting: &str| state.report.unsupported().any(|line| line.setting == setting);
         plan.steps.retain(|step| !step.setting.as_deref().is_some_and(is_reported));
         let mut differences = Vec::new();
-        for ((hierarchy, file), value) in plan.values(&state.cgroup) {
-            differences.extend(file_differs(cgroup, &Dir::new(hierarchy, &state.cgroup), file, &value)?);
+        let values = plan.values(&state.cgroup);
+        for ((hierarchy, file), value) in &values {
+            differences.extend(file_differs(cgroup, &Dir::new(*hierarchy, &state.cgroup), file, value)?);
         }
         // The kernel shows another weight while the cgroup is idle.
-        if plan.values(&state.cgroup).iter().any(|((_, file), value)| *file == "cpu.idle" && value == "1") {
+        if values.iter().any(|((_, file), value)| *file == "cpu.idle" && value == "1") {
             differences.retain(|difference| !matches!(difference.key.as_str(), "cpu.weight" | "cpu.shares"));
         }
         for step in &plan.steps {
