@@ -31,6 +31,8 @@ pub enum ErrorKind {
     TimedOut,
     /// The kernel refused, or did something else than asked.
     Kernel,
+    /// systemd refused, could not be reached, or did something else than asked.
+    Systemd,
     /// The program to start was not found (ENOENT), or cannot be executed.
     Program,
     /// The stored state cannot be read.
@@ -49,6 +51,7 @@ impl ErrorKind {
             Self::Locked => "locked",
             Self::TimedOut => "timed_out",
             Self::Kernel => "kernel",
+            Self::Systemd => "systemd",
             Self::Program => "program",
             Self::State => "state",
         }

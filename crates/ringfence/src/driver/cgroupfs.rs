@@ -1,4 +1,4 @@
-//! The cgroupfs driver: carries the steps of a plan out, and undoes them in reverse when one fails.
+//! Carries the steps of a plan out, and undoes them in reverse when one fails.
 //!
 //! It knows nothing of OCI: which value goes where, in which order and back, is in the steps.
 
@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::dirs::Dirs;
 use super::refusal;
+use super::systemd::Processes;
 use super::undo::Log;
 use crate::devices::filter::{DeviceFilter, Earlier};
 use crate::devices::{program, transition};
@@ -38,8 +39,16 @@ pub(crate) struct Done {
 }
 
 /// Carries the plan out. On failure everything that it did is undone, and the error is that of the step that failed.
-pub(crate) fn carry_out(plan: &Plan, dirs: &mut Dirs<'_>, earlier: Earlier<'_>) -> Result<Done> {
-    let mut run = Run { plan, dirs, earlier, file: None, log: Log::default(), report: Report::default() };
+///
+/// A unit of systemd is started around `processes`.
+pub(crate) fn carry_out(
+    plan: &Plan,
+    dirs: &mut Dirs<'_>,
+    earlier: Earlier<'_>,
+    processes: Processes<'_>,
+) -> Result<Done> {
+    let (log, report) = Default::default();
+    let mut run = Run { plan, dirs, earlier, processes, file: None, log, report };
     let Err(error) = run.steps() else {
         return Ok(Done { report: run.report, filter: run.log.into_filter() });
     };
@@ -52,14 +61,15 @@ pub(crate) fn carry_out(plan: &Plan, dirs: &mut Dirs<'_>, earlier: Earlier<'_>) 
     Err(error.with_source(Error::new(ErrorKind::Kernel, format!("and could not be undone: {what}"))))
 }
 
-struct Run<'a, 'h> {
-    plan: &'a Plan,
-    dirs: &'a mut Dirs<'h>,
+pub(super) struct Run<'a, 'h> {
+    pub(super) plan: &'a Plan,
+    pub(super) dirs: &'a mut Dirs<'h>,
     earlier: Earlier<'a>,
+    pub(super) processes: Processes<'a>,
     /// The file that was written last: the next step often has more for it.
     file: Option<OpenFile>,
-    log: Log,
-    report: Report,
+    pub(super) log: Log,
+    pub(super) report: Report,
 }
 
 impl Run<'_, '_> {
@@ -102,10 +112,19 @@ impl Run<'_, '_> {
                 self.log.filter(dir, filter);
                 Ok(())
             }
+            Action::StartUnit { unit, path, properties, told, .. } => {
+                self.start_unit(unit, path, properties, told).map_err(Failed::from)
+            }
+            Action::SetProperties { unit, told } => self.set_properties(unit, told).map_err(Failed::from),
         }
     }
 
-    fn open(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>> {
+    /// A step by itself, without those beside it.
+    pub(super) fn write_step(&mut self, step: &Step) -> Result<()> {
+        self.step(step).map_err(|Failed(_, error)| error)
+    }
+
+    pub(super) fn open(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>> {
         self.dirs
             .get(dir)
             .map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(self.dirs.host), errno))

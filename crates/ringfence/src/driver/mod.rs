@@ -4,6 +4,7 @@ pub(crate) mod cgroupfs;
 pub(crate) mod dirs;
 pub(crate) mod observe;
 mod refusal;
+pub(crate) mod systemd;
 mod undo;
 
 #[cfg(test)]

@@ -4,11 +4,51 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::process::{Signal, kill_process};
 
 use super::dirs::Dirs;
+use super::systemd::Processes;
 use crate::devices::filter::DeviceFilter;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
+use crate::kernel::proc;
 use crate::plan::{Dir, Undo};
+use crate::systemd::property::Property;
+
+/// Where a process is, in each hierarchy.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pid: u32,
+    cgroups: Vec<(String, String)>,
+}
+
+impl Origin {
+    /// # Errors
+    /// There is no such process, or it has ended: the kernel takes a zombie without moving anything.
+    pub(crate) fn of(pid: u32) -> Result<Self> {
+        let runs = proc::is_running(pid);
+        let cgroups = proc::cgroups(pid).filter(|_| runs).ok_or_else(|| {
+            Error::new(ErrorKind::Kernel, "there is no such process, or no more")
+                .with_errno(Errno::SRCH)
+                .with_setting("pid")
+                .with_value(pid)
+        })?;
+        Ok(Self { pid, cgroups })
+    }
+
+    /// Moves the process back in one hierarchy; best effort, since what it came from may be out of our sight or reach.
+    pub(crate) fn restore(&self, host: &Host, hierarchy: usize) -> Result<(), Errno> {
+        let known = host.hierarchies.get(hierarchy).ok_or(Errno::NOENT)?;
+        let Some((_, path)) = self.cgroups.iter().find(|(names, _)| known.is_called(names)) else {
+            return Ok(());
+        };
+        let root = host.root(hierarchy)?;
+        match path.trim_start_matches('/') {
+            "" => root.join(self.pid),
+            path => root.open_dir(path)?.join(self.pid),
+        }
+    }
+}
 
 /// What was done so far, in order.
 #[derive(Default)]
@@ -18,6 +58,8 @@ enum Done {
     Made { dir: Dir, ancestor: bool },
     Wrote(Dir, Vec<(std::borrow::Cow<'static, str>, String)>),
     Filtered(Dir, DeviceFilter),
+    Told(String, Vec<Property>),
+    Started { unit: String, kill: bool, origins: Vec<Origin> },
 }
 
 impl Log {
@@ -33,6 +75,15 @@ impl Log {
 
     pub(super) fn filter(&mut self, dir: &Dir, filter: DeviceFilter) {
         self.0.push(Done::Filtered(dir.clone(), filter));
+    }
+
+    pub(super) fn told(&mut self, unit: &str, back: Vec<Property>) {
+        self.0.push(Done::Told(unit.to_owned(), back));
+    }
+
+    pub(super) fn started(&mut self, unit: &str, processes: Processes<'_>, origins: Vec<Origin>) {
+        let kill = matches!(processes, Processes::Waiting(_));
+        self.0.push(Done::Started { unit: unit.to_owned(), kill, origins });
     }
 
     /// Nothing is to be undone any more: the program that is attached now.
@@ -58,6 +109,13 @@ impl Log {
                         }));
                     }
                 }
+                Done::Told(unit, back) => {
+                    let told = dirs.host.manager().and_then(|manager| manager.set(&unit, &back));
+                    failures.extend(told.err());
+                }
+                Done::Started { unit, kill, origins } => {
+                    failures.extend(stop(dirs.host, &unit, kill, &origins).err());
+                }
                 Done::Filtered(dir, filter) => match dirs.get(&dir) {
                     Ok(open) => failures.extend(filter.undo(open.as_fd()).err()),
                     Err(errno) => failures.push(Error::kernel("cannot open the cgroup", &dir.path, errno)),
@@ -66,6 +124,30 @@ impl Log {
         }
         failures
     }
+}
+
+/// Stops a unit that was just started, without the processes that it was started around; if one of them cannot be moved
+/// out, it keeps them.
+fn stop(host: &Host, unit: &str, kill: bool, origins: &[Origin]) -> Result<()> {
+    for origin in origins {
+        if kill {
+            if let Some(pid) = proc::pid(origin.pid) {
+                _ = kill_process(pid, Signal::KILL);
+            }
+            continue;
+        }
+        for hierarchy in 0..host.hierarchies.len() {
+            match origin.restore(host, hierarchy) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => {
+                    let why = format!("the process stays in {unit}: it cannot go back to where it came from");
+                    let error = Error::new(ErrorKind::Kernel, why).with_errno(errno);
+                    return Err(error.with_setting("pid").with_value(origin.pid));
+                }
+            }
+        }
+    }
+    host.manager()?.stop(unit, false).map(drop)
 }
 
 /// An ancestor that another sandbox has come to use stays. A cgroup that was made a moment ago may be busy for another.

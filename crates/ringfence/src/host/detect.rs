@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 
-use super::{Controller, Host, Version, devices, hierarchies, mountinfo, probe, topology};
+use super::{Controller, Host, Version, devices, hierarchies, manager, mountinfo, probe, topology};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::probe::page_size;
 use crate::{Error, ErrorKind, Result};
@@ -56,22 +56,26 @@ fn detect(root: Option<&Path>) -> Result<Host> {
 
     let huge_page_sizes = topology::huge_page_sizes();
     let initial_user_namespace = is_namespace("/proc/self/ns/user", INITIAL_USER_NAMESPACE);
+    let majors = read_file("/proc/devices").unwrap_or_default();
+    let majors = String::from_utf8_lossy(&majors);
+    let rootless = !rustix::process::geteuid().is_root() || !initial_user_namespace;
     Ok(Host {
         mode,
         systemd: Path::new("/run/systemd/system").is_dir(),
         capabilities: probe::capabilities(&hierarchies, unified.as_ref(), &huge_page_sizes),
         hierarchies,
         devices: devices::inventory(),
-        device_mapper_major: read_file("/proc/devices")
-            .ok()
-            .and_then(|text| devices::device_mapper_major(&String::from_utf8_lossy(&text))),
+        device_mapper_major: devices::device_mapper_major(&majors),
+        device_classes: devices::classes(&majors),
         cpus: topology::online_cpus()?,
         mems: topology::online_mems()?,
         page_size: page_size(),
         huge_page_sizes,
-        rootless: !rustix::process::geteuid().is_root() || !initial_user_namespace,
+        rootless,
+        systemd_root: manager::root(rootless),
         namespaced: !is_namespace("/proc/self/ns/cgroup", INITIAL_CGROUP_NAMESPACE),
         roots: Default::default(),
+        manager: Default::default(),
     })
 }
 

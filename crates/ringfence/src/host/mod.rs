@@ -7,6 +7,7 @@ mod controller;
 mod detect;
 mod devices;
 mod hierarchies;
+mod manager;
 mod mountinfo;
 mod probe;
 mod roots;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use manager::SharedManager;
 pub(crate) use roots::Roots;
 
 #[cfg(fuzzing)]
@@ -68,6 +70,21 @@ pub struct Hierarchy {
     pub noprefix: bool,
 }
 
+impl Hierarchy {
+    /// Whether a line of `/proc/PID/cgroup` with these names is about this hierarchy: `cpu,cpuacct`, `name=systemd`, and
+    /// nothing for v2.
+    pub(crate) fn is_called(&self, names: &str) -> bool {
+        match self.version {
+            Version::V2 => names.is_empty(),
+            Version::V1 => names.split(',').any(|name| match (&self.name, name.strip_prefix("name=")) {
+                (Some(known), Some(name)) => known == name,
+                (None, None) => self.controllers.iter().any(|controller| controller.v1_name() == name),
+                _ => false,
+            }),
+        }
+    }
+}
+
 /// What this kernel can do, each probed, not concluded from its version.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -115,6 +132,18 @@ pub struct DeviceNode {
     pub minor: u32,
 }
 
+/// A major number and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceClass {
+    /// Character or block.
+    #[serde(rename = "type")]
+    pub kind: DeviceKind,
+    /// Major number.
+    pub major: u32,
+    /// Name (`pts`), which several may share.
+    pub name: String,
+}
+
 /// The facts about a host, as `ringfence features` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
@@ -131,6 +160,9 @@ pub struct Host {
     /// The block major of the device mapper, from `/proc/devices`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_mapper_major: Option<u32>,
+    /// The names of major numbers, from `/proc/devices`.
+    #[serde(default)]
+    pub device_classes: Vec<DeviceClass>,
     /// CPUs that are online.
     pub cpus: CpuSet,
     /// Memory nodes that are online.
@@ -144,8 +176,14 @@ pub struct Host {
     /// The own cgroup is the root of a cgroup namespace, not of the machine.
     #[serde(default)]
     pub namespaced: bool,
+    /// Where systemd keeps its units: below the root of each hierarchy. Empty but for a user's manager, and for one in a
+    /// container without a cgroup namespace.
+    #[serde(default)]
+    pub systemd_root: String,
     #[serde(skip)]
     pub(crate) roots: Roots,
+    #[serde(skip)]
+    pub(crate) manager: SharedManager,
 }
 
 impl Host {

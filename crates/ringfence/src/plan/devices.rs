@@ -34,7 +34,7 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
 }
 
 /// A new cgroup has its parent's list, which is reset; a change is the smallest set of writes.
-fn v1(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>) -> Result<()> {
+pub(super) fn v1(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>) -> Result<()> {
     let list = match draft.now(index, DEVICES_LIST) {
         Some(list) => transition::parse_devices_list(list.as_bytes())?,
         None => LiveList::AllowByDefault,

@@ -11,7 +11,7 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
     for (index, hierarchy) in draft.host.hierarchies.iter().enumerate() {
         let (required, wanted) = match hierarchy.version {
             Version::V1 => Default::default(),
-            Version::V2 => controllers(draft, index, hierarchy),
+            Version::V2 => controllers(draft, &draft.steps, index, hierarchy),
         };
         for dir in levels(&draft.leaf(index)) {
             if let Some(above) = dir.parent()
@@ -33,8 +33,13 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
 /// What comes before the values of a change: on v2 it may need a controller that nothing has needed before, which is
 /// enabled from the root down. Processes that run inside do not hinder that.
 pub(super) fn enable_missing(draft: &Draft<'_>) -> Vec<Step> {
+    enable_for(draft, &draft.steps)
+}
+
+/// The same for these writes.
+pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
     let Some((index, hierarchy)) = draft.host.unified() else { return Vec::new() };
-    let (mut required, _) = controllers(draft, index, hierarchy);
+    let (mut required, _) = controllers(draft, writes, index, hierarchy);
     if !required.is_empty() {
         let there = Controller::list_from_v2(draft.now(index, "cgroup.controllers").unwrap_or_default());
         required.retain(|controller| !there.contains(controller));
@@ -50,9 +55,14 @@ pub(super) fn enable_missing(draft: &Draft<'_>) -> Vec<Step> {
 }
 
 /// The v2 controllers without which a value that is written has no file, and those that are only wanted.
-fn controllers(draft: &Draft<'_>, index: usize, hierarchy: &Hierarchy) -> (Vec<Controller>, Vec<Controller>) {
+fn controllers(
+    draft: &Draft<'_>,
+    writes: &[Step],
+    index: usize,
+    hierarchy: &Hierarchy,
+) -> (Vec<Controller>, Vec<Controller>) {
     let mut required = Vec::new();
-    for step in &draft.steps {
+    for step in writes {
         if let Action::Write { dir, file, .. } = &step.action
             && dir.hierarchy == index
             && let Some(controller) = controller_of(file)

@@ -1,7 +1,8 @@
 //! The planner: from what is wanted, what the host is and what is there now, to ordered steps.
 //!
 //! Pure: no system call, no clock. [`needs`] says what must be read first; [`plan`] makes the steps. v1 and v2 are two
-//! translations into the same steps. A file for each controller; `layout` makes what they are written into.
+//! translations into the same steps, a file for each controller; `layout` makes what they are written into, or `systemd`
+//! tells them to the unit that carries the cgroup.
 
 pub(crate) mod convert;
 mod cpu;
@@ -16,6 +17,7 @@ mod network;
 mod pids;
 mod rdma;
 mod step;
+mod systemd;
 mod unified;
 
 pub(crate) use devices::DEVICES_LIST;
@@ -23,6 +25,7 @@ use draft::Draft;
 pub(crate) use draft::{Observed, ReadSet};
 pub(crate) use step::{Action, Dir, Reaction, Undo, Verify};
 pub use step::{Plan, Step};
+pub(crate) use systemd::{Told, UnitWant, is_managed, properties_of};
 
 use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
@@ -72,6 +75,8 @@ pub(crate) struct DeviceWant<'a> {
 pub(crate) struct Want<'a> {
     /// Below the root of each hierarchy.
     pub(crate) path: &'a str,
+    /// The unit of systemd that carries it; else it is ours alone.
+    pub(crate) unit: Option<UnitWant<'a>>,
     /// Whether the cgroup is to be made; else it is changed.
     pub(crate) create: bool,
     /// What was wanted before: gives meaning to a change that says only half.
@@ -95,6 +100,7 @@ impl<'a> Want<'a> {
     pub(crate) fn change(path: &'a str, base: &'a Resources, change: &'a Resources) -> Self {
         Self {
             path,
+            unit: None,
             create: false,
             base,
             change,
@@ -119,7 +125,13 @@ pub(crate) fn needs(host: &Host, want: &Want<'_>, observed: &Observed) -> ReadSe
 pub(crate) fn plan(host: &Host, want: &Want<'_>, observed: &Observed) -> Result<Plan> {
     let (steps, report) = think_out(host, want, observed).0?;
     want.unsupported.mind(&report)?;
-    Ok(Plan { host: host.clone(), steps, report, unsupported: want.unsupported })
+    Ok(Plan {
+        host: host.clone(),
+        steps,
+        report,
+        unsupported: want.unsupported,
+        by_systemd: want.unit.is_some(),
+    })
 }
 
 /// The steps and the report; and what was looked for and not observed yet.
@@ -148,6 +160,9 @@ fn translate(draft: &mut Draft<'_>) -> Result<()> {
     network::plan(draft);
     rdma::plan(draft);
     unified::plan(draft)?;
+    if let Some(unit) = draft.want.unit {
+        return systemd::translate(draft, unit);
+    }
     let before = if draft.want.create { layout::make(draft) } else { layout::enable_missing(draft) };
     draft.steps.splice(0..0, before);
     Ok(())

@@ -13,9 +13,11 @@ use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::host::{Controller, Host, Mode};
 use crate::interface::merged;
+use crate::plan::systemd::{Told, printed};
 use crate::plan::Unsupported;
 use crate::report::Report;
 use crate::resources::CpuSet;
+use crate::systemd::property::{Property, tell};
 
 /// A cgroup in one hierarchy: the index of the hierarchy in [`Host::hierarchies`], and the path below its root.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,6 +65,11 @@ pub(crate) enum Action {
     Write { dir: Dir, file: Cow<'static, str>, value: String },
     /// Loads and attaches the eBPF program of the policy, atomically in the place of our earlier one.
     DeviceFilter { dir: Dir, policy: DevicePolicy, overriding: Override },
+    /// Starts a unit of systemd around the processes that are at hand, with everything that it is told. `path` is that of
+    /// its cgroup.
+    StartUnit { unit: String, slice: String, path: String, properties: Vec<Property>, told: Vec<Told> },
+    /// Tells a unit of systemd that runs.
+    SetProperties { unit: String, told: Vec<Told> },
 }
 
 /// How the executor sees that the kernel did what was asked.
@@ -112,6 +119,8 @@ pub(crate) enum Undo {
     AsFound,
     /// The program that was replaced is put back.
     DeviceFilter,
+    /// The processes go back to where they came from, and the unit is stopped.
+    StopUnit,
 }
 
 impl Undo {
@@ -162,6 +171,8 @@ pub struct Plan {
     pub(crate) report: Report,
     /// What is done about what only shows when the plan is carried out.
     pub(crate) unsupported: Unsupported,
+    /// A unit of systemd carries the cgroup.
+    pub(crate) by_systemd: bool,
 }
 
 impl Plan {
@@ -175,10 +186,21 @@ impl Plan {
         &self.report
     }
 
+    /// Every write to a file, those too that systemd is told.
+    pub(crate) fn writes(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().flat_map(|step| {
+            let told = match &step.action {
+                Action::StartUnit { told, .. } | Action::SetProperties { told, .. } => told.as_slice(),
+                _ => &[],
+            };
+            std::iter::once(step).chain(told.iter().map(|told| &told.step))
+        })
+    }
+
     /// What the interface files of the cgroup at `path` are told, all writes to one file together; without devices.
     pub(crate) fn values(&self, path: &str) -> BTreeMap<(usize, &str), String> {
         let mut values = BTreeMap::<_, String>::new();
-        for step in &self.steps {
+        for step in self.writes() {
             if let Action::Write { dir, file, value } = &step.action
                 && dir.path == path
                 && step.setting.as_ref().is_some_and(|setting| setting != "devices")
@@ -196,7 +218,30 @@ impl Plan {
             Action::MakeDir { dir, .. } | Action::DeviceFilter { dir, .. } => dir.full(&self.host),
             Action::EnableControllers { dir, .. } => dir.full(&self.host).join("cgroup.subtree_control"),
             Action::Write { dir, file, .. } => dir.full(&self.host).join(file.as_ref()),
+            Action::StartUnit { path, .. } => printed(&self.host, path),
+            Action::SetProperties { told, .. } => {
+                let dir = told.iter().find_map(|told| match &told.step.action {
+                    Action::Write { dir, .. } => Some(dir.path.as_str()),
+                    _ => None,
+                });
+                printed(&self.host, dir.unwrap_or_default())
+            }
         }
+    }
+}
+
+impl Step {
+    /// The properties of a step that talks to systemd, each once.
+    pub(crate) fn properties(&self) -> Vec<Property> {
+        let (mut properties, told) = match &self.action {
+            Action::StartUnit { properties, told, .. } => (properties.clone(), told.as_slice()),
+            Action::SetProperties { told, .. } => (Vec::new(), told.as_slice()),
+            _ => Default::default(),
+        };
+        for told in told {
+            tell(&mut properties, told.properties.iter().cloned());
+        }
+        properties
     }
 }
 
@@ -219,6 +264,18 @@ impl fmt::Display for Plan {
                 }
                 Action::DeviceFilter { policy, .. } => {
                     writeln!(f, "device_filter       {path} ({} exceptions)", policy.exceptions().count())?;
+                }
+                Action::StartUnit { unit, .. } => {
+                    writeln!(f, "start_unit          {unit} at {path}")?;
+                    for property in step.properties() {
+                        writeln!(f, "                    {property}")?;
+                    }
+                }
+                Action::SetProperties { unit, .. } => {
+                    writeln!(f, "set_properties      {unit}")?;
+                    for property in step.properties() {
+                        writeln!(f, "                    {property}")?;
+                    }
                 }
             }
         }
@@ -247,6 +304,8 @@ impl Serialize for Printed<'_> {
             Action::EnableControllers { .. } => "enable_controllers",
             Action::Write { .. } => "write",
             Action::DeviceFilter { .. } => "device_filter",
+            Action::StartUnit { .. } => "start_unit",
+            Action::SetProperties { .. } => "set_properties",
         };
         map.serialize_entry("op", op)?;
         if let Some(setting) = &step.setting {
@@ -265,6 +324,15 @@ impl Serialize for Printed<'_> {
                 map.serialize_entry("default", &policy.default_verdict())?;
                 map.serialize_entry("exceptions", &policy.exceptions().collect::<Vec<_>>())?;
             }
+            Action::StartUnit { unit, .. } | Action::SetProperties { unit, .. } => {
+                map.serialize_entry("unit", unit)?;
+                if let Action::StartUnit { slice, .. } = &step.action {
+                    map.serialize_entry("slice", slice)?;
+                }
+                let properties = step.properties();
+                let by_name = properties.iter().map(|property| (property.name, &property.value));
+                map.serialize_entry("properties", &by_name.collect::<BTreeMap<_, _>>())?;
+            }
         }
         map.end()
     }
@@ -274,7 +342,7 @@ impl Serialize for Plan {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(4))?;
         map.serialize_entry("host", &HostSummary { mode: self.host.mode, systemd: self.host.systemd })?;
-        map.serialize_entry("driver", "cgroupfs")?;
+        map.serialize_entry("driver", if self.by_systemd { "systemd" } else { "cgroupfs" })?;
         let steps: Vec<_> = self.steps.iter().map(|step| Printed(self, step)).collect();
         map.serialize_entry("steps", &steps)?;
         map.serialize_entry("report", &self.report)?;

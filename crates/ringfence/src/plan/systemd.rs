@@ -1,0 +1,491 @@
+//! The third translation: the steps of the other two, with what has a property of systemd's told to systemd.
+//!
+//! What systemd knows of is never written behind its back: the next reload, or the next change of a property, would put
+//! back what it knows. What it has no property for is written to the files, and stays.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use super::{Action, Dir, Draft, Step, Undo, Verify, devices, layout};
+use crate::devices::{DeviceKind, DevicePolicy, Verdict};
+use crate::error::Result;
+use crate::host::{Controller, Hierarchy, Host, Version};
+use crate::interface::Lines;
+use crate::path::SystemdName;
+use crate::resources::{CpuSet, Limit};
+use crate::systemd::property::{INFINITY, Property, Value, tell};
+
+/// The unit that carries the cgroup.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UnitWant<'a> {
+    pub(crate) name: &'a SystemdName,
+    /// By which we know it again.
+    pub(crate) description: &'a str,
+}
+
+/// A value that a file is to hold, and the properties by which it is told to systemd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The write, for a systemd that lacks a property, and to see that the kernel has it.
+    pub(crate) step: Step,
+    pub(crate) properties: Vec<Property>,
+    /// What takes it back.
+    pub(crate) back: Vec<Property>,
+}
+
+/// A file's value, and the one that has to be written after it goes down or before it goes up; the planner has put them in
+/// the right order.
+const ORDERED: [(&str, &str); 4] = [
+    ("cpu.max.burst", "cpu.max"),
+    ("cpu.cfs_burst_us", "cpu.cfs_quota_us"),
+    ("memory.memsw.limit_in_bytes", "memory.limit_in_bytes"),
+    ("cpu.idle", "cpu.shares"),
+];
+
+/// Turns the steps into those of a unit.
+pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()> {
+    let mut steps = std::mem::take(&mut draft.steps);
+    if draft.host.rootless {
+        report_what_users_cannot(draft, &mut steps);
+    }
+    let bandwidth = v1_bandwidth(draft, &steps);
+    let (mut told, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    let files: Vec<Option<String>> = steps.iter().map(|step| file_of(step).map(str::to_owned)).collect();
+    for (position, step) in steps.into_iter().enumerate() {
+        if is_device_write(&step) {
+            continue;
+        }
+        if let Some(one) = by_property(draft, unit, &step, bandwidth.as_ref()) {
+            if let (Action::Write { value: asked, .. }, Action::Write { value: kept, .. }) =
+                (&step.action, &one.step.action)
+                && asked != kept
+            {
+                let why = format!("systemd keeps it in whole hundredths of a CPU: {kept}");
+                draft.report.add(step.setting.clone().unwrap_or_default(), asked, why);
+            }
+            told.push(one);
+            continue;
+        }
+        let precedes = |partner: &str| files.iter().skip(position).flatten().any(|file| file == partner);
+        let goes_before = match &step.action {
+            Action::Write { dir, file, .. } if draft.want.create => {
+                !is_managed_at(draft.host, dir.hierarchy) && file.as_ref() != "cgroup.subtree_control"
+            }
+            Action::Write { file, .. } => {
+                ORDERED.iter().any(|(known, partner)| *known == file.as_ref() && precedes(partner))
+            }
+            _ => false,
+        };
+        if goes_before { before.push(step) } else { after.push(step) }
+    }
+    told.extend(device_rules(draft, &mut after)?);
+    if draft.want.create {
+        let (own, start) = start(draft, unit, told);
+        draft.steps = own;
+        draft.steps.append(&mut before);
+        draft.steps.push(start);
+        draft.steps.append(&mut enable(draft, &after));
+    } else {
+        draft.steps = enable(draft, &[before.clone(), after.clone()].concat());
+        draft.steps.append(&mut before);
+        if !told.is_empty() {
+            draft.steps.push(Step::new(Action::SetProperties { unit: unit.name.unit(), told }));
+        }
+    }
+    draft.steps.append(&mut after);
+    Ok(())
+}
+
+/// A user's manager takes every limit, and on cgroup v1 none is in force.
+fn report_what_users_cannot(draft: &mut Draft<'_>, steps: &mut Vec<Step>) {
+    let host = draft.host;
+    steps.retain(|step| {
+        let Action::Write { dir, value, .. } = &step.action else { return true };
+        if version_at(host, dir.hierarchy) == Version::V2 {
+            return true;
+        }
+        if let Some(setting) = step.setting.clone().filter(|setting| setting != "devices") {
+            draft.report.add(setting, value, "a user's systemd has no say on cgroup v1");
+        }
+        false
+    });
+}
+
+fn version_at(host: &Host, hierarchy: usize) -> Version {
+    host.hierarchies.get(hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version)
+}
+
+fn file_of(step: &Step) -> Option<&str> {
+    match &step.action {
+        Action::Write { file, .. } => Some(file),
+        _ => None,
+    }
+}
+
+fn is_device_write(step: &Step) -> bool {
+    file_of(step).is_some_and(|file| file.starts_with("devices."))
+}
+
+/// Whether systemd makes its units' cgroups in a hierarchy: on v1 in its own and in those of the controllers that it
+/// knows. In the others the cgroups are ours to make, and to remove.
+pub(crate) fn is_managed(hierarchy: &Hierarchy) -> bool {
+    const MANAGED: [Controller; 6] = [
+        Controller::Cpu,
+        Controller::Cpuacct,
+        Controller::Io,
+        Controller::Memory,
+        Controller::Devices,
+        Controller::Pids,
+    ];
+    hierarchy.version == Version::V2
+        || hierarchy.name.as_deref() == Some("systemd")
+        || hierarchy.controllers.iter().any(|controller| MANAGED.contains(controller))
+}
+
+fn is_managed_at(host: &Host, hierarchy: usize) -> bool {
+    host.hierarchies.get(hierarchy).is_some_and(is_managed)
+}
+
+/// The unit with everything that it is told, and before it what is ours to make.
+fn start(draft: &Draft<'_>, unit: UnitWant<'_>, told: Vec<Told>) -> (Vec<Step>, Step) {
+    let mut own = layout::make(draft);
+    own.retain(|step| match &step.action {
+        // A user cannot make any.
+        Action::MakeDir { dir, .. } => !draft.host.rootless && !is_managed_at(draft.host, dir.hierarchy),
+        _ => false,
+    });
+    for step in &mut own {
+        // A scope that ended by itself has left it: it is taken as it is.
+        if let Action::MakeDir { ancestor, .. } = &mut step.action {
+            *ancestor = true;
+        }
+    }
+    let name = unit.name;
+    let mut properties = vec![Property::text("Description", unit.description)];
+    if !name.is_slice() {
+        properties.extend([
+            Property::text("Slice", name.slice()),
+            Property::yes("Delegate"),
+            // A process that dies before the job would leave a failed unit in the way.
+            Property::text("CollectMode", "inactive-or-failed"),
+        ]);
+    }
+    properties.push(Property::new("DefaultDependencies", Value::Bool(false)));
+    // Without it a later change would move the processes, in v1's blkio.
+    properties.extend(
+        ["CPUAccounting", "MemoryAccounting", "TasksAccounting", "IOAccounting"].map(Property::yes),
+    );
+    // The manager's default is some thousand tasks.
+    properties.push(Property::number("TasksMax", INFINITY));
+    let start = Action::StartUnit {
+        unit: name.unit(),
+        slice: name.slice().to_owned(),
+        path: draft.want.path.to_owned(),
+        properties,
+        told,
+    };
+    let mut start = Step::new(start);
+    start.undo = Undo::StopUnit;
+    (own, start)
+}
+
+/// Controllers that systemd does not know are enabled for the unit by us, in what it has made above; it leaves them alone.
+fn enable(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
+    const UNKNOWN: [Controller; 3] = [Controller::Hugetlb, Controller::Rdma, Controller::Misc];
+    let mut steps = layout::enable_for(draft, writes);
+    for step in &mut steps {
+        if let Action::EnableControllers { required, .. } = &mut step.action {
+            required.retain(|controller| UNKNOWN.contains(controller));
+        }
+    }
+    steps.retain(|step| {
+        !matches!(&step.action, Action::EnableControllers { required, .. } if required.is_empty())
+    });
+    steps
+}
+
+/// What a write is to systemd, if it has a word for it.
+fn by_property(
+    draft: &Draft<'_>,
+    unit: UnitWant<'_>,
+    step: &Step,
+    bandwidth: Option<&(Bandwidth, Bandwidth)>,
+) -> Option<Told> {
+    let Action::Write { dir, file, value } = &step.action else { return None };
+    if dir.path != draft.want.path || !is_managed_at(draft.host, dir.hierarchy) {
+        return None;
+    }
+    let version = version_at(draft.host, dir.hierarchy);
+    let mut step = step.clone();
+    if let (Some((then, now)), Version::V1) = (bandwidth, version)
+        && matches!(file.as_ref(), "cpu.cfs_quota_us" | "cpu.cfs_period_us")
+    {
+        if file == "cpu.cfs_quota_us" {
+            set_value(&mut step, super::draft::minus_one(then.kept()));
+        }
+        return Some(Told { step, properties: then.properties(), back: now.properties() });
+    }
+    let (file, value) = (file.clone(), value.clone());
+    if file == "memory.oom.group" && draft.want.create && !unit.name.is_slice() {
+        let policy = if value.trim() == "1" { "kill" } else { "continue" };
+        let properties = vec![Property::text("OOMPolicy", policy)];
+        return Some(Told { step, properties, back: Vec::new() });
+    }
+    let properties = properties_of(version, &file, &value)?;
+    if version == Version::V2 && file == "cpu.max" {
+        let asked = Bandwidth::parse(&value)?;
+        set_value(&mut step, format!("{} {}", asked.kept(), asked.period));
+    }
+    let mut back = Vec::new();
+    if let Undo::Write(writes) = &step.undo {
+        for (file, value) in writes {
+            tell(&mut back, properties_of(version, file, value).unwrap_or_default());
+        }
+    }
+    Some(Told { step, properties, back })
+}
+
+fn set_value(step: &mut Step, new: String) {
+    if let Action::Write { value, .. } = &mut step.action {
+        *value = new;
+    }
+}
+
+/// The properties for a file that is to hold a value.
+pub(crate) fn properties_of(version: Version, file: &str, value: &str) -> Option<Vec<Property>> {
+    let value = value.trim();
+    let size = |name| Some(vec![Property::number(name, number(value)?)]);
+    match (version, file) {
+        (_, "pids.max") => size("TasksMax"),
+        (Version::V1, "memory.limit_in_bytes") | (Version::V2, "memory.max") => size("MemoryMax"),
+        (Version::V1, "cpu.shares") => size("CPUShares"),
+        (Version::V1, "blkio.throttle.read_bps_device") => v1_throttle("IOReadBandwidthMax", value),
+        (Version::V1, "blkio.throttle.write_bps_device") => v1_throttle("IOWriteBandwidthMax", value),
+        (Version::V1, _) => None,
+        (_, "memory.low") => size("MemoryLow"),
+        (_, "memory.min") => size("MemoryMin"),
+        (_, "memory.high") => size("MemoryHigh"),
+        (_, "memory.swap.max") => size("MemorySwapMax"),
+        (_, "memory.zswap.max") => size("MemoryZSwapMax"),
+        (_, "cpu.weight") => size("CPUWeight"),
+        // 0 is its word for idle, which the next weight undoes.
+        (_, "cpu.idle") => {
+            Some(vec![Property::number("CPUWeight", if value == "1" { 0 } else { 100 })])
+        }
+        (_, "cpu.max") => Some(Bandwidth::parse(value)?.properties()),
+        (_, "cpuset.cpus") => set("AllowedCPUs", value),
+        (_, "cpuset.mems") => set("AllowedMemoryNodes", value),
+        (_, "io.max") => v2_throttles(value),
+        (_, "io.weight") => weights(value, |weight| weight),
+        (_, "io.bfq.weight") => weights(value, from_bfq),
+        _ => None,
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    if matches!(text, "max" | "-1") { Some(INFINITY) } else { text.parse().ok() }
+}
+
+/// An empty set does not lift what there was: the files must.
+fn set(name: &'static str, value: &str) -> Option<Vec<Property>> {
+    let set = value.parse::<CpuSet>().ok().filter(|set| !set.is_empty())?;
+    Some(vec![Property::new(name, Value::Set(set))])
+}
+
+/// As systemd names a disk that may have no node.
+fn disk(number: &str) -> String {
+    format!("/dev/block/{number}")
+}
+
+fn v1_throttle(name: &'static str, value: &str) -> Option<Vec<Property>> {
+    let (device, rate) = value.split_once(' ')?;
+    let rate = match number(rate)? {
+        0 => INFINITY,
+        rate => rate,
+    };
+    Some(vec![Property::new(name, Value::PerDevice(vec![(disk(device), rate)]))])
+}
+
+fn v2_throttles(line: &str) -> Option<Vec<Property>> {
+    let mut properties = Vec::new();
+    for (device, name, rate) in Lines::parse(line).iter() {
+        let name = match name {
+            "rbps" => "IOReadBandwidthMax",
+            "wbps" => "IOWriteBandwidthMax",
+            "riops" => "IOReadIOPSMax",
+            "wiops" => "IOWriteIOPSMax",
+            _ => return None,
+        };
+        tell(&mut properties, [Property::new(name, Value::PerDevice(vec![(disk(device), number(rate)?)]))]);
+    }
+    Some(properties)
+}
+
+fn weights(line: &str, convert: fn(u64) -> u64) -> Option<Vec<Property>> {
+    let mut properties = Vec::new();
+    for (device, _, weight) in Lines::parse(line).iter() {
+        let weight = if weight == "default" { 100 } else { convert(number(weight)?) };
+        let property = match device {
+            "default" => Property::number("IOWeight", weight),
+            _ => Property::new("IODeviceWeight", Value::PerDevice(vec![(disk(device), weight)])),
+        };
+        tell(&mut properties, [property]);
+    }
+    Some(properties)
+}
+
+/// The weight (1 to 10000) that systemd turns into this one of BFQ's (1 to 1000).
+fn from_bfq(weight: u64) -> u64 {
+    if weight <= 100 { weight } else { 100 + (weight.min(1000) - 100) * 11 }
+}
+
+/// CPU time, as systemd has it: a quota for each second, and a period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bandwidth {
+    quota: Limit,
+    period: u64,
+}
+
+/// In µs. systemd truncates to it at a reload.
+const GRAIN: u64 = 10_000;
+
+impl Bandwidth {
+    /// As in `cpu.max`.
+    fn parse(value: &str) -> Option<Self> {
+        let mut words = value.split_whitespace();
+        let quota = match number(words.next()?)? {
+            INFINITY => Limit::Max,
+            quota => Limit::Value(quota),
+        };
+        Some(Self { quota, period: words.next().map_or(Some(100_000), |word| word.parse().ok())? })
+    }
+
+    /// µs of CPU time for each second, never less than asked for.
+    fn per_second(self) -> u64 {
+        match self.quota {
+            Limit::Max => INFINITY,
+            Limit::Value(quota) => {
+                let each = (u128::from(quota) * 1_000_000).div_ceil(u128::from(self.period.max(1)));
+                u64::try_from(each.div_ceil(GRAIN.into()) * u128::from(GRAIN)).unwrap_or(INFINITY)
+            }
+        }
+    }
+
+    /// The quota that systemd makes of it.
+    fn kept(self) -> Limit {
+        match self.per_second() {
+            INFINITY => Limit::Max,
+            each => {
+                let quota = u128::from(each) * u128::from(self.period) / 1_000_000;
+                Limit::Value(u64::try_from(quota).unwrap_or(u64::MAX).max(1000))
+            }
+        }
+    }
+
+    fn properties(self) -> Vec<Property> {
+        vec![
+            Property::number("CPUQuotaPerSecUSec", self.per_second()),
+            Property::number("CPUQuotaPeriodUSec", self.period),
+        ]
+    }
+}
+
+/// v1 has a file for each half, and systemd wants both: as they will be, and as they are.
+fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwidth)> {
+    let (index, version) = draft.place_of(Controller::Cpu)?;
+    if version != Version::V1 {
+        return None;
+    }
+    let told = |name: &str| {
+        let writes = steps.iter().filter_map(|step| match &step.action {
+            Action::Write { file, value, .. } if file == name => Some(value.as_str()),
+            _ => None,
+        });
+        writes.last()
+    };
+    let (quota, period) = (told("cpu.cfs_quota_us"), told("cpu.cfs_period_us"));
+    if quota.is_none() && period.is_none() {
+        return None;
+    }
+    let limit = |text: Option<&str>| match text.and_then(number) {
+        None | Some(INFINITY) => Limit::Max,
+        Some(quota) => Limit::Value(quota),
+    };
+    let micros = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(100_000);
+    let now = |file| draft.now(index, file);
+    let before = Bandwidth { quota: limit(now("cpu.cfs_quota_us")), period: micros(now("cpu.cfs_period_us")) };
+    let then = Bandwidth {
+        quota: quota.map_or(before.quota, |quota| limit(Some(quota))),
+        period: period.map_or(before.period, |period| micros(Some(period))),
+    };
+    Some((then, before))
+}
+
+/// v1: the device policy as systemd's, or the next reload would open every device.
+fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<Told>> {
+    let Some(wanted) = draft.want.devices else { return Ok(None) };
+    let Some((index, _)) = draft.place_of(Controller::Devices) else { return Ok(None) };
+    if draft.host.rootless {
+        let value = format!("{} exceptions", wanted.policy.exceptions().count());
+        draft.report.add("devices", value, "a user's systemd has no say on cgroup v1");
+        return Ok(None);
+    }
+    let dir = draft.leaf(index);
+    let Some((properties, shown)) = allowed(draft.host, wanted.policy) else {
+        // What has no word in systemd is written, and is lost.
+        let why = "systemd has no words for this device policy: it is in force until systemd is reloaded, which opens \
+                   every device";
+        draft.report.add("devices", wanted.policy.to_string(), why);
+        devices::v1(draft, index, &wanted)?;
+        after.append(&mut draft.steps);
+        return Ok(None);
+    };
+    let back = wanted.before.and_then(|before| allowed(draft.host, before)).map(|(properties, _)| properties);
+    let list = Action::Write { dir, file: Cow::Borrowed(devices::DEVICES_LIST), value: String::new() };
+    let mut step = Step::new(list);
+    step.setting = Some("devices".into());
+    step.verify(Verify::DeviceList(shown));
+    Ok(Some(Told { step, properties, back: back.unwrap_or_default() }))
+}
+
+/// A policy in systemd's words, and what it becomes in the kernel: where all minor numbers are meant, every major number of
+/// the same name is.
+fn allowed(host: &Host, policy: &DevicePolicy) -> Option<(Vec<Property>, DevicePolicy)> {
+    if policy.default_verdict() == Verdict::Allow {
+        // Nothing that is denied has words.
+        let auto = vec![Property::text("DevicePolicy", "auto"), Property::new("DeviceAllow", Value::Devices(Vec::new()))];
+        return policy.exceptions().next().is_none().then(|| (auto, policy.clone()));
+    }
+    let (mut entries, mut shown) = (Vec::new(), policy.clone());
+    for exception in policy.exceptions() {
+        let kind = match exception.kind {
+            DeviceKind::Char => "char",
+            DeviceKind::Block => "block",
+        };
+        let name = match (exception.numbers.major, exception.numbers.minor) {
+            (Some(major), Some(minor)) => format!("/dev/{kind}/{major}:{minor}"),
+            (None, None) => format!("{kind}-*"),
+            (Some(major), None) => {
+                let of_kind = host.device_classes.iter().filter(|class| class.kind == exception.kind);
+                let name = &of_kind.clone().find(|class| class.major == major)?.name;
+                for same in of_kind.filter(|class| class.name == *name) {
+                    shown.allow_too(exception, same.major);
+                }
+                format!("{kind}-{name}")
+            }
+            (None, Some(_)) => return None,
+        };
+        entries.push((name, exception.access.to_string()));
+    }
+    let strict =
+        vec![Property::text("DevicePolicy", "strict"), Property::new("DeviceAllow", Value::Devices(entries))];
+    Some((strict, shown))
+}
+
+/// The path of the unit's cgroup, as it is printed: in the hierarchy in which systemd keeps its units.
+pub(super) fn printed(host: &Host, path: &str) -> PathBuf {
+    let main = host.unified().map(|(index, _)| index);
+    let named = || host.hierarchies.iter().position(|hierarchy| hierarchy.name.as_deref() == Some("systemd"));
+    let first = || host.hierarchies.iter().position(is_managed).unwrap_or_default();
+    Dir::new(main.or_else(named).unwrap_or_else(first), path).full(host)
+}

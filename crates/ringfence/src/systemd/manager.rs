@@ -1,0 +1,357 @@
+//! systemd's manager: starting, changing and stopping units.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use zbus::{OwnedObjectPath, Variant};
+
+use super::bus::{Bus, Failure};
+use super::property::{Property, Value};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::poll::Deadline;
+
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const JOB: &str = "org.freedesktop.systemd1.Job";
+
+/// How long one request may take, a job included.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the end of a job is waited for before systemd is asked what became of it: its signal is lost when it executes
+/// itself anew at the wrong moment.
+const NOTICE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What came of a request with properties.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// All of them were taken.
+    All,
+    /// This systemd has no property of this name; nothing was done.
+    Lacks(String),
+}
+
+/// What came of starting a unit.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Started {
+    /// It runs.
+    Anew,
+    /// There is one with our description already.
+    Already,
+    /// As [`Told::Lacks`].
+    Lacks(String),
+}
+
+/// One connection to systemd, kept, and made anew when it breaks.
+#[derive(Debug)]
+pub(crate) struct Manager {
+    address: String,
+    bus: Mutex<Option<Arc<Bus>>>,
+    /// Properties that the systemd at the other end does not have.
+    lacking: Mutex<BTreeSet<String>>,
+}
+
+impl Manager {
+    /// The system's manager, or the user's. Connects when it is first needed.
+    pub(crate) fn new(address: String) -> Self {
+        Self { address, bus: Mutex::default(), lacking: Mutex::default() }
+    }
+
+    /// Whether systemd is known not to have a property.
+    pub(crate) fn lacks(&self, name: &str) -> bool {
+        self.lacking.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    /// Starts a transient unit and waits until it runs. `description` tells one of ours from one of others.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] if there is one of others.
+    pub(crate) fn start(
+        &self,
+        unit: &str,
+        description: &str,
+        properties: &[Property],
+        pids: &[u32],
+    ) -> Result<Started> {
+        let deadline = Deadline::after(PATIENCE);
+        let what = format!("cannot start {unit}");
+        loop {
+            let bus = self.connected(deadline)?;
+            let mut told = message(properties, false);
+            if !pids.is_empty() {
+                told.push(("PIDs", Variant::from(pids.to_vec())));
+            }
+            let watch = bus.watch(unit);
+            let none: [(&str, Vec<(&str, Variant<'_>)>); 0] = [];
+            let job = bus.call::<_, OwnedObjectPath>(
+                "StartTransientUnit",
+                &(unit, "fail", told, none.as_slice()),
+                deadline,
+            );
+            let failure = match job.map(|job| self.wait_for(&bus, &watch, unit, job.as_str(), deadline)) {
+                Ok(Ok(result)) if result == "done" => return Ok(Started::Anew),
+                Ok(Ok(result)) => {
+                    let why = format!("{what}: the job of systemd ended as {result:?}");
+                    return Err(Error::new(ErrorKind::Systemd, why));
+                }
+                Ok(Err(failure)) | Err(failure) => failure,
+            };
+            drop(watch);
+            match failure {
+                Failure::Refused { name, .. } if name.ends_with(".UnitExists") => {
+                    if self.is_in_the_way(&bus, unit, description, pids, deadline)? {
+                        return Ok(Started::Already);
+                    }
+                }
+                Failure::Refused { name, message } => {
+                    if let Some(lacking) = self.lacking_of(&name, &message, properties) {
+                        return Ok(Started::Lacks(lacking));
+                    }
+                    return Err(Failure::Refused { name, message }.while_doing(&what));
+                }
+                // What became of it shows when it is asked for again.
+                Failure::Broken(_) if !deadline.is_over() => deadline.sleep(PAUSE),
+                failure => return Err(failure.while_doing(&what)),
+            }
+            if deadline.is_over() {
+                let why = format!("{what}: there is a unit of that name, and it does not go away");
+                return Err(Error::new(ErrorKind::TimedOut, why));
+            }
+        }
+    }
+
+    /// A unit of the name is loaded: `true` if it is one of ours that runs, `false` if it may be gone at the next attempt.
+    fn is_in_the_way(
+        &self,
+        bus: &Bus,
+        unit: &str,
+        description: &str,
+        pids: &[u32],
+        deadline: Deadline,
+    ) -> Result<bool> {
+        let what = format!("cannot start {unit}");
+        let looked_up = || -> Result<Option<(String, String)>, Failure> {
+            let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
+                return Ok(None);
+            };
+            let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
+            Ok(Some((state, bus.property::<String>(object.as_str(), UNIT, "Description", deadline)?)))
+        };
+        let (state, theirs) = match looked_up() {
+            Ok(Some(known)) => known,
+            // It is gone, or will be.
+            Ok(None) | Err(Failure::Broken(_)) => return Ok(false),
+            Err(failure) => return Err(failure.while_doing(&what)),
+        };
+        match state.as_str() {
+            "failed" => {
+                _ = bus.call::<_, ()>("ResetFailedUnit", &unit, deadline);
+                Ok(false)
+            }
+            "active" if theirs == description => Ok(true),
+            "active" => {
+                type Process = (String, u32, String);
+                let inside = bus.call::<_, Vec<Process>>("GetUnitProcesses", &unit, deadline);
+                let inside: Vec<u32> = match found(inside) {
+                    Ok(list) => list.unwrap_or_default().into_iter().map(|(_, pid, _)| pid).collect(),
+                    Err(failure) => return Err(failure.while_doing(&what)),
+                };
+                if !inside.is_empty() && inside.iter().all(|pid| !pids.contains(pid)) || unit.ends_with(".slice") {
+                    let why = format!("systemd has such a unit already, and it is not ours ({theirs:?})");
+                    return Err(Error::new(ErrorKind::AlreadyExists, why).with_setting("unit").with_value(unit));
+                }
+                deadline.sleep(PAUSE);
+                Ok(false)
+            }
+            _ => {
+                deadline.sleep(PAUSE);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Sets properties of a unit that runs, until it ends: all of them or none.
+    pub(crate) fn set(&self, unit: &str, properties: &[Property]) -> Result<Told> {
+        let what = format!("cannot change {unit}");
+        self.persistently(&what, |bus, deadline| {
+            let told = message(properties, true);
+            match bus.call::<_, ()>("SetUnitProperties", &(unit, true, told), deadline) {
+                Ok(()) => Ok(Told::All),
+                Err(Failure::Refused { name, message }) => self
+                    .lacking_of(&name, &message, properties)
+                    .map(Told::Lacks)
+                    .ok_or(Failure::Refused { name, message }),
+                Err(failure) => Err(failure),
+            }
+        })
+    }
+
+    /// Returns when what was asked before has been done: systemd writes to cgroups after it has answered.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.persistently("cannot reach systemd", |bus, deadline| {
+            found(bus.call::<_, OwnedObjectPath>("GetUnit", &"-.slice", deadline)).map(drop)
+        })
+    }
+
+    /// Stops a unit and waits until it is gone; whether there was one. `alone` leaves those that depend on it, as the units
+    /// in a slice do on it.
+    pub(crate) fn stop(&self, unit: &str, alone: bool) -> Result<bool> {
+        let mode = if alone { "ignore-dependencies" } else { "replace" };
+        let what = format!("cannot stop {unit}");
+        self.persistently(&what, |bus, deadline| {
+            let watch = bus.watch(unit);
+            match found(bus.call::<_, OwnedObjectPath>("StopUnit", &(unit, mode), deadline))? {
+                None => Ok(false),
+                Some(job) => self.wait_for(bus, &watch, unit, job.as_str(), deadline).map(|_| true),
+            }
+        })
+    }
+
+    /// Forgets that a unit failed; one that is not there is no error.
+    pub(crate) fn reset_failed(&self, unit: &str) -> Result<()> {
+        self.persistently(&format!("cannot reset {unit}"), |bus, deadline| {
+            found(bus.call::<_, ()>("ResetFailedUnit", &unit, deadline)).map(drop)
+        })
+    }
+
+    /// Whether a unit is there and active, and its description.
+    pub(crate) fn active(&self, unit: &str) -> Result<Option<String>> {
+        self.persistently(&format!("cannot look {unit} up"), |bus, deadline| {
+            let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
+                return Ok(None);
+            };
+            let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
+            if matches!(state.as_str(), "inactive" | "failed" | "deactivating") {
+                return Ok(None);
+            }
+            bus.property::<String>(object.as_str(), UNIT, "Description", deadline).map(Some)
+        })
+    }
+
+    /// systemd's version, such as `257.9-1~deb13u1`.
+    pub(crate) fn version(&self) -> Result<String> {
+        self.persistently("cannot ask systemd for its version", |bus, deadline| {
+            let manager = "org.freedesktop.systemd1.Manager";
+            bus.property::<String>("/org/freedesktop/systemd1", manager, "Version", deadline)
+        })
+    }
+
+    /// How many calls were sent by the present connection.
+    #[cfg(test)]
+    pub(crate) fn calls(&self) -> u32 {
+        self.bus.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |bus| bus.calls())
+    }
+
+    /// Makes a request that can be made twice, again where the connection broke.
+    fn persistently<T>(
+        &self,
+        what: &str,
+        request: impl Fn(&Bus, Deadline) -> Result<T, Failure>,
+    ) -> Result<T> {
+        let deadline = Deadline::after(PATIENCE);
+        loop {
+            let bus = self.connected(deadline)?;
+            match request(&bus, deadline) {
+                Err(Failure::Broken(_)) if !deadline.is_over() => deadline.sleep(PAUSE),
+                done => return done.map_err(|failure| failure.while_doing(what)),
+            }
+        }
+    }
+
+    /// The connection, made anew if it broke: with patience, since a bus that was restarted comes back.
+    fn connected(&self, deadline: Deadline) -> Result<Arc<Bus>> {
+        let mut held = self.bus.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bus) = held.as_ref().filter(|bus| bus.is_open()) {
+            return Ok(Arc::clone(bus));
+        }
+        let reconnects = held.take().is_some();
+        loop {
+            match Bus::connect(&self.address, deadline) {
+                Ok(bus) => {
+                    let bus = Arc::new(bus);
+                    *held = Some(Arc::clone(&bus));
+                    // It may be another systemd.
+                    self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    return Ok(bus);
+                }
+                Err(_) if reconnects && !deadline.is_over() => deadline.sleep(10 * PAUSE),
+                Err(failure) => {
+                    let what = format!("cannot reach systemd at {}", self.address);
+                    return Err(failure.while_doing(&what));
+                }
+            }
+        }
+    }
+
+    /// Waits for the end of a job.
+    fn wait_for(
+        &self,
+        bus: &Bus,
+        watch: &super::bus::Watch<'_>,
+        unit: &str,
+        job: &str,
+        deadline: Deadline,
+    ) -> Result<String, Failure> {
+        loop {
+            match watch.ended(job, Deadline::after(NOTICE.min(deadline.left()))) {
+                Err(Failure::TimedOut) if !deadline.is_over() => {
+                    if found(bus.property::<u32>(job, JOB, "Id", deadline))?.is_some() {
+                        continue;
+                    }
+                    // It ended unnoticed.
+                    let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
+                        return Ok("gone".to_owned());
+                    };
+                    let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
+                    return Ok(if state == "active" { "done".to_owned() } else { state });
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    /// The property that systemd does not know, if that is what it says; remembered.
+    fn lacking_of(&self, name: &str, message: &str, properties: &[Property]) -> Option<String> {
+        if !name.ends_with(".PropertyReadOnly") && !name.ends_with(".UnknownProperty") {
+            return None;
+        }
+        let words = || message.split(|c: char| !c.is_ascii_alphanumeric());
+        let lacking = properties.iter().find(|property| words().any(|word| word == property.name))?;
+        self.lacking.lock().unwrap_or_else(PoisonError::into_inner).insert(lacking.name.to_owned());
+        Some(lacking.name.to_owned())
+    }
+}
+
+/// What is not there is no error.
+fn found<T>(answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(Failure::Refused { name, .. })
+            if name.ends_with(".NoSuchUnit") || name.ends_with(".UnknownObject") || name.ends_with(".NoSuchJob") =>
+        {
+            Ok(None)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Properties as they are sent. Lists of devices are added to what systemd has of them: an empty one before replaces it.
+fn message(properties: &[Property], replace: bool) -> Vec<(&'static str, Variant<'static>)> {
+    let mut sent = Vec::with_capacity(properties.len());
+    for property in properties {
+        let value = match &property.value {
+            Value::Bool(value) => Variant::from(*value),
+            Value::Number(number) => Variant::from(*number),
+            Value::Text(text) => Variant::from(text.clone()),
+            Value::Set(set) => Variant::from(Property::bits(set)),
+            Value::PerDevice(entries) => Variant::from(entries.clone()),
+            Value::Devices(entries) => {
+                if replace {
+                    sent.push((property.name, Variant::from(Vec::<(String, String)>::new())));
+                }
+                Variant::from(entries.clone())
+            }
+        };
+        sent.push((property.name, value));
+    }
+    sent
+}

@@ -1,0 +1,15 @@
+//! systemd, over D-Bus: the units that carry sandboxes.
+
+#[cfg(feature = "systemd")]
+mod bus;
+#[cfg(feature = "systemd")]
+mod manager;
+#[cfg(not(feature = "systemd"))]
+mod without;
+
+pub(crate) mod property;
+
+#[cfg(feature = "systemd")]
+pub(crate) use manager::{Manager, Started, Told};
+#[cfg(not(feature = "systemd"))]
+pub(crate) use without::{Manager, Started, Told};
