@@ -14,6 +14,7 @@ use support::{Guarded, MIB, SOON, disks, name, skip};
 #[test]
 fn every_bandwidth_follows_every_other() {
     let host = Host::detect().unwrap();
+    let _in_force = Guarded::with_a_quota(&host);
     let vm = Guarded::new(&host, "bandwidth", Resources::new());
     let bursts = vm.file("cpu", "cpu.cfs_burst_us", "cpu.max.burst").is_some();
     let states: Vec<(Limit, u64, u64)> = [

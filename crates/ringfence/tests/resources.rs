@@ -375,6 +375,7 @@ fn real_input_and_output_is_slowed_as_asked_and_counted() {
 #[test]
 fn the_burst_follows_the_quota_from_every_one_to_every_other() {
     let host = Host::detect().unwrap();
+    let _in_force = Guarded::with_a_quota(&host);
     let vm = Guarded::new(&host, "follows", Resources::new());
     let burst = || vm.file("cpu", "cpu.cfs_burst_us", "cpu.max.burst");
     if burst().is_none() {

@@ -11,14 +11,17 @@ impl Resources {
     /// Takes what `unified` says of [`FIELDS`] over into the fields, where it wins.
     ///
     /// # Errors
-    /// The first value that the file cannot hold; it stays where it is.
+    /// The first value that the file cannot hold; it stays where it is, and the others become fields.
     pub(crate) fn take_named_fields(&mut self) -> Result<()> {
-        FIELDS.into_iter().try_for_each(|file| {
-            let Some(text) = self.unified.get(file).map(|text| text.trim().to_owned()) else { return Ok(()) };
-            self.take_named_field(file, &text)?;
-            self.unified.remove(file);
-            Ok(())
-        })
+        let mut outcome = Ok(());
+        for file in FIELDS {
+            let Some(text) = self.unified.get(file).map(|text| text.trim().to_owned()) else { continue };
+            match self.take_named_field(file, &text) {
+                Ok(()) => drop(self.unified.remove(file)),
+                refused => outcome = outcome.and(refused),
+            }
+        }
+        outcome
     }
 
     fn take_named_field(&mut self, file: &'static str, text: &str) -> Result<()> {
@@ -87,5 +90,12 @@ mod tests {
             assert_eq!(error.setting(), Some(format!("unified.{file}").as_str()));
             assert_eq!(given, Resources::new().unified(file, text), "it stays");
         }
+        let mut given = Resources::new().unified("cpu.max", "x").unified("memory.max", "8M");
+        given.take_named_fields().unwrap_err();
+        assert_eq!(
+            given,
+            Resources::new().unified("cpu.max", "x").memory_limit(8 << 20),
+            "the others do not"
+        );
     }
 }

@@ -44,6 +44,12 @@ impl Guarded {
         Self(Sandbox::create(host, &config).unwrap().0)
     }
 
+    /// For a test in which quotas come and go: the kernel patches its code for the first one on the machine and for the
+    /// last, and an emulator may hang at that.
+    pub fn with_a_quota(host: &Host) -> Self {
+        Self::new(host, "quota", Resources::new().cpu_quota(100_000))
+    }
+
     /// The directory of a controller, and whether it is v1's.
     pub fn dir(&self, controller: &str) -> (PathBuf, bool) {
         let paths = self.paths();
