@@ -12,10 +12,10 @@ use ringfence::{
 use crate::exit::Exit;
 use crate::output::{Color, Format, Output};
 
-/// Who carries changes out.
+/// Who makes the cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Driver {
-    /// By the form of the path.
+    /// By the form of the path; without one, systemd where it is process 1 and can be reached.
     Auto,
     /// This command itself, in the cgroup file system.
     Cgroupfs,
@@ -39,7 +39,7 @@ pub struct Global {
     )]
     pub output: Option<Format>,
 
-    /// Who carries changes out: auto (by the form of the path), cgroupfs, systemd
+    /// Who makes the cgroups: auto (by the form of the path; without a path systemd where it is), cgroupfs, systemd
     #[arg(
         long,
         global = true,
@@ -128,6 +128,15 @@ impl Context {
         match &self.global.cgroup_root {
             Some(root) => Host::detect_at(root),
             None => Host::detect(),
+        }
+    }
+
+    /// Whether a sandbox for which no path is given is a unit of systemd on this machine.
+    pub fn by_systemd(&self, host: &Host) -> bool {
+        match self.global.driver {
+            Driver::Auto => host.systemd_is_reachable(),
+            Driver::Cgroupfs => false,
+            Driver::Systemd => true,
         }
     }
 

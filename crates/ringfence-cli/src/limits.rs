@@ -35,7 +35,8 @@ pub struct Wanted {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sandbox")]
 pub struct Creation {
-    /// Path of the cgroup: /a/b below the root, a/b below the parent [default: the ID]
+    /// Path of the cgroup: /a/b below the root, a/b below the parent, or slice:prefix:name for a unit of systemd [default:
+    /// ringfence.slice:ringfence:ID where systemd is process 1, else the ID]
     #[arg(long, value_name = "CGROUPSPATH")]
     pub path: Option<CgroupPath>,
 
@@ -68,6 +69,21 @@ fn overhead(text: &str) -> Result<Overhead> {
 }
 
 impl Creation {
+    /// Refuses a path that is not the driver's, and what only makes sense for the other one.
+    fn fits(&self, driver: Driver, path: &CgroupPath) -> Result<()> {
+        match driver {
+            Driver::Auto => {}
+            Driver::Cgroupfs => drop(path.for_cgroupfs()?),
+            Driver::Systemd => drop(path.for_systemd()?),
+        }
+        let why = "is for paths of cgroups, and this is a unit of systemd";
+        match (&self.parent, &self.name_prefix) {
+            (Some(parent), _) if path.is_systemd() => Err(Error::invalid("parent", parent, why)),
+            (_, Some(prefix)) if path.is_systemd() => Err(Error::invalid("name-prefix", prefix, why)),
+            _ => Ok(()),
+        }
+    }
+
     /// The first of these options that was given.
     pub fn given(&self) -> Option<&'static str> {
         let Self { path, parent, name_prefix, profile, overhead, evacuate } = self;
@@ -223,6 +239,7 @@ impl Wanted {
         &self,
         context: &Context,
         id: &SandboxId,
+        by_systemd: bool,
         node: impl Fn(&Path) -> Result<DeviceNode>,
     ) -> Result<SandboxConfig> {
         let (mut resources, unread, document_path) = match &self.spec {
@@ -238,11 +255,15 @@ impl Wanted {
         };
         self.limits.apply(&mut resources);
         resources.devices.extend(self.devices.rules(node)?);
-        let path = match &self.creation.path {
-            Some(path) => path.clone(),
-            None => document_path.as_deref().unwrap_or(id.as_str()).parse()?,
+        let path = match (&self.creation.path, document_path.as_deref()) {
+            (Some(path), _) => path.clone(),
+            (None, Some(path)) => path.parse()?,
+            (None, None) if by_systemd && self.creation.parent.is_none() => {
+                CgroupPath::default_unit(id.as_str())?
+            }
+            (None, None) => id.as_str().parse()?,
         };
-        refuse_systemd(context, &path)?;
+        self.creation.fits(context.global.driver, &path)?;
         let mut config = SandboxConfig::new(path)
             .resources(resources)
             .unread(unread)
@@ -257,17 +278,6 @@ impl Wanted {
             config = config.name_prefix(prefix);
         }
         Ok(config)
-    }
-}
-
-fn refuse_systemd(context: &Context, path: &CgroupPath) -> Result<()> {
-    match context.global.driver {
-        Driver::Auto | Driver::Cgroupfs => path.for_cgroupfs().map(drop),
-        Driver::Systemd => {
-            path.for_systemd()?;
-            let why = "there is no systemd driver in this version: only cgroupfs";
-            Err(Error::new(ErrorKind::Unsupported, why).with_setting("driver").with_value("systemd"))
-        }
     }
 }
 

@@ -83,6 +83,8 @@ enum Command {
     Convert(commands::convert::Convert),
     Explain(commands::explain::Explain),
     Features(commands::features::Features),
+    #[command(hide = true)]
+    Hold(commands::hold::Hold),
 }
 
 impl Command {
@@ -108,6 +110,7 @@ impl Command {
             Self::Convert(convert) => convert.run(context),
             Self::Explain(explain) => explain.run(context),
             Self::Features(features) => features.run(context),
+            Self::Hold(hold) => hold.run(),
         }
     }
 

@@ -13,7 +13,7 @@ pub struct Attach {
     /// Name of the sandbox
     id: SandboxId,
 
-    /// Processes to move; the first that cannot be moved ends it
+    /// Processes to move: all of them, or none
     #[arg(required = true, value_name = "PID")]
     pids: Vec<u32>,
 }
@@ -26,8 +26,10 @@ fn not_the_sandbox(error: Error) -> Error {
 impl Attach {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
-        let (_entry, sandbox) = context.open(&host, &self.id)?;
-        self.pids.iter().try_for_each(|pid| sandbox.join(*pid)).map_err(not_the_sandbox)?;
+        let (entry, sandbox) = context.open(&host, &self.id)?;
+        sandbox.join_all(&self.pids).map_err(not_the_sandbox)?;
+        // A unit of systemd may have started with them.
+        entry.save(&sandbox.state())?;
         context.output.done(&json!({"id": self.id, "attached": self.pids}), "")?;
         Ok(Exit::Done)
     }

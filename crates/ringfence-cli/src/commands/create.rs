@@ -1,14 +1,20 @@
 //! `create`: makes the cgroups and writes every limit.
 
 use clap::Args;
-use ringfence::{Entry, Error, ErrorKind, Host, Phase, ProcessIdentity, Result, Sandbox, SandboxId};
+use ringfence::{
+    Command, Entry, Error, ErrorKind, Host, Phase, ProcessIdentity, Remaining, Result, Sandbox, SandboxId,
+    null,
+};
 
+use crate::commands::rm;
 use crate::commands::show::Shown;
 use crate::context::{Context, alive, unfinished};
 use crate::exit::Exit;
 use crate::limits::{Wanted, node_on};
 
 /// Make a sandbox: its cgroups, with every limit, and no process yet
+///
+/// A scope of systemd starts with its first process, which `run`, `exec` or `attach` bring; until then it is planned.
 #[derive(Debug, Args)]
 pub struct Create {
     /// Name of the new sandbox
@@ -16,12 +22,25 @@ pub struct Create {
 
     #[command(flatten)]
     wanted: Wanted,
+
+    /// Start a process inside that does nothing, so that a scope of systemd starts now; rm takes it along
+    #[arg(long)]
+    hold: bool,
 }
 
 impl Create {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
-        let (_entry, sandbox) = make(context, &host, &self.id, &self.wanted, None)?;
+        let (entry, sandbox) = make(context, &host, &self.id, &self.wanted, None)?;
+        if self.hold {
+            let me = Command::new("/proc/self/exe").args(["hold"]).new_session();
+            let me = me.stdin(null()?).stdout(null()?).stderr(null()?);
+            if let Err(error) = sandbox.hold(&me) {
+                rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout)?;
+                return Err(error);
+            }
+            entry.save(&sandbox.state())?;
+        }
         let state = sandbox.state();
         let shown = Shown::of(&self.id, &state, Some(&sandbox))?;
         context.output.report(&state.report);
@@ -39,7 +58,7 @@ pub fn make(
     holder: Option<ProcessIdentity>,
 ) -> Result<(Entry, Sandbox)> {
     let store = context.store(host);
-    let config = wanted.config(context, id, node_on(host))?.kept_in(&store);
+    let config = wanted.config(context, id, context.by_systemd(host), node_on(host))?.kept_in(&store);
     let mut intent = Sandbox::intent(host, &config)?;
     intent.holder = holder.clone();
     let entry = store.lock(id, context.global.timeout)?;
@@ -50,7 +69,7 @@ pub fn make(
         };
         return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(id));
     }
-    if alive(host, &intent)?.is_some() {
+    if alive(host, &intent)?.is_some_and(|sandbox| sandbox.cgroup().is_ok()) {
         // Never recorded, not for an instant: rm and gc take what is recorded for ours.
         let why = "there is such a cgroup already, and no sandbox of this name";
         return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(format!("/{}", intent.cgroup)));

@@ -30,6 +30,8 @@ impl Exec {
         let (entry, sandbox) = context.open(&host, &self.id)?;
         let supervisor = Supervisor::new()?;
         let child = sandbox.spawn(&command(&self.command, false)?)?;
+        // A unit of systemd may have started with the command.
+        entry.save(&sandbox.state())?;
         drop((entry, sandbox));
         Ok(supervisor.wait(&child)?.into())
     }

@@ -6,7 +6,6 @@ use clap::Args;
 use ringfence::{Host, Result};
 use serde::Serialize;
 
-use crate::commands::show::DRIVER;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::output::Format;
@@ -18,15 +17,18 @@ pub struct Features {}
 #[derive(Debug, Serialize)]
 struct Printed {
     version: &'static str,
-    drivers: [&'static str; 1],
+    drivers: [&'static str; 2],
     #[serde(flatten)]
     host: Host,
 }
 
 impl Features {
     pub fn run(&self, context: &Context) -> Result<Exit> {
-        let printed =
-            Printed { version: env!("CARGO_PKG_VERSION"), drivers: [DRIVER], host: context.host()? };
+        let printed = Printed {
+            version: env!("CARGO_PKG_VERSION"),
+            drivers: ["cgroupfs", "systemd"],
+            host: context.host()?,
+        };
         context.output.clone().or(Format::Json).object(&printed, &printed)?;
         Ok(Exit::Done)
     }

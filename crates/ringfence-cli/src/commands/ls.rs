@@ -4,7 +4,7 @@ use clap::Args;
 use ringfence::{Host, Result, SandboxId, State, Status};
 use serde::Serialize;
 
-use crate::commands::show::{DRIVER, path, status};
+use crate::commands::show::{driver, path, status};
 use crate::context::{Context, alive, unless_gone};
 use crate::exit::Exit;
 use crate::output::{Table, bytes, or_dash, seconds};
@@ -49,7 +49,7 @@ fn list(host: &Host, id: &SandboxId, state: &State) -> Result<Listed> {
     Ok(Listed {
         id: id.clone(),
         path: path(state),
-        driver: DRIVER,
+        driver: driver(state),
         state: status,
         pids: pids.map(|pids| pids.len()),
         memory_bytes: stats.as_ref().and_then(|stats| stats.memory.current),

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod features;
 pub mod freeze;
 pub mod gc;
+pub mod hold;
 pub mod kill;
 pub mod ls;
 pub mod plan;

@@ -4,7 +4,7 @@ use clap::Args;
 use ringfence::{Error, Host, Mode, Plan as Steps, Result, Sandbox, SandboxId, State};
 
 use crate::commands::set;
-use crate::context::Context;
+use crate::context::{Context, Driver};
 use crate::exit::Exit;
 use crate::limits::{Wanted, node_of, node_on, read};
 
@@ -29,13 +29,19 @@ impl Plan {
         let plan = match &self.host {
             Some(name) => {
                 let host = other_host(name)?;
-                Sandbox::plan(&host, &self.wanted.config(context, &self.id, node_of(&host))?)?
+                let by_systemd = host.systemd && context.global.driver != Driver::Cgroupfs
+                    || context.global.driver == Driver::Systemd;
+                Sandbox::plan(&host, &self.wanted.config(context, &self.id, by_systemd, node_of(&host))?)?
             }
             None => {
                 let host = context.host()?;
                 match context.store(&host).load(&self.id)? {
                     Some(state) => self.change(context, &host, state)?,
-                    None => Sandbox::plan(&host, &self.wanted.config(context, &self.id, node_on(&host))?)?,
+                    None => {
+                        let by_systemd = context.by_systemd(&host);
+                        let config = self.wanted.config(context, &self.id, by_systemd, node_on(&host))?;
+                        Sandbox::plan(&host, &config)?
+                    }
                 }
             }
         };

@@ -3,7 +3,7 @@
 use clap::Args;
 use ringfence::{Result, SandboxId, Task};
 
-use crate::context::{Context, alive};
+use crate::context::{Context, alive, unless_gone};
 use crate::exit::Exit;
 use crate::output::Table;
 
@@ -22,10 +22,9 @@ impl Ps {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
         let state = context.state(&host, &self.id)?;
-        let tasks = alive(&host, &state)?
-            .map(|sandbox| sandbox.cgroup().tasks(self.threads))
-            .transpose()?
-            .unwrap_or_default();
+        let cgroup =
+            alive(&host, &state)?.map(|sandbox| unless_gone(sandbox.cgroup())).transpose()?.flatten();
+        let tasks = cgroup.map(|cgroup| cgroup.tasks(self.threads)).transpose()?.unwrap_or_default();
         context.output.list(&tasks, || table(&tasks))?;
         Ok(Exit::Done)
     }

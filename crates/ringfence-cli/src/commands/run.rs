@@ -58,6 +58,8 @@ impl Run {
         match supervisor {
             None => self.detached(context, &entry, &sandbox, &child),
             Some(supervisor) => {
+                // A unit of systemd has only started with the command.
+                entry.save(&sandbox.state())?;
                 context.output.report_always(&sandbox.state().report);
                 drop((entry, sandbox));
                 let status = supervisor.wait(&child)?;

@@ -74,7 +74,7 @@ impl<'a> Shown<'a> {
         Ok(Self {
             id,
             path: path(state),
-            driver: DRIVER,
+            driver: driver(state),
             host: ShownHost { mode: state.mode },
             state: status(sandbox)?,
             phase: state.phase,
@@ -94,8 +94,10 @@ fn is_ready(phase: &Phase) -> bool {
     *phase == Phase::Ready
 }
 
-/// The one driver of this version.
-pub const DRIVER: &str = "cgroupfs";
+/// Who made the cgroup.
+pub fn driver(state: &State) -> &'static str {
+    if state.path.is_systemd() { "systemd" } else { "cgroupfs" }
+}
 
 /// The path of the cgroup below the root of each hierarchy.
 pub fn path(state: &State) -> String {

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::kernel::spawn::{Image, Stage};
+use crate::kernel::spawn::{self, Image, Stage, Started};
 
 /// A program to start, like `std::process::Command`; [`Cgroup::spawn`](crate::Cgroup::spawn) and
 /// [`Sandbox::spawn`](crate::Sandbox::spawn) start it inside.
@@ -155,6 +155,17 @@ impl Command {
             None => Error::kernel("the program is not in PATH", &self.program, Errno::NOENT),
         }
         .with_kind(ErrorKind::Program))
+    }
+
+    /// Makes the child, which waits for somebody to put it where it belongs.
+    pub(crate) fn hold(&self) -> Result<Started> {
+        spawn::hold(&self.image()?).map_err(|(stage, errno)| self.failed(stage, errno))
+    }
+
+    /// Lets a child that waited go on.
+    pub(crate) fn go(&self, waiting: Started) -> Result<Child> {
+        let (pid, pidfd) = waiting.executed().map_err(|(stage, errno)| self.failed(stage, errno))?;
+        Ok(Child::new(pid, pidfd))
     }
 
     pub(crate) fn failed(&self, stage: Stage, errno: Errno) -> Error {

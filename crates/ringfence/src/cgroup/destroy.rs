@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -12,15 +13,20 @@ use serde::Serialize;
 
 use crate::cgroup::freeze::event;
 use crate::cgroup::mark::mark_drained;
-use crate::cgroup::{Cgroup, members, write_pid};
+use crate::cgroup::{Cgroup, members};
 use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{Controller, Version};
+use crate::host::{Controller, Host, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
-use crate::path::DRAINED;
-use crate::plan::Dir;
+use crate::path::{DEFAULT_SLICE, DRAINED, SystemdName};
+use crate::plan::{self, Dir};
+use crate::systemd::Started;
+use crate::systemd::property::{INFINITY, Property};
+
+/// By which the scopes of drained processes are known.
+const DRAINED_DESCRIPTION: &str = "Ringfence: drained processes";
 
 /// What becomes of processes that are still inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,11 +199,19 @@ impl Cgroup {
         // Of what is left, nothing will go by itself: each directory is tried once.
         let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };
         failures.extend(self.wait_until_unpopulated(deadline).err());
+        if failures.is_empty()
+            && let Some(unit) = &self.unit
+        {
+            let stopped = self.host.manager().and_then(|manager| manager.stop(&unit.unit(), false));
+            failures.extend(stopped.err());
+        }
         for (dir, _) in &self.dirs {
             failures.extend(self.remove_tree(dir, deadline, &mut outcome).err());
         }
-        if self.parent_is_default {
-            self.remove_empty_parent(&mut outcome);
+        match &self.unit {
+            Some(unit) => stop_default_slice(&self.host, unit, &self.path, &mut outcome),
+            None if self.parent_is_default => self.remove_empty_parent(&mut outcome),
+            None => {}
         }
         Failures::or_outcome(failures, outcome)
     }
@@ -213,7 +227,10 @@ impl Cgroup {
                 Ok(pids) => pids,
                 Err(error) => return vec![error],
             };
-            let mut failures = self.drain_once(&pids, outcome);
+            let mut failures = match &self.unit {
+                Some(unit) => self.drain_to_scope(unit, &pids, outcome),
+                None => self.drain_once(&pids, outcome),
+            };
             let is_refused = !failures.is_empty() && pids == before;
             if is_refused || deadline.is_over() {
                 if failures.is_empty() {
@@ -231,36 +248,97 @@ impl Cgroup {
     /// Moves these processes out, in every hierarchy in which they are. One that vanished or that cannot be moved does not
     /// stop the rest.
     fn drain_once(&self, pids: &BTreeSet<u32>, outcome: &mut Outcome) -> Vec<Error> {
-        let mut failures = Vec::new();
-        for (dir, open) in &self.dirs {
-            let failed = |errno| Error::kernel("cannot drain into the parent", dir.full(&self.host), errno);
-            let mut here = BTreeSet::new();
-            failures.extend(members(open, self.version(dir), &mut here).err().map(failed));
-            here.retain(|pid| pids.contains(pid));
-            if here.is_empty() {
-                continue;
+        let drained = |(dir, open): &(Dir, Arc<CgroupDir>)| self.drain_here(dir, open, pids, outcome);
+        self.dirs.iter().flat_map(drained).collect()
+    }
+
+    /// Of one hierarchy.
+    fn drain_here(
+        &self,
+        dir: &Dir,
+        open: &CgroupDir,
+        pids: &BTreeSet<u32>,
+        outcome: &mut Outcome,
+    ) -> Vec<Error> {
+        let failed = |errno| Error::kernel("cannot drain into the parent", dir.full(&self.host), errno);
+        let mut here = BTreeSet::new();
+        let mut failures = Vec::from_iter(members(open, self.version(dir), &mut here).err().map(failed));
+        here.retain(|pid| pids.contains(pid));
+        if here.is_empty() {
+            return failures;
+        }
+        let target = match self.drain_target(dir) {
+            Ok(target) => target,
+            Err(errno) => {
+                failures.push(failed(errno));
+                return failures;
             }
-            let target = match self.drain_target(dir) {
-                Ok(target) => target,
-                Err(errno) => {
-                    failures.push(failed(errno));
-                    continue;
-                }
-            };
-            for pid in here {
-                match write_pid(&target, pid) {
-                    Ok(()) => drop(outcome.moved.insert(pid)),
-                    Err(Errno::SRCH) => {}
-                    Err(errno) => failures.push(failed(errno).with_setting("pid").with_value(pid)),
-                }
+        };
+        for pid in here {
+            match target.join(pid) {
+                Ok(()) => drop(outcome.moved.insert(pid)),
+                Err(Errno::SRCH) => {}
+                Err(errno) => failures.push(failed(errno).with_setting("pid").with_value(pid)),
             }
         }
         failures
     }
 
+    /// systemd has its own way: the processes get a scope beside this one, in the same slice. In hierarchies that systemd
+    /// does not know they go to the parent.
+    fn drain_to_scope(&self, unit: &SystemdName, pids: &BTreeSet<u32>, outcome: &mut Outcome) -> Vec<Error> {
+        let drained = unit.drained();
+        let list: Vec<u32> = pids.iter().copied().collect();
+        let properties = [
+            Property::text("Description", DRAINED_DESCRIPTION),
+            Property::text("Slice", unit.slice()),
+            Property::yes("Delegate"),
+            Property::text("CollectMode", "inactive-or-failed"),
+            Property::number("TasksMax", INFINITY),
+        ];
+        let started = self
+            .host
+            .manager()
+            .and_then(|manager| manager.start(&drained, DRAINED_DESCRIPTION, &properties, &list));
+        let mut failures = Vec::new();
+        match started {
+            Ok(Started::Anew) => outcome.moved.extend(pids),
+            // There is one from before, or from the pass before.
+            Ok(_) => {
+                let path =
+                    format!("{}/{drained}", self.path.rsplit_once('/').map_or("", |(parent, _)| parent));
+                for index in (0..self.host.hierarchies.len()).filter(|index| self.is_managed(*index)) {
+                    let to = Dir::new(index, path.trim_start_matches('/'));
+                    let joined =
+                        |pid: u32| Dirs::new(&self.host, Vec::new()).get(&to).and_then(|open| open.join(pid));
+                    for pid in pids {
+                        match joined(*pid) {
+                            Ok(()) => drop(outcome.moved.insert(*pid)),
+                            Err(Errno::SRCH | Errno::NOENT) => {}
+                            Err(errno) => {
+                                let why = "cannot drain into the scope of drained processes";
+                                failures.push(Error::kernel(why, to.full(&self.host), errno));
+                            }
+                        }
+                    }
+                }
+            }
+            // One of them may be gone: the next pass sees.
+            Err(error) => failures.push(error),
+        }
+        for (dir, open) in self.dirs.iter().filter(|(dir, _)| !self.is_managed(dir.hierarchy)) {
+            failures.extend(self.drain_here(dir, open, pids, outcome));
+        }
+        failures
+    }
+
+    fn is_managed(&self, hierarchy: usize) -> bool {
+        self.host.hierarchies.get(hierarchy).is_some_and(plan::is_managed)
+    }
+
     /// v1: the parent. v2, where a parent with controllers for its children takes no processes, and below the root, which
     /// would be out of every limit: the leaf `drained` in the parent.
-    fn drain_target(&self, dir: &Dir) -> Result<std::sync::Arc<CgroupDir>, Errno> {
+    fn drain_target(&self, dir: &Dir) -> Result<Arc<CgroupDir>, Errno> {
         let mut dirs = Dirs::new(&self.host, Vec::new());
         let parent_dir = dir.parent().ok_or(Errno::INVAL)?;
         let parent = dirs.get(&parent_dir)?;
@@ -282,7 +360,7 @@ impl Cgroup {
                 leaf.write(file, &parent.read(file)?)?;
             }
         }
-        Ok(std::sync::Arc::new(leaf))
+        Ok(Arc::new(leaf))
     }
 
     /// v2 says when the last task has really gone.
@@ -378,6 +456,38 @@ impl Cgroup {
             if removed.is_ok() {
                 outcome.removed.push(parent.full(&self.host));
             }
+        }
+    }
+}
+
+/// The default slice goes with its last unit: alone, so that a unit that starts in it at this moment stays. In hierarchies
+/// that systemd does not know its directory is ours. `path` is that of the unit's cgroup.
+pub(crate) fn stop_default_slice(host: &Host, unit: &SystemdName, path: &str, outcome: &mut Outcome) {
+    if unit.is_slice() || unit.slice() != DEFAULT_SLICE {
+        return;
+    }
+    let mut dirs = Dirs::new(host, Vec::new());
+    let slices = |is_managed: bool| {
+        let indices = host
+            .hierarchies
+            .iter()
+            .enumerate()
+            .filter(move |(_, known)| plan::is_managed(known) == is_managed);
+        indices.filter_map(|(index, _)| Dir::new(index, path).parent())
+    };
+    let mut there = slices(true).filter_map(|slice| dirs.get(&slice).ok()).peekable();
+    if there.peek().is_none()
+        || there.any(|slice| slice.children().is_ok_and(|children| !children.is_empty()))
+    {
+        return;
+    }
+    if let Ok(manager) = host.manager() {
+        _ = manager.stop(DEFAULT_SLICE, true);
+    }
+    for slice in slices(false) {
+        let Some(above) = slice.parent().and_then(|above| dirs.get(&above).ok()) else { continue };
+        if above.remove_dir(slice.name()).is_ok() {
+            outcome.removed.push(slice.full(host));
         }
     }
 }

@@ -11,11 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
+pub(crate) use destroy::stop_default_slice;
 pub use destroy::{Failures, Outcome, Remaining};
 pub use tasks::Task;
 
@@ -25,13 +27,15 @@ use crate::devices::{DevicePolicy, runtime_defaults};
 use crate::driver::cgroupfs::carry_out;
 use crate::driver::dirs::Dirs;
 use crate::driver::observe::observe;
+use crate::driver::systemd::Processes;
+use crate::driver::undo::Origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::spawn::{Inside, join_self};
 use crate::kernel::{proc, spawn};
-use crate::path::CgroupPath;
-use crate::plan::{self, DeviceWant, Dir, Plan, Want};
+use crate::path::{CgroupPath, SystemdName};
+use crate::plan::{self, Action, DeviceWant, Dir, Plan, UnitWant, Verify, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 use crate::stats::{Source, StatsReader};
@@ -42,6 +46,9 @@ pub const STATISTICS: &[Controller] =
 
 /// A creation meets a vanishing parent more than once only under a storm of other creations and removals.
 const CREATE_RETRIES: u32 = 8;
+
+/// How long what runs inside may take to stop, before systemd changes what it may open.
+const FREEZE_FOR_DEVICES: Duration = Duration::from_secs(5);
 
 /// One cgroup: a directory of the same path in every v1 hierarchy, or the one directory of v2, or both.
 ///
@@ -56,6 +63,8 @@ pub struct Cgroup {
     pub(crate) ours: bool,
     /// The parent is the default one, which goes with its last cgroup.
     pub(crate) parent_is_default: bool,
+    /// The unit of systemd that carries it.
+    pub(crate) unit: Option<SystemdName>,
     /// Our device program (v2), as far as this process knows of one.
     pub(crate) filter: Mutex<Filter>,
 }
@@ -110,9 +119,26 @@ impl Cgroup {
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] if there is such a cgroup in any hierarchy; otherwise the setting that failed.
+    ///
+    /// With systemd, a scope does not live without a process: [`Cgroup::start`] makes one. A slice does.
     pub fn create(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<(Self, Report)> {
+        Self::start(host, path, resources, &[])
+    }
+
+    /// [`Cgroup::create`], and these processes join it; with systemd they are in it from the start.
+    ///
+    /// # Errors
+    /// Those of [`Cgroup::create`] and of [`Cgroup::join`]: the processes are then where they were.
+    pub fn start(
+        host: &Host,
+        path: &CgroupPath,
+        resources: &Resources,
+        pids: &[u32],
+    ) -> Result<(Self, Report)> {
         let (policy, mut report) = DevicePolicy::with_base(&resources.devices, &runtime_defaults(), &[])?;
-        let resolved = path.resolve(&CgroupPath::default_parent(), None)?;
+        let resolved = resolve(host, path)?;
+        let description = format!("Ringfence cgroup {path}");
+        let unit = path.as_systemd().map(|name| UnitWant { name, description: &description });
         let devices =
             DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
         let nothing = Resources::default();
@@ -120,35 +146,57 @@ impl Cgroup {
             create: true,
             devices: Some(devices),
             statistics: STATISTICS,
-            ..Want::change(resolved.as_str(), &nothing, resources)
+            unit,
+            ..Want::change(&resolved, &nothing, resources)
         };
-        let (mut cgroup, created) = Self::create_as(host, &want)?;
+        let (mut cgroup, created) = Self::create_as(host, &want, Processes::Running(pids))?;
         cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
         report.append(created);
+        if !path.is_systemd()
+            && let Err(error) = cgroup.join_all(pids)
+        {
+            _ = cgroup.remove_where_empty();
+            return Err(error);
+        }
         Ok((cgroup, report))
     }
 
     /// Plans and makes what is wanted. Begins again where a parent vanished meanwhile, which the last other sandbox in it
     /// takes along, or came back empty.
-    pub(crate) fn create_as(host: &Host, want: &Want<'_>) -> Result<(Self, Report)> {
+    pub(crate) fn create_as(
+        host: &Host,
+        want: &Want<'_>,
+        processes: Processes<'_>,
+    ) -> Result<(Self, Report)> {
+        if let Some(unit) = want.unit.filter(|unit| unit.name.is_slice() != processes.pids().is_empty()) {
+            return Err(wrong_for_unit(unit.name));
+        }
         for _ in 0..CREATE_RETRIES {
-            match Self::try_create(host, want) {
+            match Self::try_create(host, want, processes) {
                 Err(error) if error.is_one_of(&[Errno::NOENT, Errno::NODEV, Errno::ACCESS]) => {}
                 done => return done,
             }
         }
-        Self::try_create(host, want)
+        Self::try_create(host, want, processes)
     }
 
-    fn try_create(host: &Host, want: &Want<'_>) -> Result<(Self, Report)> {
+    fn try_create(host: &Host, want: &Want<'_>, processes: Processes<'_>) -> Result<(Self, Report)> {
         let mut dirs = Dirs::new(host, Vec::new());
         let plan = Self::plan_with(host, want, &mut dirs)?;
         let mut report = plan.report().clone();
-        let done = carry_out(&plan, &mut dirs, Earlier::Unknown)?;
+        let done = carry_out(&plan, &mut dirs, Earlier::Unknown, processes)?;
         report.append(done.report);
         let dirs = Self::open_all(host, want.path, &mut dirs)?;
-        let (path, filter) = (want.path.to_owned(), Mutex::new(done.filter.into()));
-        Ok((Self { host: host.clone(), path, dirs, ours: true, parent_is_default: false, filter }, report))
+        let cgroup = Self {
+            host: host.clone(),
+            path: want.path.to_owned(),
+            dirs,
+            ours: true,
+            parent_is_default: false,
+            unit: want.unit.map(|unit| unit.name.clone()),
+            filter: Mutex::new(done.filter.into()),
+        };
+        Ok((cgroup, report))
     }
 
     /// Opens a cgroup that exists in at least one hierarchy, by its path alone.
@@ -156,8 +204,8 @@ impl Cgroup {
     /// # Errors
     /// [`ErrorKind::NotFound`] if it exists in none.
     pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
-        let resolved = path.resolve(&CgroupPath::default_parent(), None)?;
-        let mut cgroup = Self::open_at(host, resolved.as_str())?;
+        let mut cgroup = Self::open_at(host, &resolve(host, path)?)?;
+        cgroup.unit = path.as_systemd().cloned();
         cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
         Ok(cgroup)
     }
@@ -170,7 +218,8 @@ impl Cgroup {
             );
         }
         let (path, filter) = (path.to_owned(), Mutex::default());
-        Ok(Self { host: host.clone(), path, dirs, ours: false, parent_is_default: false, filter })
+        let (host, unit) = (host.clone(), None);
+        Ok(Self { host, path, dirs, ours: false, parent_is_default: false, unit, filter })
     }
 
     /// The directories of the path that exist.
@@ -214,12 +263,31 @@ impl Cgroup {
         let plan = Self::plan_with(&self.host, want, &mut dirs)?;
         let mut report = plan.report().clone();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = carry_out(&plan, &mut dirs, filter.as_earlier())?;
+        // systemd refuses for a moment what is allowed before and after (v1).
+        let stopped = self.stop_for(&plan)?;
+        let done = carry_out(&plan, &mut dirs, filter.as_earlier(), Processes::NONE);
+        drop(stopped);
+        let done = done?;
         if done.filter.is_some() {
             *filter = done.filter.into();
         }
         report.append(done.report);
-        Ok((report, plan.steps.into_iter().filter_map(|step| step.setting).collect()))
+        Ok((report, plan.writes().filter_map(|step| step.setting.clone()).collect()))
+    }
+
+    /// Freezes the cgroup for a change of devices by systemd, unless it is frozen already, until the answer is dropped.
+    fn stop_for(&self, plan: &Plan) -> Result<Option<Stopped<'_>>> {
+        let by_systemd = plan.steps().iter().any(|step| match &step.action {
+            Action::SetProperties { told, .. } => {
+                told.iter().any(|told| matches!(told.step.verify, Verify::DeviceList(_)))
+            }
+            _ => false,
+        });
+        if !by_systemd || self.is_frozen()? {
+            return Ok(None);
+        }
+        self.freeze(FREEZE_FOR_DEVICES)?;
+        Ok(Some(Stopped(self)))
     }
 
     /// The number of our device program (v2).
@@ -293,11 +361,28 @@ impl Cgroup {
         self.join_with(pid, JoinOptions::default())
     }
 
+    /// Joins running processes: all of them, or none.
+    pub(crate) fn join_all(&self, pids: &[u32]) -> Result<()> {
+        let origins = pids.iter().map(|pid| Origin::of(*pid)).collect::<Result<Vec<_>>>()?;
+        for (position, pid) in pids.iter().enumerate() {
+            if let Err(error) = self.join(*pid) {
+                for origin in origins.iter().take(position) {
+                    for (dir, _) in &self.dirs {
+                        _ = origin.restore(&self.host, dir.hierarchy);
+                    }
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// [`Cgroup::join`], also where it would be refused.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`] for what the options do not allow.
     pub fn join_with(&self, pid: u32, options: JoinOptions) -> Result<()> {
+        self.refuse_slice()?;
         if !options.frozen {
             self.refuse_frozen()?;
         }
@@ -305,13 +390,11 @@ impl Cgroup {
             let why = "the cgroup holds processes and was not made here: joining it is refused";
             return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
         }
-        // The kernel takes a zombie without moving anything.
-        let runs = proc::is_running(pid);
-        let before = proc::cgroups(pid).filter(|_| runs).ok_or_else(|| no_such_process(pid))?;
+        let origin = Origin::of(pid)?;
         for (position, (dir, open)) in self.dirs.iter().enumerate() {
-            if let Err(errno) = write_pid(open, pid) {
+            if let Err(errno) = open.join(pid) {
                 for (dir, _) in self.dirs.iter().take(position) {
-                    self.put_back(dir, pid, &before);
+                    _ = origin.restore(&self.host, dir.hierarchy);
                 }
                 return Err(join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs")));
             }
@@ -319,30 +402,12 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Best effort: the cgroup it came from may be out of our sight or reach.
-    fn put_back(&self, dir: &Dir, pid: u32, before: &[(String, String)]) {
-        let Some(hierarchy) = self.host.hierarchies.get(dir.hierarchy) else { return };
-        let is_this = |names: &str| match hierarchy.version {
-            Version::V2 => names.is_empty(),
-            Version::V1 => names.split(',').any(|name| match (&hierarchy.name, name.strip_prefix("name=")) {
-                (Some(known), Some(name)) => known == name,
-                (None, None) => hierarchy.controllers.iter().any(|controller| controller.v1_name() == name),
-                _ => false,
-            }),
-        };
-        if let Some((_, path)) = before.iter().find(|(names, _)| is_this(names))
-            && let Ok(root) = self.host.root(dir.hierarchy)
-            && let Ok(old) = root.open_dir(path.trim_start_matches('/'))
-        {
-            _ = write_pid(&old, pid);
-        }
-    }
-
     /// Starts a command inside: born there on v2, joined by itself before exec on v1. It never runs outside.
     ///
     /// # Errors
     /// What could not be done, with the errno; a program that cannot be found or executed has a path and ENOENT or EACCES.
     pub fn spawn(&self, command: &Command) -> Result<Child> {
+        self.refuse_slice()?;
         self.refuse_frozen()?;
         let born_inside = self.host.capabilities.clone_into_cgroup;
         let unified = self.unified().filter(|_| born_inside);
@@ -369,7 +434,7 @@ impl Cgroup {
     /// A closure for `pre_exec` of std's and tokio's `Command`: the child joins the cgroup by itself before exec.
     ///
     /// It only writes to descriptors that are opened here, so that it is async-signal-safe.
-    pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static> {
+    pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
         self.refuse_frozen()?;
         let files = self.join_files(false)?;
         Ok(move || files.iter().try_for_each(|file| join_self(file.as_fd()).map_err(std::io::Error::from)))
@@ -403,6 +468,22 @@ impl Cgroup {
         controllers
     }
 
+    fn refuse_slice(&self) -> Result<()> {
+        match self.unit.as_ref().filter(|unit| unit.is_slice()) {
+            Some(slice) => Err(wrong_for_unit(slice)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether its directory is still there, in the hierarchy in which systemd keeps its unit.
+    pub(crate) fn exists(&self) -> bool {
+        let main = self.dirs.iter().find(|(dir, _)| {
+            let known = self.host.hierarchies.get(dir.hierarchy);
+            self.unit.is_none() || known.is_some_and(plan::is_managed)
+        });
+        main.is_some_and(|(_, open)| open.has("cgroup.procs"))
+    }
+
     fn refuse_frozen(&self) -> Result<()> {
         if self.is_frozen()? {
             let why = "the cgroup is frozen: what joins it never runs; thaw it first";
@@ -410,6 +491,33 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Thaws when it is dropped.
+struct Stopped<'a>(&'a Cgroup);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        _ = self.0.write_thawed();
+    }
+}
+
+/// The path below the root of each hierarchy.
+fn resolve(host: &Host, path: &CgroupPath) -> Result<String> {
+    match path.as_systemd() {
+        Some(name) => Ok(name.below(&host.systemd_root)),
+        None => Ok(path.resolve(&CgroupPath::default_parent(), None)?.as_str().to_owned()),
+    }
+}
+
+/// A scope without a process, or a slice with one.
+fn wrong_for_unit(name: &SystemdName) -> Error {
+    let why = if name.is_slice() {
+        "a slice carries limits and takes no processes: put them into a scope in it, slice:prefix:name"
+    } else {
+        "systemd starts no scope without a process: start it with one, or make a slice"
+    };
+    Error::new(ErrorKind::InvalidInput, why).with_setting("unit").with_value(name.unit())
 }
 
 /// The processes of a directory and of those below it.
@@ -461,22 +569,6 @@ pub(crate) fn is_populated(dir: &CgroupDir) -> Result<bool, Errno> {
         Err(Errno::NOENT) => Ok(true),
         Err(errno) => Err(errno),
     }
-}
-
-/// EINVAL is the answer while a task is still being born: briefly retried.
-pub(crate) fn write_pid(dir: &CgroupDir, pid: u32) -> Result<(), Errno> {
-    let pid = pid.to_string();
-    for _ in 0..10 {
-        match dir.write("cgroup.procs", &pid) {
-            Err(Errno::INVAL) => std::thread::sleep(std::time::Duration::from_millis(1)),
-            done => return done,
-        }
-    }
-    Err(Errno::INVAL)
-}
-
-fn no_such_process(pid: u32) -> Error {
-    join_error(Errno::SRCH, pid)
 }
 
 fn join_error(errno: Errno, pid: u32) -> Error {

@@ -5,7 +5,7 @@ pub(crate) mod dirs;
 pub(crate) mod observe;
 mod refusal;
 pub(crate) mod systemd;
-mod undo;
+pub(crate) mod undo;
 
 #[cfg(test)]
 mod on_a_kernel;

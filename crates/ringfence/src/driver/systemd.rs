@@ -28,9 +28,9 @@ pub(crate) enum Processes<'a> {
 impl Processes<'_> {
     pub(crate) const NONE: Self = Self::Running(&[]);
 
-    fn pids(self) -> Vec<u32> {
+    pub(crate) fn pids(&self) -> &[u32] {
         match self {
-            Self::Running(pids) | Self::Waiting(pids) => pids.to_vec(),
+            Self::Running(pids) | Self::Waiting(pids) => pids,
         }
     }
 }
@@ -44,7 +44,8 @@ impl Run<'_, '_> {
         told: &[Told],
     ) -> Result<()> {
         let manager = self.plan.host.manager()?;
-        let pids = self.processes.pids();
+        let processes = self.processes;
+        let pids = processes.pids();
         let origins = pids.iter().map(|pid| Origin::of(*pid)).collect::<Result<Vec<_>>>()?;
         let description = properties.iter().find_map(|property| match &property.value {
             Value::Text(text) if property.name == "Description" => Some(text.as_str()),
@@ -54,7 +55,7 @@ impl Run<'_, '_> {
             let mut all = properties.to_vec();
             told.iter().for_each(|told| tell(&mut all, told.properties.iter().cloned()));
             all.retain(|property| !manager.lacks(property.name));
-            match manager.start(unit, description.unwrap_or_default(), &all, &pids)? {
+            match manager.start(unit, description.unwrap_or_default(), &all, pids)? {
                 Started::Anew => break,
                 Started::Lacks(_) => {}
                 Started::Already => {
@@ -66,7 +67,7 @@ impl Run<'_, '_> {
         }
         self.log.started(unit, self.processes, origins);
         for pid in pids {
-            self.join(path, pid)?;
+            self.join(path, *pid)?;
         }
         self.see_to_it(told)
     }
@@ -108,7 +109,8 @@ impl Run<'_, '_> {
     /// A process is where systemd has put it when the job has ended. Where systemd makes no cgroups, it joins ours.
     fn join(&mut self, path: &str, pid: u32) -> Result<()> {
         let host = self.dirs.host;
-        let known = proc::cgroups(pid).ok_or_else(|| Error::kernel("the process is gone", "/proc", Errno::SRCH))?;
+        let known =
+            proc::cgroups(pid).ok_or_else(|| Error::kernel("the process is gone", "/proc", Errno::SRCH))?;
         for (index, hierarchy) in host.hierarchies.iter().enumerate() {
             let is_there = known
                 .iter()

@@ -1,5 +1,6 @@
 //! The connection to systemd that all copies of a host share, and where systemd keeps its units.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use super::Host;
@@ -21,6 +22,14 @@ impl PartialEq for SharedManager {
 impl Eq for SharedManager {}
 
 impl Host {
+    /// Whether systemd is process 1, and the bus is there on which this process would reach it.
+    pub fn systemd_is_reachable(&self) -> bool {
+        let address = address(self.rootless);
+        let path = address.split([';', ',']).find_map(|part| part.strip_prefix("unix:path="));
+        // An address of another kind is believed.
+        cfg!(feature = "systemd") && self.systemd && path.is_none_or(|path| Path::new(path).exists())
+    }
+
     /// systemd's manager: the system's, or of an unprivileged user the user's own.
     pub(crate) fn manager(&self) -> Result<&Manager> {
         if !self.systemd {

@@ -65,6 +65,18 @@ impl CgroupDir {
         rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)
     }
 
+    /// Moves a process here with all its threads. EINVAL is the answer while a task is still being born: briefly retried.
+    pub(crate) fn join(&self, pid: u32) -> Result<()> {
+        let pid = pid.to_string();
+        for _ in 0..10 {
+            match self.write("cgroup.procs", &pid) {
+                Err(Errno::INVAL) => std::thread::sleep(std::time::Duration::from_millis(1)),
+                done => return done,
+            }
+        }
+        Err(Errno::INVAL)
+    }
+
     /// Whether the file exists below this directory.
     pub(crate) fn has(&self, file: &str) -> bool {
         rustix::fs::accessat(&self.0, file, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()

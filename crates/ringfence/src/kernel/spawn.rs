@@ -65,27 +65,73 @@ impl Stage {
 
 /// Starts the image inside; returns when it has been executed.
 pub(crate) fn spawn(image: &Image, inside: &Inside<'_>) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
+    start(image, inside, false)?.executed()
+}
+
+/// Makes the child and has it wait where it is, for somebody else to put it into its cgroup.
+pub(crate) fn hold(image: &Image) -> Result<Started, (Stage, Errno)> {
+    start(image, &Inside { unified: None, join: &[] }, true)
+}
+
+fn start(image: &Image, inside: &Inside<'_>, waits: bool) -> Result<Started, (Stage, Errno)> {
     let fork_failed = |errno| (Stage::Fork, errno);
-    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(fork_failed)?;
     // In a caller that has closed its standard descriptors it would be one of these, which the child is about to replace.
-    let writer = rustix::io::fcntl_dupfd_cloexec(writer, 3).map_err(fork_failed)?;
+    let pipe = || {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        Ok((rustix::io::fcntl_dupfd_cloexec(reader, 3)?, rustix::io::fcntl_dupfd_cloexec(writer, 3)?))
+    };
+    let (reader, writer) = pipe().map_err(fork_failed)?;
+    let gate = if waits { Some(pipe().map_err(fork_failed)?) } else { None };
     let argv = pointers(&image.argv);
     let envp = pointers(&image.envp);
     let join: Vec<RawFd> = inside.join.iter().map(AsRawFd::as_raw_fd).collect();
     let stdio = image.stdio.each_ref().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd));
-    let child = Child { image, argv: &argv, envp: &envp, join: &join, stdio, report: writer.as_raw_fd() };
+    let report = writer.as_raw_fd();
+    let both = gate.as_ref().map(|(inner, outer)| (inner.as_raw_fd(), outer.as_raw_fd()));
+    let child = Child { image, argv: &argv, envp: &envp, join: &join, stdio, report, gate: both };
 
     let (pid, pidfd) = fork(inside.unified, &child).map_err(fork_failed)?;
     drop(writer);
-    match outcome(&reader) {
-        Ok(()) => Ok((pid, pidfd)),
-        Err(failure) => {
-            // It has exited by itself, or is stuck; either way it is collected.
-            _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
-            if failure.0 != Stage::Stuck {
-                _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    Ok(Started { pid, pidfd: Some(pidfd), reader, gate: gate.map(|(_, outer)| outer) })
+}
+
+/// A child that is on its way to exec, or waits for leave to go on. Dropped, it is killed and collected.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pid: Pid,
+    /// Until it is given away.
+    pidfd: Option<OwnedFd>,
+    reader: OwnedFd,
+    gate: Option<OwnedFd>,
+}
+
+impl Started {
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Lets it go on, and returns when its program has been executed.
+    pub(crate) fn executed(mut self) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
+        if let Some(gate) = self.gate.take() {
+            // If it is gone, that shows below.
+            _ = rustix::io::write(gate, &[0]);
+        }
+        outcome(&self.reader)?;
+        self.pidfd.take().map(|pidfd| (self.pid, pidfd)).ok_or((Stage::Fork, Errno::SRCH))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let Some(pidfd) = &self.pidfd else { return };
+        // It has exited by itself, or waits, or is stuck in a frozen cgroup, where it cannot be waited for.
+        _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while let Ok(None) = rustix::process::waitpid(Some(self.pid), rustix::process::WaitOptions::NOHANG) {
+            if Instant::now() > deadline {
+                return;
             }
-            Err(failure)
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
 }
@@ -196,6 +242,8 @@ struct Child<'a> {
     join: &'a [RawFd],
     stdio: [Option<RawFd>; 3],
     report: RawFd,
+    /// The end that it reads, for leave to go on, and its copy of the one that is written.
+    gate: Option<(RawFd, RawFd)>,
 }
 
 impl Child<'_> {
@@ -212,6 +260,23 @@ impl Child<'_> {
 
     /// Everything up to and including exec, which only returns to say why it failed.
     fn prepare(&self) -> Result<(u8, Errno), (u8, Errno)> {
+        if let Some((inner, outer)) = self.gate {
+            let mut leave = 0_u8;
+            // SAFETY: async-signal-safe calls on descriptors of this process and a local buffer.
+            let read = unsafe {
+                libc::close(outer);
+                loop {
+                    let read = libc::read(inner, (&raw mut leave).cast(), 1);
+                    if read >= 0 || last_errno() != Errno::INTR {
+                        break read;
+                    }
+                }
+            };
+            if read != 1 {
+                // Nobody is there any more to put us where we belong.
+                return Err((1, Errno::CANCELED));
+            }
+        }
         for fd in self.join {
             // SAFETY: the parent holds the descriptor open for as long as this child shares its image.
             join_self(unsafe { BorrowedFd::borrow_raw(*fd) }).map_err(|errno| (1, errno))?;

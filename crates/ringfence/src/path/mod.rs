@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use component::DRAINED;
 pub use sandbox_id::SandboxId;
 pub use subpath::Subpath;
+pub(crate) use systemd::DEFAULT_SLICE;
 pub use systemd::SystemdName;
 
 use crate::{Error, Result};
@@ -46,9 +47,25 @@ impl CgroupPath {
         Self::Absolute(Subpath::default_parent())
     }
 
+    /// The unit for a name, where the caller names no path: `ringfence.slice:ringfence:NAME`.
+    ///
+    /// # Errors
+    /// The name makes a unit that systemd would refuse.
+    pub fn default_unit(name: &str) -> Result<Self> {
+        SystemdName::new(systemd::DEFAULT_SLICE, "ringfence", name).map(Self::Systemd)
+    }
+
     /// Whether this names a unit of systemd.
     pub fn is_systemd(&self) -> bool {
         matches!(self, Self::Systemd(_))
+    }
+
+    /// The unit that it names, if it names one.
+    pub(crate) fn as_systemd(&self) -> Option<&SystemdName> {
+        match self {
+            Self::Systemd(name) => Some(name),
+            Self::Absolute(_) | Self::Relative(_) => None,
+        }
     }
 
     /// Where the cgroupfs driver puts the cgroup in each hierarchy. A relative path goes below `parent`; `prefix`,

@@ -8,6 +8,9 @@ use crate::{Error, Result};
 
 const SLICE: &str = ".slice";
 
+/// The slice of sandboxes for which the caller names none.
+pub(crate) const DEFAULT_SLICE: &str = "ringfence.slice";
+
 /// `slice:prefix:name`: a scope below a slice, or, where the name ends in `.slice`, a slice.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SystemdName {
@@ -75,6 +78,27 @@ impl SystemdName {
             components.push(escape(&self.unit()));
         }
         Subpath::from_checked(&components)
+    }
+
+    /// The unit whose cgroup this is, if it looks like one.
+    pub(crate) fn of_cgroup(path: &str) -> Option<Self> {
+        let (above, unit) = path.rsplit_once('/').unwrap_or(("", path));
+        if unit.ends_with(SLICE) {
+            return Self::new("-.slice", "", unit).ok();
+        }
+        let slice = above.rsplit('/').next().filter(|slice| slice.ends_with(SLICE)).unwrap_or("-.slice");
+        Self::new(slice, "", unit.strip_suffix(".scope")?).ok()
+    }
+
+    /// The scope beside this one for processes that are drained.
+    pub(crate) fn drained(&self) -> String {
+        format!("{}-drained.scope", self.unit().trim_end_matches(".scope"))
+    }
+
+    /// The cgroup of the unit, below where systemd keeps its units.
+    pub(crate) fn below(&self, root: &str) -> String {
+        let cgroup = self.cgroup();
+        if root.is_empty() { cgroup.as_str().to_owned() } else { format!("{root}/{}", cgroup.as_str()) }
     }
 
     fn check(&self) -> Result<(), String> {

@@ -172,9 +172,8 @@ fn start(draft: &Draft<'_>, unit: UnitWant<'_>, told: Vec<Told>) -> (Vec<Step>, 
     }
     properties.push(Property::new("DefaultDependencies", Value::Bool(false)));
     // Without it a later change would move the processes, in v1's blkio.
-    properties.extend(
-        ["CPUAccounting", "MemoryAccounting", "TasksAccounting", "IOAccounting"].map(Property::yes),
-    );
+    properties
+        .extend(["CPUAccounting", "MemoryAccounting", "TasksAccounting", "IOAccounting"].map(Property::yes));
     // The manager's default is some thousand tasks.
     properties.push(Property::number("TasksMax", INFINITY));
     let start = Action::StartUnit {
@@ -198,9 +197,9 @@ fn enable(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
             required.retain(|controller| UNKNOWN.contains(controller));
         }
     }
-    steps.retain(|step| {
-        !matches!(&step.action, Action::EnableControllers { required, .. } if required.is_empty())
-    });
+    steps.retain(
+        |step| !matches!(&step.action, Action::EnableControllers { required, .. } if required.is_empty()),
+    );
     steps
 }
 
@@ -269,9 +268,7 @@ pub(crate) fn properties_of(version: Version, file: &str, value: &str) -> Option
         (_, "memory.zswap.max") => size("MemoryZSwapMax"),
         (_, "cpu.weight") => size("CPUWeight"),
         // 0 is its word for idle, which the next weight undoes.
-        (_, "cpu.idle") => {
-            Some(vec![Property::number("CPUWeight", if value == "1" { 0 } else { 100 })])
-        }
+        (_, "cpu.idle") => Some(vec![Property::number("CPUWeight", if value == "1" { 0 } else { 100 })]),
         (_, "cpu.max") => Some(Bandwidth::parse(value)?.properties()),
         (_, "cpuset.cpus") => set("AllowedCPUs", value),
         (_, "cpuset.mems") => set("AllowedMemoryNodes", value),
@@ -397,11 +394,11 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
         return None;
     }
     let told = |name: &str| {
-        let writes = steps.iter().filter_map(|step| match &step.action {
+        let mut writes = steps.iter().filter_map(|step| match &step.action {
             Action::Write { file, value, .. } if file == name => Some(value.as_str()),
             _ => None,
         });
-        writes.last()
+        writes.next_back()
     };
     let (quota, period) = (told("cpu.cfs_quota_us"), told("cpu.cfs_period_us"));
     if quota.is_none() && period.is_none() {
@@ -413,7 +410,8 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
     };
     let micros = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(100_000);
     let now = |file| draft.now(index, file);
-    let before = Bandwidth { quota: limit(now("cpu.cfs_quota_us")), period: micros(now("cpu.cfs_period_us")) };
+    let before =
+        Bandwidth { quota: limit(now("cpu.cfs_quota_us")), period: micros(now("cpu.cfs_period_us")) };
     let then = Bandwidth {
         quota: quota.map_or(before.quota, |quota| limit(Some(quota))),
         period: period.map_or(before.period, |period| micros(Some(period))),
@@ -453,7 +451,10 @@ fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<T
 fn allowed(host: &Host, policy: &DevicePolicy) -> Option<(Vec<Property>, DevicePolicy)> {
     if policy.default_verdict() == Verdict::Allow {
         // Nothing that is denied has words.
-        let auto = vec![Property::text("DevicePolicy", "auto"), Property::new("DeviceAllow", Value::Devices(Vec::new()))];
+        let auto = vec![
+            Property::text("DevicePolicy", "auto"),
+            Property::new("DeviceAllow", Value::Devices(Vec::new())),
+        ];
         return policy.exceptions().next().is_none().then(|| (auto, policy.clone()));
     }
     let (mut entries, mut shown) = (Vec::new(), policy.clone());

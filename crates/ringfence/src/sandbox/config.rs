@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::State;
 use super::Store;
+use super::state::{Anew, State};
 use crate::cgroup::STATISTICS;
 use crate::devices::Profile;
 use crate::error::Result;
-use crate::host::Controller;
+use crate::host::{Controller, Host};
 use crate::path::CgroupPath;
 use crate::plan::{Unsupported, Want};
 use crate::report::Report;
@@ -128,17 +128,20 @@ impl SandboxConfig {
     }
 
     /// The path below the root of each hierarchy.
-    pub(crate) fn resolve(&self) -> Result<String> {
+    pub(crate) fn resolve(&self, host: &Host) -> Result<String> {
+        if let Some(name) = self.path.as_systemd() {
+            return Ok(name.below(&host.systemd_root));
+        }
         let path = self.path.resolve(&self.parent, self.name_prefix.as_deref())?;
         Ok(path.as_str().to_owned())
     }
 
-    pub(crate) fn want<'a>(&'a self, state: &'a State, nothing: &'a Resources) -> Want<'a> {
+    pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew) -> Want<'a> {
         Want {
             evacuate: self.evacuate,
             statistics: &self.statistics,
             unsupported: self.unsupported,
-            ..state.want(nothing)
+            ..state.want(anew)
         }
     }
 }

@@ -11,7 +11,6 @@ use crate::devices::{DevicePolicy, filter, program, transition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::interface::{Lines, holds, is_keyed};
 use crate::plan::{self, Action, DEVICES_LIST, Dir, Observed, Verify};
-use crate::resources::Resources;
 
 /// A value that is not as wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,9 +34,8 @@ impl Sandbox {
     /// [`ErrorKind::NotFound`] if the cgroup was removed.
     pub fn diff(&self) -> Result<Vec<Difference>> {
         let state = self.state();
-        let cgroup = self.cgroup();
-        let nothing = Resources::default();
-        let mut plan = plan::plan(&cgroup.host, &state.want(&nothing), &Observed::default())?;
+        let cgroup = &*self.cgroup()?;
+        let mut plan = plan::plan(&cgroup.host, &state.want(&state.anew()), &Observed::default())?;
         let is_reported = |setting: &str| state.report.unsupported().any(|line| line.setting == setting);
         plan.steps.retain(|step| !step.setting.as_deref().is_some_and(is_reported));
         let mut differences = Vec::new();
@@ -49,7 +47,7 @@ impl Sandbox {
         if values.iter().any(|((_, file), value)| *file == "cpu.idle" && value == "1") {
             differences.retain(|difference| !matches!(difference.key.as_str(), "cpu.weight" | "cpu.shares"));
         }
-        for step in &plan.steps {
+        for step in plan.writes() {
             differences.extend(match (&step.action, &step.verify) {
                 // Many writes make one list; the last of them says which.
                 (Action::Write { dir, .. }, Verify::DeviceList(policy)) => device_list(cgroup, dir, policy)?,

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::host::{Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::Stat;
-use crate::path::{DRAINED, Subpath};
+use crate::path::{DRAINED, Subpath, SystemdName};
 use crate::plan::Dir;
 
 /// An empty cgroup that a process makes to look at, and removes at once.
@@ -115,6 +115,7 @@ impl Leftover {
             return Ok(cgroup.remove_where_empty());
         }
         cgroup.ours = true;
+        cgroup.unit = if host.systemd { SystemdName::of_cgroup(&self.path) } else { None };
         cgroup.parent_is_default =
             self.path.rsplit_once('/').is_some_and(|(parent, _)| parent == Subpath::DEFAULT_PARENT);
         cgroup.destroy(remaining, timeout)

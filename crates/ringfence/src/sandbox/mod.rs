@@ -9,22 +9,25 @@ mod store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use config::{Overhead, SandboxConfig};
 pub use diff::Difference;
 pub use leftovers::Leftover;
+use state::Anew;
 pub use state::{Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
 
-use crate::cgroup::{Cgroup, Child, Command, Filter, Outcome, Remaining};
+use crate::cgroup::{Cgroup, Child, Command, Filter, Outcome, Remaining, stop_default_slice};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::dirs::Dirs;
-use crate::error::Result;
+use crate::driver::systemd::Processes;
+use crate::error::{Error, ErrorKind, Result};
 use crate::explain::{Explanation, Key};
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
@@ -80,16 +83,19 @@ pub struct ChangeOptions {
 /// All methods take `&self`, are serialised inside, and block.
 #[derive(Debug)]
 pub struct Sandbox {
-    cgroup: Cgroup,
+    host: Host,
+    /// None where systemd carries it and no process has started it, or the last one has ended.
+    cgroup: Mutex<Option<Arc<Cgroup>>>,
     state: Mutex<State>,
+    /// What is done about what only shows when a unit starts.
+    unsupported: Unsupported,
 }
 
 impl Sandbox {
     /// The steps that [`Sandbox::create`] would take on this host, or on any other. Pure.
     pub fn plan(host: &Host, config: &SandboxConfig) -> Result<Plan> {
         let state = Self::intent(host, config)?;
-        let nothing = Resources::default();
-        let mut plan = plan::plan(host, &config.want(&state, &nothing), &Observed::default())?;
+        let mut plan = plan::plan(host, &config.want(&state, &state.anew()), &Observed::default())?;
         plan.report = joined(state.report, plan.report);
         Ok(plan)
     }
@@ -97,7 +103,7 @@ impl Sandbox {
     /// The state of a sandbox that is about to be made: what a [`Store`](crate::Store) writes ahead. Changes nothing.
     pub fn intent(host: &Host, config: &SandboxConfig) -> Result<State> {
         config.resources.validate()?;
-        let cgroup = config.resolve()?;
+        let cgroup = config.resolve(host)?;
         let (base, missing) = base_rules(config.profile, host)?;
         let (devices, denied) =
             DevicePolicy::with_base(&config.resources.devices, &base, &config.profile.required(host))?;
@@ -122,45 +128,95 @@ impl Sandbox {
             parts: BTreeMap::new(),
             holder: None,
             report,
+            mark: config.mark.clone(),
+            placeholder: None,
             unknown: BTreeMap::new(),
         })
     }
 
     /// Makes the cgroups and writes every limit: all of it or nothing.
     ///
+    /// A scope of systemd does not live without a process: it is planned, and starts with the first one that is spawned or
+    /// joins, which then has every limit from the start. The same again when the last one has ended.
+    ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if there is such a cgroup; otherwise the setting that failed.
     pub fn create(host: &Host, config: &SandboxConfig) -> Result<(Self, Report)> {
         let mut state = Self::intent(host, config)?;
-        let nothing = Resources::default();
-        let (mut cgroup, created) = Cgroup::create_as(host, &config.want(&state, &nothing))?;
-        cgroup.parent_is_default = state.parent_is_default;
-        if let Some(text) = &config.mark {
-            cgroup.mark(text);
-        }
+        let cgroup = match state.path.as_systemd().filter(|unit| !unit.is_slice()) {
+            Some(unit) => {
+                if host.manager()?.active(&unit.unit())?.is_some() {
+                    let why = "systemd has such a unit already";
+                    return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(unit.unit()));
+                }
+                state.report = Self::plan(host, config)?.report;
+                None
+            }
+            None => {
+                let anew = state.anew();
+                let (mut cgroup, created) =
+                    Cgroup::create_as(host, &config.want(&state, &anew), Processes::NONE)?;
+                cgroup.parent_is_default = state.parent_is_default;
+                state.mark.iter().for_each(|mark| cgroup.mark(mark));
+                state.device_program = cgroup.filter_id();
+                state.report.append(created);
+                Some(Arc::new(cgroup))
+            }
+        };
         state.phase = Phase::Ready;
-        state.device_program = cgroup.filter_id();
-        state.report.append(created);
         let report = state.report.clone();
-        Ok((Self { cgroup, state: Mutex::new(state) }, report))
+        let (host, unsupported) = (host.clone(), config.unsupported);
+        let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
+        Ok((Self { host, cgroup, state, unsupported }, report))
     }
 
     /// Takes over a sandbox that another process made.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if its cgroup is gone from every hierarchy; [`ErrorKind::State`](crate::ErrorKind::State) if the state is of a newer
-    /// version.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if its cgroup is gone from every hierarchy, unless it is a scope of systemd, which starts
+    /// again; [`ErrorKind::State`](crate::ErrorKind::State) if the state is of a newer version.
     pub fn restore(host: &Host, mut state: State) -> Result<Self> {
         state.check_version()?;
         // What is written from now on is in this version's format.
         state.version = STATE_VERSION;
-        let mut cgroup = Cgroup::open_at(host, &state.cgroup)?;
-        cgroup.ours = true;
-        cgroup.parent_is_default = state.parent_is_default;
-        if let Some(id) = state.device_program {
-            cgroup.filter = Mutex::new(Filter::Id(id));
+        let cgroup = open(host, &state)?;
+        if cgroup.is_none() && !state.path.is_systemd() {
+            let why = "there is no such cgroup in any hierarchy";
+            return Err(Error::new(ErrorKind::NotFound, why).with_value(&state.cgroup));
         }
-        Ok(Self { cgroup, state: Mutex::new(state) })
+        let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
+        Ok(Self { host: host.clone(), cgroup, state, unsupported: Unsupported::Report })
+    }
+
+    /// Its cgroup as it is now, if it has one.
+    fn present(&self, state: &State) -> Result<Option<Arc<Cgroup>>> {
+        let mut held = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
+        // A scope ends with its last process, and another process may have started it again.
+        if state.path.is_systemd() && !held.as_ref().is_some_and(|cgroup| cgroup.exists()) {
+            *held = open(&self.host, state)?;
+        }
+        Ok(held.clone())
+    }
+
+    fn present_or_not_found(&self, state: &State) -> Result<Arc<Cgroup>> {
+        self.present(state)?.ok_or_else(|| {
+            let why =
+                "nothing runs inside, so that there is no cgroup: systemd starts it with the first process";
+            Error::new(ErrorKind::NotFound, why).with_value(&state.cgroup)
+        })
+    }
+
+    /// Starts the scope that was planned, around processes.
+    fn start(&self, state: &mut State, processes: Processes<'_>) -> Result<Arc<Cgroup>> {
+        let anew = state.anew();
+        let want = Want { unsupported: self.unsupported, ..state.want(&anew) };
+        let (cgroup, report) = Cgroup::create_as(&self.host, &want, processes)?;
+        state.mark.iter().for_each(|mark| cgroup.mark(mark));
+        state.device_program = cgroup.filter_id();
+        state.report.supersede(&BTreeSet::new(), &report);
+        let cgroup = Arc::new(cgroup);
+        *self.cgroup.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&cgroup));
+        Ok(cgroup)
     }
 
     /// What another process needs to restore it.
@@ -179,24 +235,31 @@ impl Sandbox {
 
     /// Controller → directory; the v2 tree is `unified`.
     pub fn paths(&self) -> BTreeMap<String, PathBuf> {
-        self.cgroup.paths()
+        let present = self.present(&self.locked());
+        present.ok().flatten().map(|cgroup| cgroup.paths()).unwrap_or_default()
     }
 
     /// What it is doing now.
     pub fn status(&self) -> Result<Status> {
-        if self.cgroup.is_frozen()? {
+        let Some(cgroup) = self.present(&self.locked())? else { return Ok(Status::Planned) };
+        if cgroup.is_frozen()? {
             return Ok(Status::Frozen);
         }
-        Ok(if self.cgroup.processes()?.is_empty() { Status::Empty } else { Status::Running })
+        Ok(if cgroup.processes()?.is_empty() { Status::Empty } else { Status::Running })
     }
 
     /// The steps of [`Sandbox::change`], without doing them.
     pub fn plan_change(&self, change: &Resources, options: ChangeOptions) -> Result<Plan> {
         let state = self.locked();
-        let planned = Changed::of(&state, change, &options, &self.cgroup.host)?;
-        let want = planned.want(&self.cgroup, &state, change, &options);
-        let mut dirs = Dirs::new(&self.cgroup.host, self.cgroup.dirs.clone());
-        let mut plan = Cgroup::plan_with(&self.cgroup.host, &want, &mut dirs)?;
+        let planned = Changed::of(&state, change, &options, &self.host)?;
+        let mut plan = match self.present(&state)? {
+            Some(cgroup) => {
+                let anew = state.anew();
+                let want = planned.want(&cgroup, &state, &anew, change, &options);
+                Cgroup::plan_with(&self.host, &want, &mut Dirs::new(&self.host, cgroup.dirs.clone()))?
+            }
+            None => planned.plan_anew(&self.host, &state, options.unsupported)?,
+        };
         plan.report = joined(planned.report, plan.report);
         Ok(plan)
     }
@@ -209,15 +272,26 @@ impl Sandbox {
     /// [`Sandbox::change`] with options.
     pub fn change_with(&self, change: &Resources, options: ChangeOptions) -> Result<Report> {
         let mut state = self.locked();
-        let planned = Changed::of(&state, change, &options, &self.cgroup.host)?;
+        let planned = Changed::of(&state, change, &options, &self.host)?;
         options.unsupported.mind(&planned.report)?;
-        let want = planned.want(&self.cgroup, &state, change, &options);
-        let (changed, tried) = self.cgroup.change_as(&want)?;
+        let (changed, tried) = match self.present(&state)? {
+            Some(cgroup) => {
+                let anew = state.anew();
+                let made = cgroup.change_as(&planned.want(&cgroup, &state, &anew, change, &options))?;
+                state.device_program = cgroup.filter_id();
+                made
+            }
+            // Everything is planned once more.
+            None => {
+                let plan = planned.plan_anew(&self.host, &state, options.unsupported)?;
+                let tried = plan.writes().filter_map(|step| step.setting.clone()).collect();
+                (plan.report, tried)
+            }
+        };
         let report = joined(planned.report, changed);
         state.report.supersede(&tried, &report);
         state.resources = planned.resources;
         state.devices = planned.devices;
-        state.device_program = self.cgroup.filter_id();
         Ok(report)
     }
 
@@ -228,70 +302,171 @@ impl Sandbox {
 
     /// The processes inside.
     pub fn processes(&self) -> Result<BTreeSet<u32>> {
-        self.cgroup.processes()
+        match self.present(&self.locked())? {
+            Some(cgroup) => cgroup.processes(),
+            None => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// Joins running processes with all their threads: all of them, or none.
+    pub fn join_all(&self, pids: &[u32]) -> Result<()> {
+        let mut state = self.locked();
+        for _ in 0..RACES {
+            let Some(cgroup) = self.present(&state)? else {
+                match self.start(&mut state, Processes::Running(pids)) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                    done => return done.map(drop),
+                }
+            };
+            return cgroup.join_all(pids);
+        }
+        self.start(&mut state, Processes::Running(pids)).map(drop)
     }
 
     /// Joins a running process with all its threads.
     pub fn join(&self, pid: u32) -> Result<()> {
-        let _serialised = self.locked();
-        self.cgroup.join(pid)
+        self.join_all(&[pid])
     }
 
     /// Starts a command inside; it never runs outside, not for an instant.
     pub fn spawn(&self, command: &Command) -> Result<Child> {
-        let _serialised = self.locked();
-        self.cgroup.spawn(command)
+        let mut state = self.locked();
+        for _ in 0..RACES {
+            if let Some(cgroup) = self.present(&state)? {
+                match cgroup.spawn(command) {
+                    // A scope that ended at this moment.
+                    Err(error)
+                        if state.path.is_systemd()
+                            && error.is_one_of(&[Errno::NOENT, Errno::NODEV])
+                            && !cgroup.exists() => {}
+                    spawned => return spawned,
+                }
+            }
+            match self.spawn_first(&mut state, command) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                spawned => return spawned,
+            }
+        }
+        self.spawn_first(&mut state, command)
+    }
+
+    /// Starts a command with the scope around it.
+    fn spawn_first(&self, state: &mut State, command: &Command) -> Result<Child> {
+        let waiting = command.hold()?;
+        self.start(state, Processes::Waiting(&[waiting.pid()]))?;
+        command.go(waiting)
+    }
+
+    /// Starts a command that does nothing but live: it keeps a scope of systemd alive, and is no reason for
+    /// [`Remaining::Refuse`] to refuse.
+    pub fn hold(&self, command: &Command) -> Result<Child> {
+        let child = self.spawn(command)?;
+        self.locked().placeholder = ProcessIdentity::of(child.pid());
+        Ok(child)
     }
 
     /// A closure for `pre_exec` of std's and tokio's `Command`.
-    pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static> {
-        self.cgroup.join_hook()
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a scope of systemd in which nothing runs.
+    pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
+        self.cgroup()?.join_hook()
     }
 
     /// A reader of statistics that keeps its descriptors between samples.
     pub fn stats_reader(&self) -> Result<StatsReader> {
-        self.cgroup.stats_reader()
+        self.cgroup()?.stats_reader()
     }
 
     /// The value in effect, and which ancestor decides it. See [`Cgroup::explain`].
     pub fn explain(&self, key: &Key) -> Result<Explanation> {
-        self.cgroup.explain(key)
+        self.cgroup()?.explain(key)
     }
 
     /// Stops every task inside. See [`Cgroup::freeze`].
     pub fn freeze(&self, timeout: Duration) -> Result<()> {
-        let _serialised = self.locked();
-        self.cgroup.freeze(timeout)
+        let state = self.locked();
+        self.present_or_not_found(&state)?.freeze(timeout)
     }
 
     /// Lets the tasks run again. See [`Cgroup::thaw`].
     pub fn thaw(&self, timeout: Duration) -> Result<Report> {
-        let _serialised = self.locked();
-        self.cgroup.thaw(timeout)
+        let state = self.locked();
+        self.present_or_not_found(&state)?.thaw(timeout)
     }
 
     /// Sends a signal to every process inside, once.
     pub fn signal(&self, signal: i32) -> Result<BTreeSet<u32>> {
-        self.cgroup.signal(signal)
+        match self.present(&self.locked())? {
+            Some(cgroup) => cgroup.signal(signal),
+            None => Ok(BTreeSet::new()),
+        }
     }
 
     /// Kills everything inside. See [`Cgroup::kill`].
     pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
-        let _serialised = self.locked();
-        self.cgroup.kill(timeout)
+        let state = self.locked();
+        match self.present(&state)? {
+            Some(cgroup) => cgroup.kill(timeout),
+            None => Ok(BTreeSet::new()),
+        }
     }
 
     /// Removes it in every hierarchy. See [`Cgroup::destroy`].
     pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let mut state = self.locked();
+        let cgroup = match self.present(&state)? {
+            Some(cgroup) => Some(cgroup),
+            // What is ours of a scope that has ended.
+            None => open_leftover(&self.host, &state)?,
+        };
         state.phase = Phase::Removing;
-        self.cgroup.destroy(remaining, timeout).inspect_err(|_| state.phase = Phase::Ready)
+        let Some(cgroup) = cgroup else {
+            let mut outcome = Outcome::default();
+            if let Some(unit) = state.path.as_systemd() {
+                stop_default_slice(&self.host, unit, &state.cgroup, &mut outcome);
+            }
+            return Ok(outcome);
+        };
+        let remaining = match (remaining, state.placeholder.as_ref().filter(|process| process.is_alive())) {
+            (Remaining::Refuse, Some(only)) if cgroup.processes()? == BTreeSet::from([only.pid]) => {
+                Remaining::Kill
+            }
+            (remaining, _) => remaining,
+        };
+        cgroup.destroy(remaining, timeout).inspect_err(|_| state.phase = Phase::Ready)
     }
 
     /// The cgroup as a whole.
-    pub fn cgroup(&self) -> &Cgroup {
-        &self.cgroup
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a scope of systemd in which nothing runs.
+    pub fn cgroup(&self) -> Result<Arc<Cgroup>> {
+        self.present_or_not_found(&self.locked())
     }
+}
+
+/// How often a scope may start or end at the very moment at which it is asked for.
+const RACES: usize = 5;
+
+/// The cgroup of a state, if it is there.
+fn open(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
+    Ok(open_leftover(host, state)?.filter(|cgroup| cgroup.exists()))
+}
+
+/// The same, or what there is of it.
+fn open_leftover(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
+    let mut cgroup = match Cgroup::open_at(host, &state.cgroup) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    cgroup.ours = true;
+    cgroup.parent_is_default = state.parent_is_default;
+    cgroup.unit = state.path.as_systemd().cloned();
+    if let Some(id) = state.device_program {
+        cgroup.filter = Mutex::new(Filter::Id(id));
+    }
+    Ok(Some(Arc::new(cgroup)))
 }
 
 /// What a change leaves as the state.
@@ -325,20 +500,32 @@ impl Changed {
         Ok(Self { resources, devices, report: joined(unread, report) })
     }
 
+    /// All of it, in a unit that is yet to be started.
+    fn plan_anew(&self, host: &Host, state: &State, unsupported: Unsupported) -> Result<Plan> {
+        let (resources, devices) = (self.resources.clone(), self.devices.clone());
+        let then = State { resources, devices, ..state.clone() };
+        let anew = then.anew();
+        plan::plan(host, &Want { unsupported, ..then.want(&anew) }, &Observed::default())
+    }
+
     fn want<'a>(
         &'a self,
-        cgroup: &'a Cgroup,
+        cgroup: &Cgroup,
         state: &'a State,
+        anew: &'a Anew,
         change: &'a Resources,
         options: &ChangeOptions,
     ) -> Want<'a> {
         let mut want = Want::change(&state.cgroup, &state.resources, change);
+        want.unit = state.unit(anew);
         want.burst_by_default = state.burst_by_default;
         want.force = options.force;
         want.unsupported = options.unsupported;
         if !change.devices.is_empty() {
             // What cannot be listed counts as running.
-            let running = !cgroup.is_frozen().unwrap_or(false)
+            // systemd changes them while all is stopped.
+            let running = want.unit.is_none()
+                && !cgroup.is_frozen().unwrap_or(false)
                 && cgroup.processes().map_or(true, |processes| !processes.is_empty());
             let overriding = Override::from_allowed(state.override_device_programs);
             want.devices =

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Mode;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
-use crate::plan::{DeviceWant, Want};
+use crate::plan::{DeviceWant, UnitWant, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -76,21 +76,47 @@ pub struct State {
     /// What could not be done.
     #[serde(default)]
     pub report: Report,
+    /// Said on its cgroup, so that it is known for ours if the state is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
+    /// The process that keeps a scope of systemd alive while nothing else runs inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placeholder: Option<ProcessIdentity>,
     /// Fields that this version does not know: they are kept as they are for the one that wrote them.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
+/// What the planner is told beside a state: that nothing was wanted before, and by what a unit is known again.
+#[derive(Debug)]
+pub(super) struct Anew {
+    nothing: Resources,
+    description: String,
+}
+
 impl State {
+    /// For [`State::want`].
+    pub(super) fn anew(&self) -> Anew {
+        let kept = self.mark.as_ref().map_or(String::new(), |mark| format!(" ({mark})"));
+        Anew { nothing: Resources::default(), description: format!("Ringfence sandbox {}{kept}", self.path) }
+    }
+
+    /// The unit of systemd that carries the cgroup.
+    pub(super) fn unit<'a>(&'a self, anew: &'a Anew) -> Option<UnitWant<'a>> {
+        let description = &anew.description;
+        self.path.as_systemd().map(|name| UnitWant { name, description })
+    }
+
     /// All of it, in a cgroup that is yet to be made.
-    pub(super) fn want<'a>(&'a self, nothing: &'a Resources) -> Want<'a> {
+    pub(super) fn want<'a>(&'a self, anew: &'a Anew) -> Want<'a> {
         let overriding = Override::from_allowed(self.override_device_programs);
         let devices = DeviceWant { before: None, policy: &self.devices, running: false, overriding };
         Want {
             create: true,
             devices: Some(devices),
             burst_by_default: self.burst_by_default,
-            ..Want::change(&self.cgroup, nothing, &self.resources)
+            unit: self.unit(anew),
+            ..Want::change(&self.cgroup, &anew.nothing, &self.resources)
         }
     }
 

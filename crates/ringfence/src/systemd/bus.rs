@@ -241,7 +241,8 @@ impl Watch<'_> {
     pub(super) fn ended(&self, job: &str, deadline: Deadline) -> Result<String, Failure> {
         let mut noted = self.jobs.locked();
         loop {
-            let ended = noted.watched.iter().filter(|(unit, _)| unit == self.unit).flat_map(|(_, ended)| ended);
+            let ended =
+                noted.watched.iter().filter(|(unit, _)| unit == self.unit).flat_map(|(_, ended)| ended);
             if let Some((_, result)) = ended.into_iter().find(|(known, _)| known == job) {
                 return Ok(result.clone());
             }

@@ -155,9 +155,13 @@ impl Manager {
                     Ok(list) => list.unwrap_or_default().into_iter().map(|(_, pid, _)| pid).collect(),
                     Err(failure) => return Err(failure.while_doing(&what)),
                 };
-                if !inside.is_empty() && inside.iter().all(|pid| !pids.contains(pid)) || unit.ends_with(".slice") {
+                if !inside.is_empty() && inside.iter().all(|pid| !pids.contains(pid))
+                    || unit.ends_with(".slice")
+                {
                     let why = format!("systemd has such a unit already, and it is not ours ({theirs:?})");
-                    return Err(Error::new(ErrorKind::AlreadyExists, why).with_setting("unit").with_value(unit));
+                    return Err(Error::new(ErrorKind::AlreadyExists, why)
+                        .with_setting("unit")
+                        .with_value(unit));
                 }
                 deadline.sleep(PAUSE);
                 Ok(false)
@@ -203,13 +207,6 @@ impl Manager {
                 None => Ok(false),
                 Some(job) => self.wait_for(bus, &watch, unit, job.as_str(), deadline).map(|_| true),
             }
-        })
-    }
-
-    /// Forgets that a unit failed; one that is not there is no error.
-    pub(crate) fn reset_failed(&self, unit: &str) -> Result<()> {
-        self.persistently(&format!("cannot reset {unit}"), |bus, deadline| {
-            found(bus.call::<_, ()>("ResetFailedUnit", &unit, deadline)).map(drop)
         })
     }
 
@@ -298,7 +295,8 @@ impl Manager {
                         continue;
                     }
                     // It ended unnoticed.
-                    let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
+                    let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))?
+                    else {
                         return Ok("gone".to_owned());
                     };
                     let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
@@ -326,7 +324,9 @@ fn found<T>(answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
         Err(Failure::Refused { name, .. })
-            if name.ends_with(".NoSuchUnit") || name.ends_with(".UnknownObject") || name.ends_with(".NoSuchJob") =>
+            if name.ends_with(".NoSuchUnit")
+                || name.ends_with(".UnknownObject")
+                || name.ends_with(".NoSuchJob") =>
         {
             Ok(None)
         }
