@@ -72,6 +72,13 @@ impl DevicePolicy {
         Self { default: Verdict::Allow, exceptions: BTreeMap::new() }
     }
 
+    /// Every device denied but those with a number: all of them.
+    pub(crate) fn every_number() -> Self {
+        let all = [DeviceKind::Char, DeviceKind::Block];
+        let exceptions = all.map(|kind| ((kind, Numbers { major: None, minor: None }), Access::ALL));
+        Self { default: Verdict::Deny, exceptions: exceptions.into() }
+    }
+
     /// The policy that rules make, beginning with every device denied; later rules win.
     ///
     /// Errors: those of [`DevicePolicy::apply`].

@@ -271,14 +271,12 @@ mod tests {
 
     use super::super::DevicePolicy;
     use super::*;
-    use crate::{Capabilities, CpuSet, DeviceNode, Mode};
+    use crate::{Capabilities, DeviceNode, Mode};
 
     /// A host with some of the character devices that profiles name.
     fn host(nodes: &[(&str, u32)], device_mapper_major: Option<u32>) -> Host {
         let node = |minor| DeviceNode { kind: DeviceKind::Char, major: 10, minor };
         Host {
-            mode: Mode::V2,
-            systemd: false,
             hierarchies: Vec::new(),
             capabilities: Capabilities::default(),
             devices: nodes
@@ -286,13 +284,7 @@ mod tests {
                 .map(|(path, minor)| (path.into(), node(*minor)))
                 .collect::<BTreeMap<_, _>>(),
             device_mapper_major,
-            cpus: CpuSet::default(),
-            mems: CpuSet::default(),
-            page_size: 4096,
-            huge_page_sizes: Vec::new(),
-            rootless: false,
-            namespaced: false,
-            roots: Default::default(),
+            ..Host::standard(Mode::V2, false)
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::cgroupfs::carry_out;
 use super::dirs::Dirs;
+use super::systemd::Processes;
 use crate::Remaining;
 use crate::cgroup::{Cgroup, STATISTICS};
 use crate::devices::filter::{Earlier, Override, is_installed};
@@ -183,7 +184,7 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
                 DeviceWant { before: None, policy: &old, running: false, overriding: Override::Refuse };
             let create =
                 Want { create: true, statistics: STATISTICS, ..want(&path, &nothing, &before, devices) };
-            let (cgroup, _) = Cgroup::create_as(&host, &create).unwrap();
+            let (cgroup, _) = Cgroup::create_as(&host, &create, Processes::NONE).unwrap();
             let dirs: BTreeSet<PathBuf> = cgroup.paths().into_values().collect();
             let devices = DeviceWant { before: Some(&old), policy: &new, ..devices };
             let change = want(&path, &before, &after, devices);
@@ -194,7 +195,8 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
                 let filter = cgroup.filter.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut open = Dirs::new(&host, cgroup.dirs.clone());
                 let error =
-                    carry_out(&failing_at(&plan, position), &mut open, filter.as_earlier()).unwrap_err();
+                    carry_out(&failing_at(&plan, position), &mut open, filter.as_earlier(), Processes::NONE)
+                        .unwrap_err();
                 assert!(
                     std::error::Error::source(&error).is_none_or(|source| source.is::<std::io::Error>()),
                     "{position}: {error}: {:?}\n{plan}",
@@ -230,13 +232,14 @@ fn a_creation_that_fails_at_any_step_leaves_no_directory() {
     let plan = Cgroup::plan_with(&host, &create, &mut Dirs::new(&host, Vec::new())).unwrap();
     for position in 0..=plan.steps.len() {
         let mut dirs = Dirs::new(&host, Vec::new());
-        let error = carry_out(&failing_at(&plan, position), &mut dirs, Earlier::Unknown).unwrap_err();
+        let error = carry_out(&failing_at(&plan, position), &mut dirs, Earlier::Unknown, Processes::NONE)
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Kernel, "{error}");
         for hierarchy in &host.hierarchies {
             assert!(!hierarchy.root.join(Path::new(&top)).exists(), "{position} of\n{plan}");
         }
     }
-    let (made, _) = Cgroup::create_as(&host, &create).unwrap();
+    let (made, _) = Cgroup::create_as(&host, &create, Processes::NONE).unwrap();
     made.destroy(Remaining::Kill, SOON).unwrap();
     assert!(matches!(change.pids.limit, Some(Limit::Value(50))));
 }

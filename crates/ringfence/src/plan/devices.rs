@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 
 use super::{Action, DeviceWant, Draft, Reaction, Step, Undo, Verify};
+use crate::devices::DevicePolicy;
 use crate::devices::transition::{self, LiveDevices, LiveList};
 use crate::error::Result;
 use crate::host::Controller;
@@ -34,13 +35,27 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
 }
 
 /// A new cgroup has its parent's list, which is reset; a change is the smallest set of writes.
-pub(super) fn v1(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>) -> Result<()> {
+fn v1(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>) -> Result<()> {
     let list = match draft.now(index, DEVICES_LIST) {
         Some(list) => transition::parse_devices_list(list.as_bytes())?,
         None => LiveList::AllowByDefault,
     };
     let live = LiveDevices { list, known: wanted.before.cloned() };
-    let writes = transition::transition(&live, wanted.policy, wanted.running)?;
+    change(draft, index, wanted, &live)
+}
+
+/// The same from a policy that will be in force by then.
+pub(super) fn v1_from(
+    draft: &mut Draft<'_>,
+    index: usize,
+    wanted: &DeviceWant<'_>,
+    before: &DevicePolicy,
+) -> Result<()> {
+    change(draft, index, wanted, &LiveDevices { list: before.into(), known: Some(before.clone()) })
+}
+
+fn change(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>, live: &LiveDevices) -> Result<()> {
+    let writes = transition::transition(live, wanted.policy, wanted.running)?;
     let undo = match wanted.before {
         Some(before) if !draft.want.create => {
             let then = LiveDevices { list: wanted.policy.into(), known: Some(wanted.policy.clone()) };

@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use super::draft::minus_one;
 use super::{Action, Dir, Draft, Step, Undo, Verify, devices, layout};
 use crate::devices::{DeviceKind, DevicePolicy, Verdict};
 use crate::error::Result;
 use crate::host::{Controller, Hierarchy, Host, Version};
-use crate::interface::Lines;
+use crate::interface::{Lines, size};
 use crate::path::SystemdName;
 use crate::resources::{CpuSet, Limit};
 use crate::systemd::property::{INFINITY, Property, Value, tell};
@@ -60,8 +61,14 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
                 (&step.action, &one.step.action)
                 && asked != kept
             {
-                let why = format!("systemd keeps it in whole hundredths of a CPU: {kept}");
-                draft.report.add(step.setting.clone().unwrap_or_default(), asked, why);
+                let setting = step.setting.clone().unwrap_or_default();
+                if kept.starts_with("max") || *kept == PERIOD.to_string() {
+                    let why = "systemd keeps no period without a quota, which needs none";
+                    draft.report.note(setting, asked, why);
+                } else {
+                    let why = format!("systemd keeps it in whole hundredths of a CPU: {kept}");
+                    draft.report.add(setting, asked, why);
+                }
             }
             told.push(one);
             continue;
@@ -219,9 +226,12 @@ fn by_property(
     if let (Some((then, now)), Version::V1) = (bandwidth, version)
         && matches!(file.as_ref(), "cpu.cfs_quota_us" | "cpu.cfs_period_us")
     {
-        if file == "cpu.cfs_quota_us" {
-            set_value(&mut step, super::draft::minus_one(then.kept()));
-        }
+        let kept = then.kept();
+        let value = match file.as_ref() {
+            "cpu.cfs_quota_us" => minus_one(kept.quota),
+            _ => kept.period.to_string(),
+        };
+        set_value(&mut step, value);
         return Some(Told { step, properties: then.properties(), back: now.properties() });
     }
     let (file, value) = (file.clone(), value.clone());
@@ -232,8 +242,8 @@ fn by_property(
     }
     let properties = properties_of(version, &file, &value)?;
     if version == Version::V2 && file == "cpu.max" {
-        let asked = Bandwidth::parse(&value)?;
-        set_value(&mut step, format!("{} {}", asked.kept(), asked.period));
+        let kept = Bandwidth::parse(&value)?.kept();
+        set_value(&mut step, format!("{} {}", kept.quota, kept.period));
     }
     let mut back = Vec::new();
     if let Undo::Write(writes) = &step.undo {
@@ -253,20 +263,20 @@ fn set_value(step: &mut Step, new: String) {
 /// The properties for a file that is to hold a value.
 pub(crate) fn properties_of(version: Version, file: &str, value: &str) -> Option<Vec<Property>> {
     let value = value.trim();
-    let size = |name| Some(vec![Property::number(name, number(value)?)]);
+    let told = |name| Some(vec![Property::number(name, number(value)?)]);
     match (version, file) {
-        (_, "pids.max") => size("TasksMax"),
-        (Version::V1, "memory.limit_in_bytes") | (Version::V2, "memory.max") => size("MemoryMax"),
-        (Version::V1, "cpu.shares") => size("CPUShares"),
+        (_, "pids.max") => told("TasksMax"),
+        (Version::V1, "memory.limit_in_bytes") | (Version::V2, "memory.max") => told("MemoryMax"),
+        (Version::V1, "cpu.shares") => told("CPUShares"),
         (Version::V1, "blkio.throttle.read_bps_device") => v1_throttle("IOReadBandwidthMax", value),
         (Version::V1, "blkio.throttle.write_bps_device") => v1_throttle("IOWriteBandwidthMax", value),
         (Version::V1, _) => None,
-        (_, "memory.low") => size("MemoryLow"),
-        (_, "memory.min") => size("MemoryMin"),
-        (_, "memory.high") => size("MemoryHigh"),
-        (_, "memory.swap.max") => size("MemorySwapMax"),
-        (_, "memory.zswap.max") => size("MemoryZSwapMax"),
-        (_, "cpu.weight") => size("CPUWeight"),
+        (_, "memory.low") => told("MemoryLow"),
+        (_, "memory.min") => told("MemoryMin"),
+        (_, "memory.high") => told("MemoryHigh"),
+        (_, "memory.swap.max") => told("MemorySwapMax"),
+        (_, "memory.zswap.max") => told("MemoryZSwapMax"),
+        (_, "cpu.weight") => told("CPUWeight"),
         // 0 is its word for idle, which the next weight undoes.
         (_, "cpu.idle") => Some(vec![Property::number("CPUWeight", if value == "1" { 0 } else { 100 })]),
         (_, "cpu.max") => Some(Bandwidth::parse(value)?.properties()),
@@ -279,8 +289,12 @@ pub(crate) fn properties_of(version: Version, file: &str, value: &str) -> Option
     }
 }
 
+/// A number, with the kernel's suffixes (`60M`).
 fn number(text: &str) -> Option<u64> {
-    if matches!(text, "max" | "-1") { Some(INFINITY) } else { text.parse().ok() }
+    match size(text, 1)? {
+        Limit::Max => Some(INFINITY),
+        Limit::Value(number) => Some(number),
+    }
 }
 
 /// An empty set does not lift what there was: the files must.
@@ -346,6 +360,9 @@ struct Bandwidth {
 /// In µs. systemd truncates to it at a reload.
 const GRAIN: u64 = 10_000;
 
+/// In µs: the kernel's default, and systemd's.
+const PERIOD: u64 = 100_000;
+
 impl Bandwidth {
     /// As in `cpu.max`.
     fn parse(value: &str) -> Option<Self> {
@@ -354,7 +371,7 @@ impl Bandwidth {
             INFINITY => Limit::Max,
             quota => Limit::Value(quota),
         };
-        Some(Self { quota, period: words.next().map_or(Some(100_000), |word| word.parse().ok())? })
+        Some(Self { quota, period: words.next().map_or(Some(PERIOD), |word| word.parse().ok())? })
     }
 
     /// µs of CPU time for each second, never less than asked for.
@@ -368,13 +385,14 @@ impl Bandwidth {
         }
     }
 
-    /// The quota that systemd makes of it.
-    fn kept(self) -> Limit {
+    /// What systemd makes of it. Without a quota it forgets the period.
+    fn kept(self) -> Self {
         match self.per_second() {
-            INFINITY => Limit::Max,
+            INFINITY => Self { quota: Limit::Max, period: PERIOD },
             each => {
                 let quota = u128::from(each) * u128::from(self.period) / 1_000_000;
-                Limit::Value(u64::try_from(quota).unwrap_or(u64::MAX).max(1000))
+                let quota = Limit::Value(u64::try_from(quota).unwrap_or(u64::MAX).max(1000));
+                Self { quota, period: self.period }
             }
         }
     }
@@ -408,7 +426,7 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
         None | Some(INFINITY) => Limit::Max,
         Some(quota) => Limit::Value(quota),
     };
-    let micros = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(100_000);
+    let micros = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(PERIOD);
     let now = |file| draft.now(index, file);
     let before =
         Bandwidth { quota: limit(now("cpu.cfs_quota_us")), period: micros(now("cpu.cfs_period_us")) };
@@ -429,15 +447,16 @@ fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<T
         return Ok(None);
     }
     let dir = draft.leaf(index);
-    let Some((properties, shown)) = allowed(draft.host, wanted.policy) else {
-        // What has no word in systemd is written, and is lost.
-        let why = "systemd has no words for this device policy: it is in force until systemd is reloaded, which opens \
-                   every device";
+    let words = allowed(draft.host, wanted.policy);
+    let (properties, shown) = words.clone().unwrap_or_else(every_device);
+    if words.is_none() {
+        // What has no words is written, and is lost.
+        let why = "systemd has no words for this device policy: it is in force until systemd is reloaded, which then \
+                   opens every device";
         draft.report.add("devices", wanted.policy.to_string(), why);
-        devices::v1(draft, index, &wanted)?;
+        devices::v1_from(draft, index, &wanted, &shown)?;
         after.append(&mut draft.steps);
-        return Ok(None);
-    };
+    }
     let back = wanted.before.and_then(|before| allowed(draft.host, before)).map(|(properties, _)| properties);
     let list = Action::Write { dir, file: Cow::Borrowed(devices::DEVICES_LIST), value: String::new() };
     let mut step = Step::new(list);
@@ -450,12 +469,8 @@ fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<T
 /// the same name is.
 fn allowed(host: &Host, policy: &DevicePolicy) -> Option<(Vec<Property>, DevicePolicy)> {
     if policy.default_verdict() == Verdict::Allow {
-        // Nothing that is denied has words.
-        let auto = vec![
-            Property::text("DevicePolicy", "auto"),
-            Property::new("DeviceAllow", Value::Devices(Vec::new())),
-        ];
-        return policy.exceptions().next().is_none().then(|| (auto, policy.clone()));
+        // It has none for what is denied.
+        return policy.exceptions().next().is_none().then(every_device);
     }
     let (mut entries, mut shown) = (Vec::new(), policy.clone());
     for exception in policy.exceptions() {
@@ -483,6 +498,14 @@ fn allowed(host: &Host, policy: &DevicePolicy) -> Option<(Vec<Property>, DeviceP
     Some((strict, shown))
 }
 
+/// With the policy `auto` there would be no cgroup for devices.
+fn every_device() -> (Vec<Property>, DevicePolicy) {
+    let entries = ["char-*", "block-*"].map(|name| (name.to_owned(), "rwm".to_owned())).to_vec();
+    let strict =
+        vec![Property::text("DevicePolicy", "strict"), Property::new("DeviceAllow", Value::Devices(entries))];
+    (strict, DevicePolicy::every_number())
+}
+
 /// The path of the unit's cgroup, as it is printed: in the hierarchy in which systemd keeps its units.
 pub(super) fn printed(host: &Host, path: &str) -> PathBuf {
     let main = host.unified().map(|(index, _)| index);
@@ -490,3 +513,6 @@ pub(super) fn printed(host: &Host, path: &str) -> PathBuf {
     let first = || host.hierarchies.iter().position(is_managed).unwrap_or_default();
     Dir::new(main.or_else(named).unwrap_or_else(first), path).full(host)
 }
+
+#[cfg(test)]
+mod tests;
