@@ -9,12 +9,46 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use support::systemd::{
-    LIMITS, create, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit,
+    LIMITS, create, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit, units_like,
 };
-use support::{Sandbox, finish, is_on_v1, skip};
+use support::{Sandbox, directories_named, finish, is_on_v1, skip};
 
 /// One at a time: each has systemd to itself.
 static SYSTEMD: Mutex<()> = Mutex::new(());
+
+#[test]
+fn the_slice_goes_with_the_last_sandbox_in_it_whatever_its_end() {
+    if skipped() {
+        return;
+    }
+    let _alone = SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_gone = || {
+        let dirs = directories_named("ringfence.slice");
+        assert!(
+            units_like("ringfence").is_empty() && dirs.is_empty(),
+            "{:?} {dirs:?}",
+            units_like("ringfence")
+        );
+    };
+    let (one, other) = (Sandbox::named("one"), Sandbox::named("other"));
+    run(&one, &LIMITS, "true").exits(0);
+    is_gone();
+    create(&one, &["--hold"]);
+    create(&other, &LIMITS);
+    exec(&other, "true").exits(0);
+    other.does("rm", &[]);
+    assert_eq!(units_like("ringfence").len(), 2, "one is still there");
+    one.does("rm", &[]);
+    is_gone();
+    // Of a scope with drained processes nobody is told when it ends.
+    create(&one, &["--hold"]);
+    one.does("rm", &["--drain"]);
+    systemctl(&["kill", "--signal=KILL", &format!("ringfence-{}-drained.scope", one.id)]);
+    nothing_is_left(&one);
+    let found = finish(one.ringfence(&["-o", "json", "gc", "--apply"])).exits(0).json();
+    assert_eq!(found[0]["id"], "/ringfence.slice", "{found}");
+    is_gone();
+}
 
 #[test]
 fn a_change_is_told_to_systemd_and_outlives_its_reloads() {

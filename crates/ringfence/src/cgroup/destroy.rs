@@ -209,7 +209,11 @@ impl Cgroup {
             failures.extend(self.remove_tree(dir, deadline, &mut outcome).err());
         }
         match &self.unit {
-            Some(unit) => stop_default_slice(&self.host, unit, &self.path, &mut outcome),
+            Some(unit) if unit.is_in_default_slice() => {
+                let slice = Dir::new(0, &self.path).parent().unwrap_or_else(|| Dir::new(0, ""));
+                stop_default_slice(&self.host, &slice.path, &mut outcome);
+            }
+            Some(_) => {}
             None if self.parent_is_default => self.remove_empty_parent(&mut outcome),
             None => {}
         }
@@ -461,27 +465,22 @@ impl Cgroup {
 }
 
 /// The default slice goes with its last unit: alone, so that a unit that starts in it at this moment stays. In hierarchies
-/// that systemd does not know its directory is ours. `path` is that of the unit's cgroup.
-pub(crate) fn stop_default_slice(host: &Host, unit: &SystemdName, path: &str, outcome: &mut Outcome) {
-    if unit.is_slice() || unit.slice() != DEFAULT_SLICE {
-        return;
-    }
+/// that systemd does not know its directory is ours.
+pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome) {
     let mut dirs = Dirs::new(host, Vec::new());
     let slices = |is_managed: bool| {
-        let indices = host
-            .hierarchies
-            .iter()
-            .enumerate()
-            .filter(move |(_, known)| plan::is_managed(known) == is_managed);
-        indices.filter_map(|(index, _)| Dir::new(index, path).parent())
+        let known = host.hierarchies.iter().enumerate();
+        let chosen = known.filter(move |(_, hierarchy)| plan::is_managed(hierarchy) == is_managed);
+        chosen.map(|(index, _)| Dir::new(index, path))
     };
-    let mut there = slices(true).filter_map(|slice| dirs.get(&slice).ok()).peekable();
-    if there.peek().is_none()
-        || there.any(|slice| slice.children().is_ok_and(|children| !children.is_empty()))
-    {
+    let there: Vec<_> = slices(true).filter_map(|slice| dirs.get(&slice).ok()).collect();
+    let has_units = |slice: &Arc<CgroupDir>| slice.children().is_ok_and(|children| !children.is_empty());
+    if there.iter().any(has_units) {
         return;
     }
-    if let Ok(manager) = host.manager() {
+    if !there.is_empty()
+        && let Ok(manager) = host.manager()
+    {
         _ = manager.stop(DEFAULT_SLICE, true);
     }
     for slice in slices(false) {

@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::Store;
 use crate::cgroup::mark::{mark_of, marked_hierarchy};
-use crate::cgroup::{Cgroup, Outcome, Remaining, members};
+use crate::cgroup::{Cgroup, Outcome, Remaining, members, stop_default_slice};
 use crate::error::{Error, Result};
 use crate::host::{Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::Stat;
-use crate::path::{DRAINED, Subpath, SystemdName};
+use crate::path::{DEFAULT_SLICE, DRAINED, Subpath, SystemdName};
 use crate::plan::Dir;
 
 /// An empty cgroup that a process makes to look at, and removes at once.
@@ -46,6 +46,7 @@ impl Store {
         let version = host.hierarchies.get(hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version);
         self.search(&root, version, "", &mut found);
         found.extend(empty_default_parent(host));
+        found.extend(empty_default_slice(host));
         // After the search: a state is written before its cgroup is made, so that what was made meanwhile is known now.
         let mut known = BTreeSet::new();
         for id in self.ids()? {
@@ -91,6 +92,18 @@ fn empty_default_parent(host: &Host) -> Option<Leftover> {
         .then(|| Leftover { path: Subpath::DEFAULT_PARENT.to_owned(), why: "no sandbox is left in it" })
 }
 
+/// The default slice, where the last that ended were drained processes.
+fn empty_default_slice(host: &Host) -> Option<Leftover> {
+    let path = default_slice(host);
+    let slice = Cgroup::open_at(host, &path).ok().filter(|_| host.systemd)?;
+    let is_unused = slice.dirs.iter().all(|(_, open)| open.children().is_ok_and(|list| list.is_empty()));
+    is_unused.then_some(Leftover { path, why: "no sandbox is left in it" })
+}
+
+fn default_slice(host: &Host) -> String {
+    format!("{}/{DEFAULT_SLICE}", host.systemd_root).trim_start_matches('/').to_owned()
+}
+
 fn is_empty(dir: &CgroupDir, version: Version) -> bool {
     let mut pids = BTreeSet::new();
     members(dir, version, &mut pids).is_ok() && pids.is_empty()
@@ -113,6 +126,11 @@ impl Leftover {
         if self.path == Subpath::DEFAULT_PARENT {
             // Never what is inside: a sandbox may be made in it at this moment.
             return Ok(cgroup.remove_where_empty());
+        }
+        if self.path == default_slice(host) {
+            let mut outcome = Outcome::default();
+            stop_default_slice(host, &self.path, &mut outcome);
+            return Ok(outcome);
         }
         cgroup.ours = true;
         cgroup.unit = if host.systemd { SystemdName::of_cgroup(&self.path) } else { None };

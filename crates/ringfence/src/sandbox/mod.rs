@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::explain::{Explanation, Key};
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
-use crate::path::CgroupPath;
+use crate::path::{CgroupPath, SystemdName};
 use crate::plan::convert::swap_to_v2;
 use crate::plan::{self, DeviceWant, Observed, Plan, Unsupported, Want};
 use crate::report::Report;
@@ -423,8 +423,10 @@ impl Sandbox {
         state.phase = Phase::Removing;
         let Some(cgroup) = cgroup else {
             let mut outcome = Outcome::default();
-            if let Some(unit) = state.path.as_systemd() {
-                stop_default_slice(&self.host, unit, &state.cgroup, &mut outcome);
+            if state.path.as_systemd().is_some_and(SystemdName::is_in_default_slice)
+                && let Some((slice, _)) = state.cgroup.rsplit_once('/')
+            {
+                stop_default_slice(&self.host, slice, &mut outcome);
             }
             return Ok(outcome);
         };
