@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use support::systemd::{
@@ -102,15 +103,17 @@ fn a_systemd_that_executes_itself_anew_again_and_again_is_waited_for() {
         return;
     }
     let _alone = SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            for _ in 0..3 {
                 systemctl(&["daemon-reexec"]);
-                std::thread::sleep(std::time::Duration::from_millis(300));
             }
+            done.store(true, Ordering::Relaxed);
         });
-        for number in 0..4 {
+        let mut number = 0;
+        while number == 0 || !done.load(Ordering::Relaxed) {
+            number += 1;
             let sandbox = Sandbox::named(&format!("reexec-{number}"));
             let ran = run(&sandbox, &LIMITS, "cat /proc/self/cgroup");
             assert_eq!(ran.code, 0, "{ran:?}");
@@ -121,6 +124,5 @@ fn a_systemd_that_executes_itself_anew_again_and_again_is_waited_for() {
             sandbox.does("rm", &[]);
             nothing_is_left(&sandbox);
         }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }

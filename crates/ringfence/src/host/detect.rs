@@ -56,8 +56,6 @@ fn detect(root: Option<&Path>) -> Result<Host> {
 
     let huge_page_sizes = topology::huge_page_sizes();
     let initial_user_namespace = is_namespace("/proc/self/ns/user", INITIAL_USER_NAMESPACE);
-    let majors = read_file("/proc/devices").unwrap_or_default();
-    let majors = String::from_utf8_lossy(&majors);
     let rootless = !rustix::process::geteuid().is_root() || !initial_user_namespace;
     Ok(Host {
         mode,
@@ -65,8 +63,9 @@ fn detect(root: Option<&Path>) -> Result<Host> {
         capabilities: probe::capabilities(&hierarchies, unified.as_ref(), &huge_page_sizes),
         hierarchies,
         devices: devices::inventory(),
-        device_mapper_major: devices::device_mapper_major(&majors),
-        device_classes: devices::classes(&majors),
+        device_mapper_major: read_file("/proc/devices")
+            .ok()
+            .and_then(|text| devices::device_mapper_major(&String::from_utf8_lossy(&text))),
         cpus: topology::online_cpus()?,
         mems: topology::online_mems()?,
         page_size: page_size(),

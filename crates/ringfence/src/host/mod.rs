@@ -132,18 +132,6 @@ pub struct DeviceNode {
     pub minor: u32,
 }
 
-/// A major number and its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceClass {
-    /// Character or block.
-    #[serde(rename = "type")]
-    pub kind: DeviceKind,
-    /// Major number.
-    pub major: u32,
-    /// Name (`pts`), which several may share.
-    pub name: String,
-}
-
 /// The facts about a host, as `ringfence features` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
@@ -160,9 +148,6 @@ pub struct Host {
     /// The block major of the device mapper, from `/proc/devices`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_mapper_major: Option<u32>,
-    /// The names of major numbers, from `/proc/devices`.
-    #[serde(default)]
-    pub device_classes: Vec<DeviceClass>,
     /// CPUs that are online.
     pub cpus: CpuSet,
     /// Memory nodes that are online.
