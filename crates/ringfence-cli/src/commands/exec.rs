@@ -30,6 +30,10 @@ impl Exec {
         let (entry, sandbox) = context.open(&host, &self.id)?;
         let supervisor = Supervisor::new()?;
         let child = sandbox.spawn(&command(&self.command, false)?)?;
+        let state = sandbox.state();
+        if !state.started.is_empty() {
+            entry.save(&state)?;
+        }
         drop((entry, sandbox));
         Ok(supervisor.wait(&child)?.into())
     }

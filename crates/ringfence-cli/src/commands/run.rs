@@ -58,7 +58,11 @@ impl Run {
         match supervisor {
             None => self.detached(context, &entry, &sandbox, &child),
             Some(supervisor) => {
-                context.output.report_always(&sandbox.state().report);
+                let state = sandbox.state();
+                if !state.started.is_empty() {
+                    entry.save(&state)?;
+                }
+                context.output.report_always(&state.report);
                 drop((entry, sandbox));
                 let status = supervisor.wait(&child)?;
                 self.end(context, &host, &me)?;

@@ -135,7 +135,7 @@ impl Cgroup {
             }
             if deadline.is_over() {
                 let why = format!("processes live on after SIGKILL: {pids:?}");
-                return vec![Error::new(ErrorKind::TimedOut, why).with_value(&self.path)];
+                return vec![self.about(Error::new(ErrorKind::TimedOut, why))];
             }
             deadline.sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -155,6 +155,7 @@ impl Cgroup {
         let mut again = BTreeSet::new();
         let mut dirs = self.dirs.iter();
         let listed = dirs.try_for_each(|(dir, open)| members(open, self.version(dir), &mut again));
+        again.extend(self.started().iter().map(|process| process.pid));
         for pid in if listed.is_ok() { &again } else { pids } {
             send(*pid, Signal::KILL);
         }
@@ -184,9 +185,11 @@ impl Cgroup {
                 if !pids.is_empty() {
                     let why =
                         format!("processes are still inside: {pids:?}; say whether to kill or to drain them");
-                    return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
+                    return Err(self.about(Error::new(ErrorKind::Busy, why)));
                 }
             }
+            // What has no cgroup is nowhere that it could be moved out of.
+            Remaining::Drain if !self.exists() => {}
             Remaining::Drain => failures = self.drain_until_empty(deadline, &mut outcome),
             Remaining::Kill => failures = self.kill_until_empty(deadline, &mut outcome),
         }
@@ -200,6 +203,11 @@ impl Cgroup {
             self.remove_empty_parent(&mut outcome);
         }
         Failures::or_outcome(failures, outcome)
+    }
+
+    /// Names the cgroup, if there is one.
+    fn about(&self, error: Error) -> Error {
+        if self.path.is_empty() { error } else { error.with_value(&self.path) }
     }
 
     /// Repeated until nothing is left that was forked meanwhile; given up early where a pass moves nothing and is refused.

@@ -26,8 +26,10 @@ use crate::driver::cgroupfs::carry_out;
 use crate::driver::dirs::Dirs;
 use crate::driver::observe::observe;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::delegation::NOTHING;
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::kernel::dir::CgroupDir;
+use crate::kernel::proc::ProcessIdentity;
 use crate::kernel::spawn::{Inside, join_self};
 use crate::kernel::{proc, spawn};
 use crate::path::CgroupPath;
@@ -58,6 +60,8 @@ pub struct Cgroup {
     pub(crate) parent_is_default: bool,
     /// Our device program (v2), as far as this process knows of one.
     pub(crate) filter: Mutex<Filter>,
+    /// Where there is no directory: what was started.
+    pub(crate) started: Mutex<Vec<ProcessIdentity>>,
 }
 
 /// What a process may join that it is not to join in passing.
@@ -108,11 +112,14 @@ impl Cgroup {
     ///
     /// Device rules are taken on top of the runtime defaults; without any rule everything else is denied.
     ///
+    /// A relative path goes below `/ringfence`, or, for a process without privileges, below `ringfence` in what is
+    /// delegated to it. If nothing is, there is no directory, and all of it is in the report.
+    ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] if there is such a cgroup in any hierarchy; otherwise the setting that failed.
     pub fn create(host: &Host, path: &CgroupPath, resources: &Resources) -> Result<(Self, Report)> {
         let (policy, mut report) = DevicePolicy::with_base(&resources.devices, &runtime_defaults(), &[])?;
-        let resolved = path.resolve(&CgroupPath::default_parent(), None)?;
+        let resolved = host.locate(path, None, None)?;
         let devices =
             DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
         let nothing = Resources::default();
@@ -120,7 +127,7 @@ impl Cgroup {
             create: true,
             devices: Some(devices),
             statistics: STATISTICS,
-            ..Want::change(resolved.as_str(), &nothing, resources)
+            ..Want::change(&resolved, &nothing, resources)
         };
         let (mut cgroup, created) = Self::create_as(host, &want)?;
         cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
@@ -146,9 +153,10 @@ impl Cgroup {
         let mut report = plan.report().clone();
         let done = carry_out(&plan, &mut dirs, Earlier::Unknown)?;
         report.append(done.report);
-        let dirs = Self::open_all(host, want.path, &mut dirs)?;
-        let (path, filter) = (want.path.to_owned(), Mutex::new(done.filter.into()));
-        Ok((Self { host: host.clone(), path, dirs, ours: true, parent_is_default: false, filter }, report))
+        let mut cgroup = Self::with(host.clone(), want.path, Self::open_all(host, want.path, &mut dirs)?);
+        cgroup.ours = true;
+        cgroup.filter = Mutex::new(done.filter.into());
+        Ok((cgroup, report))
     }
 
     /// Opens a cgroup that exists in at least one hierarchy, by its path alone.
@@ -156,27 +164,48 @@ impl Cgroup {
     /// # Errors
     /// [`ErrorKind::NotFound`] if it exists in none.
     pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
-        let resolved = path.resolve(&CgroupPath::default_parent(), None)?;
-        let mut cgroup = Self::open_at(host, resolved.as_str())?;
+        let resolved = host.locate(path, None, None)?;
+        if resolved.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, NOTHING).with_value(path));
+        }
+        let mut cgroup = Self::open_at(host, &resolved)?;
         cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
         Ok(cgroup)
     }
 
+    /// `""` is the path of what has no cgroup.
     pub(crate) fn open_at(host: &Host, path: &str) -> Result<Self> {
         let dirs = Self::open_all(host, path, &mut Dirs::new(host, Vec::new()))?;
-        if dirs.is_empty() {
+        if dirs.is_empty() && !path.is_empty() {
             return Err(
                 Error::new(ErrorKind::NotFound, "there is no such cgroup in any hierarchy").with_value(path)
             );
         }
-        let (path, filter) = (path.to_owned(), Mutex::default());
-        Ok(Self { host: host.clone(), path, dirs, ours: false, parent_is_default: false, filter })
+        Ok(Self::with(host.as_seen_at(path), path, dirs))
     }
 
-    /// The directories of the path that exist.
+    fn with(host: Host, path: &str, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
+        let (path, filter, started) = (path.to_owned(), Mutex::default(), Mutex::default());
+        Self { host, path, dirs, ours: false, parent_is_default: false, filter, started }
+    }
+
+    /// Whether it has a directory; all that is known of one without is what was [`started`](Self::started).
+    pub(crate) fn exists(&self) -> bool {
+        !self.dirs.is_empty()
+    }
+
+    /// The processes that were started where no cgroup tells which they are, and still run.
+    pub(crate) fn started(&self) -> Vec<ProcessIdentity> {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        started.retain(ProcessIdentity::is_alive);
+        started.clone()
+    }
+
+    /// The directories of the path that exist. `""` is no cgroup, and never the root.
     fn open_all(host: &Host, path: &str, open: &mut Dirs<'_>) -> Result<Vec<(Dir, Arc<CgroupDir>)>> {
         let mut dirs = Vec::with_capacity(host.hierarchies.len());
-        for hierarchy in 0..host.hierarchies.len() {
+        let hierarchies = if path.is_empty() { 0 } else { host.hierarchies.len() };
+        for hierarchy in 0..hierarchies {
             let dir = Dir::new(hierarchy, path);
             match open.take(&dir) {
                 Ok(opened) => dirs.push((dir, opened)),
@@ -247,7 +276,7 @@ impl Cgroup {
     }
 
     pub(crate) fn version(&self, dir: &Dir) -> Version {
-        self.host.hierarchies.get(dir.hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version)
+        self.host.version_of(dir.hierarchy)
     }
 
     /// Says on the directory whose it is.
@@ -277,7 +306,7 @@ impl Cgroup {
 
     /// The processes in the cgroup and in cgroups below it.
     pub fn processes(&self) -> Result<BTreeSet<u32>> {
-        let mut pids = BTreeSet::new();
+        let mut pids: BTreeSet<u32> = self.started().iter().map(|process| process.pid).collect();
         for (dir, open) in &self.dirs {
             members(open, self.version(dir), &mut pids)
                 .map_err(|errno| Error::kernel("cannot list the processes", dir.full(&self.host), errno))?;
@@ -298,6 +327,9 @@ impl Cgroup {
     /// # Errors
     /// [`ErrorKind::Busy`] for what the options do not allow.
     pub fn join_with(&self, pid: u32, options: JoinOptions) -> Result<()> {
+        if !self.exists() {
+            return Err(Error::new(ErrorKind::Unsupported, NOTHING).with_setting("pid").with_value(pid));
+        }
         if !options.frozen {
             self.refuse_frozen()?;
         }
@@ -322,15 +354,7 @@ impl Cgroup {
     /// Best effort: the cgroup it came from may be out of our sight or reach.
     fn put_back(&self, dir: &Dir, pid: u32, before: &[(String, String)]) {
         let Some(hierarchy) = self.host.hierarchies.get(dir.hierarchy) else { return };
-        let is_this = |names: &str| match hierarchy.version {
-            Version::V2 => names.is_empty(),
-            Version::V1 => names.split(',').any(|name| match (&hierarchy.name, name.strip_prefix("name=")) {
-                (Some(known), Some(name)) => known == name,
-                (None, None) => hierarchy.controllers.iter().any(|controller| controller.v1_name() == name),
-                _ => false,
-            }),
-        };
-        if let Some((_, path)) = before.iter().find(|(names, _)| is_this(names))
+        if let Some((_, path)) = before.iter().find(|(names, _)| hierarchy.is_called(names))
             && let Ok(root) = self.host.root(dir.hierarchy)
             && let Ok(old) = root.open_dir(path.trim_start_matches('/'))
         {
@@ -351,7 +375,13 @@ impl Cgroup {
         let image = command.image()?;
         let (pid, pidfd) =
             spawn::spawn(&image, &inside).map_err(|(stage, errno)| command.failed(stage, errno))?;
-        Ok(Child::new(pid, pidfd))
+        let child = Child::new(pid, pidfd);
+        if !self.exists() {
+            // One that has ended already is none.
+            let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+            started.extend(ProcessIdentity::of(child.pid()));
+        }
+        Ok(child)
     }
 
     /// `cgroup.procs` of each hierarchy, open for writing; without v2's where a process is born into it.
@@ -360,7 +390,11 @@ impl Cgroup {
         wanted
             .map(|(dir, open)| {
                 open.open("cgroup.procs", OFlags::WRONLY).map_err(|errno| {
-                    Error::kernel("cannot open for joining", dir.full(&self.host).join("cgroup.procs"), errno)
+                    let why = match errno {
+                        Errno::ACCESS | Errno::PERM => NOT_WITHIN_DELEGATED,
+                        _ => "cannot open for joining",
+                    };
+                    Error::kernel(why, dir.full(&self.host).join("cgroup.procs"), errno)
                 })
             })
             .collect()
@@ -475,6 +509,11 @@ pub(crate) fn write_pid(dir: &CgroupDir, pid: u32) -> Result<(), Errno> {
     Err(Errno::INVAL)
 }
 
+/// Why the kernel forbids an unprivileged process to move or to start one (EACCES).
+pub(crate) const NOT_WITHIN_DELEGATED: &str = "no permission: an unprivileged caller moves and starts processes only \
+     within a delegated subtree, in which the process and the caller are already (cgroup.procs of the nearest common \
+     ancestor must be writable)";
+
 fn no_such_process(pid: u32) -> Error {
     join_error(Errno::SRCH, pid)
 }
@@ -490,10 +529,7 @@ fn join_error(errno: Errno, pid: u32) -> Error {
             ErrorKind::Kernel,
             "the cgroup has controllers enabled for its children, so it takes no processes",
         ),
-        Errno::ACCESS | Errno::PERM => (
-            ErrorKind::Kernel,
-            "no permission: an unprivileged caller moves processes only within a delegated subtree that holds both",
-        ),
+        Errno::ACCESS | Errno::PERM => (ErrorKind::Kernel, NOT_WITHIN_DELEGATED),
         Errno::NOSPC => (ErrorKind::Kernel, "the cpuset of the cgroup has no CPUs or memory nodes"),
         Errno::INVAL => (
             ErrorKind::Kernel,

@@ -291,6 +291,7 @@ mod tests {
             page_size: 4096,
             huge_page_sizes: Vec::new(),
             rootless: false,
+            delegation: None,
             namespaced: false,
             roots: Default::default(),
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 
-use super::{Controller, Host, Version, devices, hierarchies, mountinfo, probe, topology};
+use super::{Controller, Host, Version, delegation, devices, hierarchies, mountinfo, probe, topology};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::probe::page_size;
 use crate::{Error, ErrorKind, Result};
@@ -43,7 +43,8 @@ fn detect(root: Option<&Path>) -> Result<Host> {
     const MOUNTS: &str = "/proc/self/mountinfo";
     let text = read_file(MOUNTS)
         .map_err(|errno| Error::kernel("cannot read which file systems are mounted", MOUNTS, errno))?;
-    let (mode, mut hierarchies) = hierarchies::assemble(&mountinfo::parse(&text), root)?;
+    let mounts = mountinfo::parse(&text);
+    let (mode, mut hierarchies) = hierarchies::assemble(&mounts, root)?;
 
     let mut unified = None;
     for hierarchy in hierarchies.iter_mut().filter(|hierarchy| hierarchy.version == Version::V2) {
@@ -54,8 +55,18 @@ fn detect(root: Option<&Path>) -> Result<Host> {
         unified = Some(directory);
     }
 
-    let huge_page_sizes = topology::huge_page_sizes();
     let initial_user_namespace = is_namespace("/proc/self/ns/user", INITIAL_USER_NAMESPACE);
+    let rootless = !rustix::process::geteuid().is_root() || !initial_user_namespace;
+    let delegation = if rootless { delegation::to_this_process(&hierarchies, &mounts) } else { None };
+    delegation::narrow(&mut hierarchies, delegation.as_ref());
+    if let (Some(root), Some(delegation)) = (&unified, &delegation)
+        && let Ok(delegated) = root.open_dir(&delegation.path)
+    {
+        // What a cgroup of ours will have shows in ours, not in the machine's root.
+        unified = Some(delegated);
+    }
+
+    let huge_page_sizes = topology::huge_page_sizes();
     Ok(Host {
         mode,
         systemd: Path::new("/run/systemd/system").is_dir(),
@@ -69,7 +80,8 @@ fn detect(root: Option<&Path>) -> Result<Host> {
         mems: topology::online_mems()?,
         page_size: page_size(),
         huge_page_sizes,
-        rootless: !rustix::process::geteuid().is_root() || !initial_user_namespace,
+        rootless,
+        delegation,
         namespaced: !is_namespace("/proc/self/ns/cgroup", INITIAL_CGROUP_NAMESPACE),
         roots: Default::default(),
     })

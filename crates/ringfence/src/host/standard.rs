@@ -47,6 +47,7 @@ impl Host {
                 .filter_map(HugePageSize::from_kilobytes)
                 .collect(),
             rootless: false,
+            delegation: None,
             namespaced: false,
             roots: Default::default(),
         }

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
@@ -65,9 +65,20 @@ impl CgroupDir {
         rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)
     }
 
+    /// Gives this directory itself (`.`), or a file in it, to a user and a group.
+    pub(crate) fn give(&self, file: &str, uid: u32, gid: u32) -> Result<()> {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::chownat(&self.0, file, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
     /// Whether the file exists below this directory.
     pub(crate) fn has(&self, file: &str) -> bool {
         rustix::fs::accessat(&self.0, file, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+    }
+
+    /// Whether this process, with the privileges it has now, may write to the file, or make directories in `.`.
+    pub(crate) fn may_write(&self, file: &str) -> bool {
+        rustix::fs::accessat(&self.0, file, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS).is_ok()
     }
 
     /// Writes all of `value` in one write(2), as cgroup files want it.

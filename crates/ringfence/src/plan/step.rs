@@ -13,7 +13,7 @@ use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::host::{Controller, Host, Mode};
 use crate::interface::merged;
-use crate::plan::Unsupported;
+use crate::plan::{Owner, Unsupported};
 use crate::report::Report;
 use crate::resources::CpuSet;
 
@@ -63,6 +63,8 @@ pub(crate) enum Action {
     Write { dir: Dir, file: Cow<'static, str>, value: String },
     /// Loads and attaches the eBPF program of the policy, atomically in the place of our earlier one.
     DeviceFilter { dir: Dir, policy: DevicePolicy, overriding: Override },
+    /// Gives the directory to a user, with the files by which a cgroup is delegated; never the limits.
+    Delegate { dir: Dir, owner: Owner },
 }
 
 /// How the executor sees that the kernel did what was asked.
@@ -193,7 +195,9 @@ impl Plan {
     /// The step's full path, as printed.
     fn path(&self, step: &Step) -> PathBuf {
         match &step.action {
-            Action::MakeDir { dir, .. } | Action::DeviceFilter { dir, .. } => dir.full(&self.host),
+            Action::MakeDir { dir, .. } | Action::DeviceFilter { dir, .. } | Action::Delegate { dir, .. } => {
+                dir.full(&self.host)
+            }
             Action::EnableControllers { dir, .. } => dir.full(&self.host).join("cgroup.subtree_control"),
             Action::Write { dir, file, .. } => dir.full(&self.host).join(file.as_ref()),
         }
@@ -220,6 +224,7 @@ impl fmt::Display for Plan {
                 Action::DeviceFilter { policy, .. } => {
                     writeln!(f, "device_filter       {path} ({} exceptions)", policy.exceptions().count())?;
                 }
+                Action::Delegate { owner, .. } => writeln!(f, "delegate            {path} to {owner}")?,
             }
         }
         for line in self.report.lines() {
@@ -247,6 +252,7 @@ impl Serialize for Printed<'_> {
             Action::EnableControllers { .. } => "enable_controllers",
             Action::Write { .. } => "write",
             Action::DeviceFilter { .. } => "device_filter",
+            Action::Delegate { .. } => "delegate",
         };
         map.serialize_entry("op", op)?;
         if let Some(setting) = &step.setting {
@@ -264,6 +270,10 @@ impl Serialize for Printed<'_> {
             Action::DeviceFilter { policy, .. } => {
                 map.serialize_entry("default", &policy.default_verdict())?;
                 map.serialize_entry("exceptions", &policy.exceptions().collect::<Vec<_>>())?;
+            }
+            Action::Delegate { owner, .. } => {
+                map.serialize_entry("uid", &owner.uid)?;
+                map.serialize_entry("gid", &owner.gid)?;
             }
         }
         map.end()

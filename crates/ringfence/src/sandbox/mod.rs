@@ -26,6 +26,7 @@ use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::dirs::Dirs;
 use crate::error::Result;
 use crate::explain::{Explanation, Key};
+use crate::host::delegation::NOTHING;
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
@@ -97,11 +98,14 @@ impl Sandbox {
     /// The state of a sandbox that is about to be made: what a [`Store`](crate::Store) writes ahead. Changes nothing.
     pub fn intent(host: &Host, config: &SandboxConfig) -> Result<State> {
         config.resources.validate()?;
-        let cgroup = config.resolve()?;
+        let cgroup = config.resolve(host)?;
         let (base, missing) = base_rules(config.profile, host)?;
         let (devices, denied) =
             DevicePolicy::with_base(&config.resources.devices, &base, &config.profile.required(host))?;
-        let report = joined(joined(config.unread.clone(), missing), denied);
+        let mut report = joined(joined(config.unread.clone(), missing), denied);
+        if cgroup.is_empty() {
+            report.add("cgroup", &config.path, format!("{NOTHING}: {IN_OUR_OWN}"));
+        }
         config.unsupported.mind(&report)?;
         Ok(State {
             version: STATE_VERSION,
@@ -121,6 +125,7 @@ impl Sandbox {
             overhead: config.overhead,
             parts: BTreeMap::new(),
             holder: None,
+            started: Vec::new(),
             report,
             unknown: BTreeMap::new(),
         })
@@ -157,6 +162,7 @@ impl Sandbox {
         let mut cgroup = Cgroup::open_at(host, &state.cgroup)?;
         cgroup.ours = true;
         cgroup.parent_is_default = state.parent_is_default;
+        cgroup.started = Mutex::new(state.started.clone());
         if let Some(id) = state.device_program {
             cgroup.filter = Mutex::new(Filter::Id(id));
         }
@@ -165,7 +171,7 @@ impl Sandbox {
 
     /// What another process needs to restore it.
     pub fn state(&self) -> State {
-        self.locked().clone()
+        State { started: self.cgroup.started(), ..self.locked().clone() }
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
@@ -347,6 +353,9 @@ impl Changed {
         want
     }
 }
+
+/// Without a cgroup.
+const IN_OUR_OWN: &str = "nothing can be limited, and what is started runs in the cgroup of who starts it";
 
 /// The runtime defaults, and what the hypervisor needs.
 fn base_rules(profile: Profile, host: &Host) -> Result<(Vec<DeviceRule>, Report)> {
