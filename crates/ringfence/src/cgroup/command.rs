@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use crate::cgroup::NOT_WITHIN_DELEGATED;
+use crate::cgroup::{NOT_WITHIN_DELEGATED, OUT_OF_REACH};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::spawn::{Image, Stage};
 
@@ -183,6 +183,7 @@ impl Command {
                     }
                     Errno::BUSY => "cannot fork into the cgroup: it has controllers enabled for its children",
                     Errno::ACCESS => NOT_WITHIN_DELEGATED,
+                    Errno::NOENT => OUT_OF_REACH,
                     Errno::OPNOTSUPP => "cannot fork into the cgroup: it is an invalid domain",
                     _ => "cannot fork into the cgroup",
                 };

@@ -7,7 +7,6 @@ use rustix::io::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::delegation::NOTHING;
 use crate::host::{Controller, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::poll::{Deadline, wait_for_change};
@@ -77,7 +76,7 @@ impl Cgroup {
     /// v1's freezer where it is mounted, else v2's tree.
     pub(crate) fn freezer(&self) -> Result<(Version, &CgroupDir)> {
         if !self.exists() {
-            return Err(Error::new(ErrorKind::Unsupported, NOTHING));
+            return Err(Error::new(ErrorKind::Unsupported, self.host.why_nothing()));
         }
         if let Some((Version::V1, dir)) = self.dir_of(Controller::Freezer) {
             return Ok((Version::V1, dir));

@@ -26,7 +26,6 @@ use crate::driver::cgroupfs::carry_out;
 use crate::driver::dirs::Dirs;
 use crate::driver::observe::observe;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::delegation::NOTHING;
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::ProcessIdentity;
@@ -166,7 +165,7 @@ impl Cgroup {
     pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
         let resolved = host.locate(path, None, None)?;
         if resolved.is_empty() {
-            return Err(Error::new(ErrorKind::NotFound, NOTHING).with_value(path));
+            return Err(Error::new(ErrorKind::NotFound, host.why_nothing()).with_value(path));
         }
         let mut cgroup = Self::open_at(host, &resolved)?;
         cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
@@ -328,7 +327,8 @@ impl Cgroup {
     /// [`ErrorKind::Busy`] for what the options do not allow.
     pub fn join_with(&self, pid: u32, options: JoinOptions) -> Result<()> {
         if !self.exists() {
-            return Err(Error::new(ErrorKind::Unsupported, NOTHING).with_setting("pid").with_value(pid));
+            let error = Error::new(ErrorKind::Unsupported, self.host.why_nothing());
+            return Err(error.with_setting("pid").with_value(pid));
         }
         if !options.frozen {
             self.refuse_frozen()?;
@@ -514,6 +514,10 @@ pub(crate) const NOT_WITHIN_DELEGATED: &str = "no permission: an unprivileged ca
      within a delegated subtree, in which the process and the caller are already (cgroup.procs of the nearest common \
      ancestor must be writable)";
 
+/// Why the kernel finds no such cgroup (ENOENT) although it is open.
+pub(crate) const OUT_OF_REACH: &str = "the cgroup was removed, or it lies outside of this cgroup namespace, of which \
+     cgroup v2 lets no process out (mount option nsdelegate)";
+
 fn no_such_process(pid: u32) -> Error {
     join_error(Errno::SRCH, pid)
 }
@@ -530,6 +534,7 @@ fn join_error(errno: Errno, pid: u32) -> Error {
             "the cgroup has controllers enabled for its children, so it takes no processes",
         ),
         Errno::ACCESS | Errno::PERM => (ErrorKind::Kernel, NOT_WITHIN_DELEGATED),
+        Errno::NOENT => (ErrorKind::Kernel, OUT_OF_REACH),
         Errno::NOSPC => (ErrorKind::Kernel, "the cpuset of the cgroup has no CPUs or memory nodes"),
         Errno::INVAL => (
             ErrorKind::Kernel,

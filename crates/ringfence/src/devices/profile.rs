@@ -292,6 +292,7 @@ mod tests {
             huge_page_sizes: Vec::new(),
             rootless: false,
             delegation: None,
+            read_only: false,
             namespaced: false,
             roots: Default::default(),
         }

@@ -202,7 +202,8 @@ impl Run<'_, '_> {
                 return Ok(());
             }
             let full = dir.full(self.dirs.host);
-            return Err(refusal::of_write(step, &open, &full, &file, &owner.to_string(), errno));
+            let error = refusal::of_write(step, &open, &full, &file, &owner.to_string(), errno);
+            return Err(if file == "." { error.with_path(full) } else { error });
         }
         Ok(())
     }

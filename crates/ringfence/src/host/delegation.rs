@@ -95,7 +95,7 @@ impl Host {
     /// Why a controller cannot be used for the cgroup at `path`.
     pub(crate) fn why_without(&self, controller: Controller, path: &str) -> String {
         if path.is_empty() {
-            return NOTHING.to_owned();
+            return self.why_nothing().to_owned();
         }
         let has = |hierarchy: &Hierarchy| hierarchy.controllers.contains(&controller);
         let is_withheld = self.delegation_of(path).is_some_and(|delegation| {
@@ -105,6 +105,15 @@ impl Host {
             format!("the {controller} controller is not delegated to this user")
         } else {
             format!("this host offers no {controller} controller")
+        }
+    }
+
+    /// Why nothing can be done for a sandbox without a cgroup.
+    pub(crate) fn why_nothing(&self) -> &'static str {
+        if self.read_only {
+            "no cgroup is delegated to this user: the cgroup file system is mounted read-only"
+        } else {
+            "no cgroup is delegated to this user"
         }
     }
 
@@ -142,9 +151,6 @@ impl Host {
         narrow(&mut self.hierarchies, self.delegation.as_ref());
     }
 }
-
-/// Why nothing can be done for a sandbox without a cgroup.
-pub(crate) const NOTHING: &str = "no cgroup is delegated to this user";
 
 /// What is delegated on the way to this process's own cgroup.
 pub(super) fn to_this_process(hierarchies: &[Hierarchy], mounts: &[Mount<'_>]) -> Option<Delegation> {
@@ -269,7 +275,10 @@ mod tests {
         let host = rootless(Some(at("a")));
         assert!(host.why_without(Controller::Memory, "a/b").contains("memory controller is not delegated"));
         assert!(host.why_without(Controller::NetCls, "a/b").contains("offers no net_cls"));
-        assert_eq!(rootless(None).why_without(Controller::Memory, ""), NOTHING);
+        assert_eq!(
+            rootless(None).why_without(Controller::Memory, ""),
+            Host::standard(Mode::V2, false).why_nothing()
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rustix::fs::{CWD, OFlags};
+use rustix::fs::{CWD, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
 use super::{Controller, Host, Version, delegation, devices, hierarchies, mountinfo, probe, topology};
@@ -67,6 +67,7 @@ fn detect(root: Option<&Path>) -> Result<Host> {
     }
 
     let huge_page_sizes = topology::huge_page_sizes();
+    let read_only = hierarchies.iter().any(|hierarchy| is_read_only(&hierarchy.root));
     Ok(Host {
         mode,
         systemd: Path::new("/run/systemd/system").is_dir(),
@@ -82,6 +83,7 @@ fn detect(root: Option<&Path>) -> Result<Host> {
         huge_page_sizes,
         rootless,
         delegation,
+        read_only,
         namespaced: !is_namespace("/proc/self/ns/cgroup", INITIAL_CGROUP_NAMESPACE),
         roots: Default::default(),
     })
@@ -94,6 +96,10 @@ pub(super) fn read_file(path: &str) -> Result<Vec<u8>, Errno> {
     let mut bytes = Vec::with_capacity(8 * 1024);
     read_all(&file, &mut bytes)?;
     Ok(bytes)
+}
+
+fn is_read_only(root: &Path) -> bool {
+    rustix::fs::statvfs(root).is_ok_and(|mounted| mounted.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Whether this process is in the namespace with this inode number; so it is where the kernel has no such namespaces.

@@ -147,6 +147,9 @@ pub struct Host {
     /// What an unprivileged process may make cgroups below. `None` with `rootless`: nothing; without: everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delegation: Option<Delegation>,
+    /// Hierarchies are mounted read-only, as container engines do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     /// The own cgroup is the root of a cgroup namespace, not of the machine.
     #[serde(default)]
     pub namespaced: bool,

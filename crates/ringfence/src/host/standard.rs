@@ -48,6 +48,7 @@ impl Host {
                 .collect(),
             rootless: false,
             delegation: None,
+            read_only: false,
             namespaced: false,
             roots: Default::default(),
         }

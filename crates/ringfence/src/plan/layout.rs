@@ -3,7 +3,6 @@
 use rustix::io::Errno;
 
 use super::{Action, Dir, Draft, OWNER, Reaction, Step, Undo};
-use crate::host::delegation::NOTHING;
 use crate::host::{Controller, Hierarchy, Version};
 use crate::interface::controller_of;
 
@@ -72,7 +71,7 @@ pub(super) fn hand_over(draft: &mut Draft<'_>) {
         }
     }
     if draft.want.path.is_empty() {
-        draft.report.add(OWNER, owner, NOTHING);
+        draft.report.add(OWNER, owner, draft.host.why_nothing());
     }
 }
 

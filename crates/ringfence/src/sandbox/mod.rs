@@ -26,7 +26,6 @@ use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::dirs::Dirs;
 use crate::error::Result;
 use crate::explain::{Explanation, Key};
-use crate::host::delegation::NOTHING;
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
@@ -104,7 +103,7 @@ impl Sandbox {
             DevicePolicy::with_base(&config.resources.devices, &base, &config.profile.required(host))?;
         let mut report = joined(joined(config.unread.clone(), missing), denied);
         if cgroup.is_empty() {
-            report.add("cgroup", &config.path, format!("{NOTHING}: {IN_OUR_OWN}"));
+            report.add("cgroup", &config.path, format!("{}: {IN_OUR_OWN}", host.why_nothing()));
         }
         config.unsupported.mind(&report)?;
         Ok(State {
