@@ -13,7 +13,10 @@ use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::Path;
 
 use support::place::{ALL, ORDINARY, Place, UID, enable, has_v2, is_v2, make, remove};
-use support::{Done, Sandbox, directories_named, finish, hierarchies, is_alive, is_on_v1, mode, skip, until};
+use support::{
+    Done, Sandbox, directories_named, finish, hierarchies, hierarchy_of, is_alive, is_on_v1, mode, skip,
+    until,
+};
 
 #[test]
 fn in_a_delegated_subtree_every_command_works_without_privileges() {
@@ -69,10 +72,15 @@ fn in_a_delegated_subtree_every_command_works_without_privileges() {
          ringfence plan $ID --memory 90M
          ringfence kill $ID
          ringfence rm $ID
-         ringfence gc
+         ringfence -q create $ID
+         rm $XDG_RUNTIME_DIR/ringfence/$ID.json
+         ringfence gc --apply
          ringfence run $ID --memory 20M -- cat /proc/self/cgroup",
     );
     let done = done.exits(0);
+    // One without a state is known by its mark.
+    let found = done.stdout.lines().find(|line| line.contains("without a state"));
+    assert!(found.is_some_and(|line| line.starts_with(&below)), "{}", done.stdout);
     assert!(done.stdout.contains("sleep") && done.stdout.contains("\"limit\": 83886080"), "{}", done.stdout);
     assert!(done.stdout.contains(&format!("0::{below}")), "{}", done.stdout);
     assert!(!is_alive(pid));
@@ -153,6 +161,55 @@ fn where_the_delegated_cgroup_itself_holds_processes_the_error_names_the_remedy_
     assert!(done.stdout.lines().any(|said| said == inside), "{}", done.stdout);
     assert_eq!(place.file("memory.max"), (64 << 20).to_string());
     place.script("ringfence rm $ID").exits(0);
+    place.is_clean();
+}
+
+#[test]
+fn where_some_hierarchies_are_delegated_the_others_are_left_alone() {
+    if !is_on_v1("memory") {
+        return skip("there is one hierarchy here");
+    }
+    let given = ["memory", "pids"].map(|name| hierarchy_of(name).point);
+    let place = Place::delegated_where("some", &[], |point| given.iter().any(|given| given == point));
+    let done = place.script(
+        "ringfence -q create $ID --memory 64M --pids 9 --cpus 0.5
+         ringfence exec $ID -- cat /proc/self/cgroup
+         ringfence -o json show $ID",
+    );
+    let done = done.exits(0);
+    let dir = format!("{}/ringfence/{}", place.name, place.sandbox.id);
+    let read = |place: usize, file: &str| fs::read_to_string(given[place].join(&dir).join(file)).unwrap();
+    assert_eq!((read(0, "memory.limit_in_bytes"), read(1, "pids.max")), ("67108864\n".into(), "9\n".into()));
+    let inside: Vec<_> = done.stdout.lines().filter(|line| line.ends_with(&format!(":/{dir}"))).collect();
+    assert_eq!(inside.len(), 2, "{}", done.stdout);
+    assert_eq!(directories_named(&place.sandbox.id).len(), 2);
+    for why in ["the cpu controller is not delegated to this user", "the devices controller is not delegated"]
+    {
+        assert!(done.stdout.contains(why), "{}", done.stdout);
+    }
+    // What runs inside is found and killed without a freezer.
+    let text =
+        "ringfence -q run $ID-2 --detach --pids 5 -- sleep 1000; ringfence rm $ID-2 --kill; ringfence rm $ID";
+    let pid = place.script(text).exits(0).stdout.trim().parse().unwrap();
+    assert!(!is_alive(pid));
+    place.is_clean();
+}
+
+#[test]
+fn what_the_user_manager_of_systemd_was_given_serves_as_well() {
+    if mode() != "v2" || !Path::new("/run/user/1000/bus").exists() {
+        return skip("there is no user manager with cgroup v2");
+    }
+    let place = Place::named("manager");
+    let text = "export XDG_RUNTIME_DIR=/run/user/1000
+                exec systemd-run --user --pipe --wait --quiet --setenv=PATH=\"$PATH\" --setenv=ID=$ID \\
+                    sh -euc 'ringfence -q create $ID --memory 64M --driver cgroupfs
+                             cat /sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/ringfence/$ID/memory.max
+                             ringfence exec $ID -- cat /proc/self/cgroup
+                             ringfence rm $ID'";
+    let done = place.script_in("", ORDINARY, text).exits(0);
+    let own = format!("0::/user.slice/user-1000.slice/user@1000.service/ringfence/{}", place.sandbox.id);
+    assert_eq!(done.stdout.lines().collect::<Vec<_>>(), ["67108864", &own]);
     place.is_clean();
 }
 
@@ -296,6 +353,19 @@ fn a_device_filter_takes_two_capabilities_and_not_to_be_root() {
     let done = with(&both);
     assert!(refused(&done) && done.stdout.contains("zero is open"), "{} {}", done.stdout, done.stderr);
     assert!(!done.stderr.contains("device filter needs"), "{}", done.stderr);
+
+    // Another process with these two cannot take the place of the first filter: it can close, but not open.
+    let text = "ringfence -q create $ID --device-deny /dev/full:rwm
+                ringfence devices allow $ID /dev/full:rwm
+                ringfence exec $ID -- sh -c '(: </dev/full) 2>&1 || true'
+                ringfence rm $ID";
+    let done = place.script_in("leaf", &[ORDINARY, &both].concat(), text).exits(0);
+    assert!(
+        refused(&done) && done.stderr.contains("without CAP_SYS_ADMIN"),
+        "{} {}",
+        done.stdout,
+        done.stderr
+    );
 
     let strict = "ringfence --strict create $ID";
     let done = place.script(strict).exits(1);

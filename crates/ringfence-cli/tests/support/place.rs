@@ -40,8 +40,17 @@ impl Place {
 
     /// Delegated by hand, as an administrator does without systemd, with these controllers of v2; the shell is in a leaf.
     pub fn delegated(name: &str, controllers: &[&str]) -> Self {
+        Self::delegated_where(name, controllers, |_| true)
+    }
+
+    /// In some hierarchies only.
+    pub fn delegated_where(name: &str, controllers: &[&str], wanted: impl Fn(&Path) -> bool) -> Self {
         let place = Self::named(name);
         for dir in &place.dirs {
+            make(&dir.join("leaf"));
+            if !wanted(dir.parent().unwrap()) {
+                continue;
+            }
             if is_v2(dir) {
                 enable(dir.parent().unwrap(), controllers);
             }
@@ -51,7 +60,6 @@ impl Place {
                     chown(dir.join(file), Some(UID), Some(UID)).unwrap();
                 }
             }
-            make(&dir.join("leaf"));
         }
         place
     }
