@@ -41,7 +41,7 @@ pub struct Creation {
     #[arg(long, value_name = "CGROUPSPATH")]
     pub path: Option<CgroupPath>,
 
-    /// Parent of paths that do not begin with / [default: /ringfence]
+    /// Parent of paths that do not begin with / [default: /ringfence; rootless: ringfence below what is delegated]
     #[arg(long, value_name = "PATH")]
     pub parent: Option<CgroupPath>,
 
