@@ -473,6 +473,39 @@ fn the_owner_of_a_sandbox_makes_others_inside_without_privileges() {
 }
 
 #[test]
+fn however_deep_an_owner_nests_its_cgroups_all_of_it_is_found_and_removed() {
+    let sandbox = Sandbox::named("deep");
+    sandbox.create(&["--owner", "1000:1000"]);
+    // Longer than any path can be, and deeper than descriptors may be open.
+    let name = "d".repeat(200);
+    let has_v2 = hierarchies().iter().any(|hierarchy| hierarchy.is_v2);
+    let mut here = fs::File::open(sandbox.dir(if has_v2 { "cgroup" } else { "pids" })).unwrap();
+    for _ in 0..100 {
+        rustix::fs::mkdirat(&here, &name, rustix::fs::Mode::from_raw_mode(0o755)).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        here = rustix::fs::openat(&here, &name, flags, rustix::fs::Mode::empty()).unwrap().into();
+    }
+    let mut sleep = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let flags = rustix::fs::OFlags::WRONLY;
+    let procs = rustix::fs::openat(&here, "cgroup.procs", flags, rustix::fs::Mode::empty()).unwrap();
+    rustix::io::write(procs, sleep.id().to_string().as_bytes()).unwrap();
+
+    let limited = |verb: &str, args: &[&str]| {
+        let mut command = std::process::Command::new("prlimit");
+        let plain = sandbox.command(verb, args);
+        command.arg("--nofile=64").arg(plain.get_program()).args(plain.get_args());
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        finish(command)
+    };
+    let listed = limited("ps", &[]).exits(0).stdout;
+    assert!(listed.contains(&format!("{} ", sleep.id())), "{listed}");
+    limited("rm", &[]).exits(5);
+    limited("rm", &["--kill"]).exits(0);
+    sleep.wait().unwrap();
+    sandbox.is_gone();
+}
+
+#[test]
 fn a_user_cannot_give_a_cgroup_away_and_is_told_so() {
     let place = Place::delegated("away", &[]);
     let text = "ringfence create $ID --owner 1001:1001";

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::cgroup::freeze::event;
 use crate::cgroup::mark::mark_drained;
+use crate::cgroup::tree::clear_below;
 use crate::cgroup::{Cgroup, members, write_pid};
 use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
@@ -340,13 +341,9 @@ impl Cgroup {
                 Err(Errno::BUSY | Errno::NOTEMPTY) => {}
                 Err(errno) => return Err(failed(errno)),
             }
-            let children = dirs.get(dir).and_then(|open| open.children()).unwrap_or_default();
-            for child in children {
-                self.remove_tree(
-                    &Dir::new(dir.hierarchy, format!("{}/{child}", dir.path)),
-                    deadline,
-                    outcome,
-                )?;
+            if let Ok(open) = dirs.get(dir) {
+                // Some of it, as long as the last processes are leaving; and it may be gone by now.
+                _ = clear_below(&open, |names| outcome.removed.push(full.join(names.join("/"))));
             }
             if deadline.is_over() {
                 return Err(failed(Errno::BUSY).with_kind(ErrorKind::Busy));

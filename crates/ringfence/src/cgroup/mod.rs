@@ -5,6 +5,7 @@ mod destroy;
 mod freeze;
 pub(crate) mod mark;
 mod tasks;
+mod tree;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +19,8 @@ use rustix::io::Errno;
 pub use command::{Child, Command, null};
 pub use destroy::{Failures, Outcome, Remaining};
 pub use tasks::Task;
+pub(crate) use tree::members;
 
-use crate::cgroup::freeze::event;
 use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};
 use crate::driver::cgroupfs::carry_out;
@@ -443,57 +444,6 @@ impl Cgroup {
             return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
         }
         Ok(())
-    }
-}
-
-/// The processes of a directory and of those below it.
-///
-/// v1 lists the process of every live task. v2 lists a process where its first thread is, or was: if that has ended and the
-/// others live on, they can be moved and it cannot. What is not populated has nobody in it then, and what is populated
-/// without a process has threads.
-pub(crate) fn members(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
-    match listed(dir, version, pids) {
-        // Removed meanwhile: nobody is in it.
-        Err(Errno::NODEV | Errno::NOENT) => Ok(()),
-        done => done,
-    }
-}
-
-fn listed(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
-    if version == Version::V2 && !is_populated(dir)? {
-        return Ok(());
-    }
-    let known = pids.len();
-    let mut is_without_process = false;
-    match dir.read("cgroup.procs") {
-        Ok(list) => {
-            is_without_process = list.is_empty();
-            pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok()));
-        }
-        // A threaded part: its processes are listed in the domain above.
-        Err(Errno::OPNOTSUPP) => {}
-        Err(errno) => return Err(errno),
-    }
-    for child in dir.children()? {
-        match dir.open_dir(&child) {
-            Ok(child) => members(&child, version, pids)?,
-            Err(Errno::NOENT | Errno::NODEV) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    if version == Version::V2 && is_without_process && pids.len() == known {
-        let threads = dir.read("cgroup.threads")?;
-        pids.extend(threads.lines().filter_map(|tid| proc::process_of(tid.parse().ok()?)));
-    }
-    Ok(())
-}
-
-/// Whether a live task is in a v2 cgroup or below it. The machine's root does not say, and is.
-pub(crate) fn is_populated(dir: &CgroupDir) -> Result<bool, Errno> {
-    match dir.read("cgroup.events") {
-        Ok(events) => Ok(event(&events, "populated")),
-        Err(Errno::NOENT) => Ok(true),
-        Err(errno) => Err(errno),
     }
 }
 

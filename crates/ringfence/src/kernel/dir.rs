@@ -31,6 +31,12 @@ impl CgroupDir {
         self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).map(Self)
     }
 
+    /// Opens the directory above this one, which must not be the root of the hierarchy.
+    pub(crate) fn parent(&self) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.0, "..", flags, Mode::empty()).map(Self)
+    }
+
     /// Opens a file below this directory.
     pub(crate) fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
         let flags = flags | OFlags::CLOEXEC;
