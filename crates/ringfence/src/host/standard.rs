@@ -47,6 +47,8 @@ impl Host {
                 .filter_map(HugePageSize::from_kilobytes)
                 .collect(),
             rootless: false,
+            delegation: None,
+            read_only: false,
             namespaced: false,
             systemd_root: String::new(),
             roots: Default::default(),

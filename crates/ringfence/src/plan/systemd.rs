@@ -473,7 +473,7 @@ fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<T
         devices::v1_from(draft, index, &wanted, &shown)?;
         after.append(&mut draft.steps);
     }
-    let back = wanted.before.and_then(|before| allowed(before)).map(|(properties, _)| properties);
+    let back = wanted.before.and_then(allowed).map(|(properties, _)| properties);
     let list = Action::Write { dir, file: Cow::Borrowed(devices::DEVICES_LIST), value: String::new() };
     let mut step = Step::new(list);
     step.setting = Some("devices".into());
