@@ -17,8 +17,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
-pub(crate) use destroy::stop_default_slice;
 pub use destroy::{Failures, Outcome, Remaining};
+pub(crate) use destroy::{send, stop_default_slice};
 pub use tasks::Task;
 
 use crate::cgroup::freeze::event;
