@@ -69,6 +69,11 @@ fn overhead(text: &str) -> Result<Overhead> {
 }
 
 impl Creation {
+    /// Whether it is only about paths, where nobody has asked for a unit.
+    fn is_for_paths(&self, driver: Driver) -> bool {
+        driver != Driver::Systemd && (self.parent.is_some() || self.name_prefix.is_some())
+    }
+
     /// Refuses a path that is not the driver's, and what only makes sense for the other one.
     fn fits(&self, driver: Driver, path: &CgroupPath) -> Result<()> {
         match driver {
@@ -258,7 +263,7 @@ impl Wanted {
         let path = match (&self.creation.path, document_path.as_deref()) {
             (Some(path), _) => path.clone(),
             (None, Some(path)) => path.parse()?,
-            (None, None) if by_systemd && self.creation.parent.is_none() => {
+            (None, None) if by_systemd && !self.creation.is_for_paths(context.global.driver) => {
                 CgroupPath::default_unit(id.as_str())?
             }
             (None, None) => id.as_str().parse()?,

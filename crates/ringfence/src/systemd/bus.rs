@@ -30,6 +30,8 @@ const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 pub(super) enum Failure {
     /// systemd answered with an error: its name and its message.
     Refused { name: String, message: String },
+    /// There is nobody at the address.
+    Unreachable(String),
     /// The connection broke: it is not known what became of the call.
     Broken(String),
     /// No answer before the deadline.
@@ -46,6 +48,7 @@ impl Failure {
             Self::Refused { message, .. } => {
                 Error::new(ErrorKind::Systemd, format!("{what}: systemd says: {message}"))
             }
+            Self::Unreachable(why) => Error::new(ErrorKind::Systemd, format!("{what}: {why}")),
             Self::Broken(why) => {
                 Error::new(ErrorKind::Systemd, format!("{what}: the connection to systemd broke: {why}"))
             }
@@ -71,6 +74,7 @@ impl From<zbus::Error> for Failure {
                 | zbus::fdo::Error::Disconnected(why) => Self::Broken(why.clone()),
                 error => refused(error.name().as_str(), error.description()),
             },
+            zbus::Error::Connection(..) | zbus::Error::Address(_) => Self::Unreachable(error.to_string()),
             error => Self::Broken(error.to_string()),
         }
     }

@@ -276,7 +276,11 @@ impl Manager {
                     self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clear();
                     return Ok(bus);
                 }
-                Err(_) if reconnects && !deadline.is_over() => deadline.sleep(10 * PAUSE),
+                // A bus that is restarted comes back, and so does a systemd that executes itself anew.
+                Err(Failure::Unreachable(_)) if reconnects && !deadline.is_over() => {
+                    deadline.sleep(10 * PAUSE)
+                }
+                Err(Failure::Broken(_)) if !deadline.is_over() => deadline.sleep(10 * PAUSE),
                 Err(failure) => {
                     let what = format!("cannot reach systemd at {}", self.address);
                     return Err(failure.while_doing(&what));
