@@ -72,6 +72,11 @@ class Mode:
     # A mode on request is not among those of a test that names no modes.
     on_request: bool = False
 
+    @property
+    def has_systemd(self) -> bool:
+        """Whether process 1 is systemd."""
+        return "init=" not in self.kernel_args
+
 
 def _plain(cgroups: str) -> str:
     return f"init=/usr/local/sbin/plain-init testbed.cgroups={cgroups}"

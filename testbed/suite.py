@@ -1,7 +1,6 @@
 """The workspace's tests of a kernel, in every mode that they ask for."""
 
 import asyncio
-import dataclasses
 import json
 import shlex
 import shutil
@@ -18,6 +17,8 @@ from modes import MODES, default_modes
 
 COMMAND = "ringfence"
 CONSOLE_LINES = 60
+# The driver that every test is for; and another one, by which a test asks to be run once more.
+DRIVER, SYSTEMD = DRIVERS = ("cgroupfs", "systemd")
 # The modules of a library's unit tests that need a kernel; the others are the same everywhere.
 KERNEL_TESTS = "on_a_kernel"
 
@@ -35,20 +36,36 @@ class Test:
     kind: str
     target: str
     modes: tuple[str, ...]
+    driver: str = DRIVER
 
     @property
     def name(self) -> str:
         return f"{self.target}-lib" if self.kind == "lib" else self.target
 
+    @property
+    def row(self) -> str:
+        """Its name in the table of results."""
+        return self.name if self.driver == DRIVER else f"{self.name}/{self.driver}"
+
+    def runs_in(self, mode: str) -> bool:
+        return self.driver != SYSTEMD or MODES[mode].has_systemd
+
+    def under(self, driver: str) -> "Test":
+        """The same, to be run under this driver, in the modes that have it."""
+        other = replace(self, driver=driver)
+        return replace(other, modes=tuple(filter(other.runs_in, self.modes)))
+
     def also_in(self, chosen: list[str]) -> "Test":
         """The same, with those of the chosen modes that are on request: whoever names one means it."""
-        extra = [mode for mode in chosen if MODES[mode].on_request and mode not in self.modes]
-        return dataclasses.replace(self, modes=(*self.modes, *extra)) if self.modes else self
+        on_request = [mode for mode in chosen if MODES[mode].on_request and self.runs_in(mode)]
+        extra = [mode for mode in on_request if mode not in self.modes]
+        return replace(self, modes=(*self.modes, *extra)) if self.modes else self
 
     def command_line(self, arguments: list[str]) -> str:
         """Runs it in the guest; of unit tests those that need a kernel, or fewer if an argument says which."""
         chosen = self.kind == "test" or any(KERNEL_TESTS in argument for argument in arguments)
-        return shlex.join(["exec", "/run/job/tests", *([] if chosen else [KERNEL_TESTS]), *arguments])
+        program = ["/run/job/tests", *([] if chosen else [KERNEL_TESTS]), *arguments]
+        return shlex.join(["exec", "env", f"RINGFENCE_TEST_DRIVER={self.driver}", *program])
 
 
 def _cargo(workspace: Path, *arguments: str) -> str:
@@ -63,26 +80,33 @@ def packages_of(workspace: Path) -> list[dict]:
 
 
 def tests_of(packages: list[dict]) -> list[Test]:
-    """Every test, with its modes from `[package.metadata.testbed]` of its package."""
+    """Every test, with its modes from `[package.metadata.testbed]` of its package, and the same once more for each
+    other driver that names it in `[package.metadata.testbed-drivers]`."""
     tests = []
     for package in packages:
         wanted = (package["metadata"] or {}).get("testbed", {})
+        by_driver = (package["metadata"] or {}).get("testbed-drivers", {})
         found = [
             Test(package["name"], kind, target["name"], tuple(default_modes()))
             for kind in ("lib", "test")
             for target in package["targets"]
             if kind in target["kind"] and target["test"]
         ]
-        if unknown := wanted.keys() - {test.name for test in found}:
+        named = wanted.keys() | {name for names in by_driver.values() for name in names}
+        if unknown := named - {test.name for test in found}:
             raise WorkspaceError(f"{package['manifest_path']}: no test is called {', '.join(unknown)}")
+        if unknown := by_driver.keys() - set(DRIVERS):
+            raise WorkspaceError(f"{package['manifest_path']}: no driver is called {', '.join(unknown)}")
         for test in found:
             modes = wanted.get(test.name, test.modes)
             if modes == "all":
                 modes = MODES
             if unknown := set(modes) - MODES.keys():
                 raise WorkspaceError(f"{package['manifest_path']}: no mode is called {', '.join(unknown)}")
-            tests.append(replace(test, modes=tuple(modes)))
-    for name, number in Counter(test.name for test in tests).items():
+            test = replace(test, modes=tuple(modes))
+            others = [test.under(driver) for driver, names in by_driver.items() if test.name in names]
+            tests.extend([test, *others])
+    for name, number in Counter(test.row for test in tests).items():
         if number > 1:
             raise WorkspaceError(f"{number} tests are called {name}")
     return tests
@@ -183,20 +207,20 @@ class Suite:
 
         async def take_turn(test: Test, mode: str) -> tuple[tuple[str, str], JobResult]:
             async with free:
-                return (test.name, mode), await self._run_one(test, mode)
+                return (test.row, mode), await self._run_one(test, mode)
 
         cells = [(test, mode) for mode in self.guests for test in self.executables if mode in test.modes]
         return dict(await asyncio.gather(*(take_turn(*cell) for cell in cells)))
 
     async def _run_one(self, test: Test, mode: str) -> JobResult:
-        lines = PrefixedLines(f"{mode} {test.name}")
+        lines = PrefixedLines(f"{mode} {test.row}")
         files = {"tests": self.executables[test]} | ({COMMAND: self.command} if self.command else {})
         with tempfile.TemporaryDirectory(prefix="ringfence-job.") as scratch:
             job = job_directory(Path(scratch), mode, test.command_line(self.arguments), files)
             result = await machine.run_job(MODES[mode], self.guests[mode], job, self.timeout, lines.show)
         lines.finish()
         if result.verdict is not Verdict.PASSED:
-            lines.show(explain(result, f"{mode}-{test.name}").encode())
+            lines.show(explain(result, f"{mode}-{test.row}".replace("/", "-")).encode())
         return result
 
 

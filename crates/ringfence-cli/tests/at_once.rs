@@ -6,7 +6,7 @@ mod support;
 
 use std::process::Stdio;
 
-use support::{Sandbox, is_on_v1, wait};
+use support::{Sandbox, hold, is_on_v1, wait};
 
 /// Of a command that was killed.
 const KILLED: i32 = 128 + 9;
@@ -74,7 +74,7 @@ fn of_many_that_create_the_same_sandbox_one_wins() {
     let sandbox = Sandbox::named("race");
     let children: Vec<_> = (0..6)
         .map(|_| {
-            let mut create = sandbox.command("create", &["--pids", "10"]);
+            let mut create = sandbox.command("create", &[hold(), &["--pids", "10"]].concat());
             create.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
         })
         .collect();

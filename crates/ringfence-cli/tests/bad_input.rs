@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use serde_json::Value;
-use support::{Done, Sandbox, directories_named, finish, mode};
+use support::{Done, Sandbox, by_systemd, directories_named, finish, mode};
 
 const BAD: i32 = 2;
 const REFUSED: i32 = 1;
@@ -71,6 +71,12 @@ fn all_refused(name: &str, cases: &[Case<'_>]) {
 #[test]
 fn paths_that_name_no_cgroup_of_their_own() {
     let long = "x".repeat(300);
+    if by_systemd() {
+        for path in ["", "/", "/a/b", "a", "x.slice:a:", "x:a:b", "a-.slice:x:y", "x.slice:a:b c"] {
+            all_refused("path", &[(&["--path", path], BAD, "ath", path, "")]);
+        }
+        return;
+    }
     let given: Vec<(&str, &str)> = vec![
         ("", "own"),
         (".", "own"),

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::{Sandbox, finish, is_on_v1, mode};
+use support::{Sandbox, by_systemd, finish, is_on_v1, mode, until};
 
 const DIFFERS: i32 = 4;
 const MIB: u64 = 1 << 20;
@@ -115,7 +115,11 @@ fn a_sandbox_that_is_not_there_is_no_difference() {
     let sandbox = Sandbox::named("nobody");
     assert_eq!(sandbox.attempt_json("diff", &[]).exits(3).error()["kind"], "not_found");
     sandbox.create(&["--pids", "5"]);
-    for dir in support::directories_named(&sandbox.id) {
+    if by_systemd() {
+        sandbox.does("kill", &[]);
+        until("ended", || sandbox.directories().is_empty());
+    }
+    for dir in sandbox.directories() {
         fs::remove_dir(dir).unwrap();
     }
     assert_eq!(sandbox.attempt_json("diff", &[]).exits(3).error()["kind"], "not_found");
@@ -181,7 +185,7 @@ fn limits_of_oci_and_of_v1_are_converted_and_what_is_lost_is_told() {
             "--device-allow",
             "c 1:11 r",
         ]);
-        let directories = support::directories_named(&sandbox.id);
+        let directories = sandbox.directories();
         let files =
             directories.iter().map(|dir| format!("{}/*", dir.display())).collect::<Vec<_>>().join(" ");
         let mut grep = std::process::Command::new("sh");

@@ -459,7 +459,7 @@ fn a_sandbox_that_is_not_there_and_one_whose_cgroup_is_gone_are_3() {
     assert_eq!((&error["kind"], &error["value"]), (&json!("not_found"), &json!(sandbox.id)), "{error}");
 
     sandbox.create(&["--memory", "64M"]);
-    let dirs = directories_named(&sandbox.id);
+    let dirs = sandbox.directories();
     let (of_memory, others): (Vec<_>, Vec<_>) =
         dirs.into_iter().partition(|dir| dir.starts_with(hierarchy_of("memory").point));
     let remove = |dir: &PathBuf| until("removed", || fs::remove_dir(dir).is_ok() || !dir.exists());

@@ -97,7 +97,7 @@ fn every_option_reaches_the_file_that_the_kernel_has_for_it() {
     let stats = one_stats(&sandbox);
     assert_eq!(stats["memory"]["limit"], 64 * MIB);
     assert_eq!(stats["pids"]["limit"], 100);
-    assert_eq!(stats["pids"]["current"], 0);
+    assert_eq!(stats["pids"]["current"], sandbox.held());
 }
 
 #[test]
@@ -138,13 +138,15 @@ fn a_sandbox_of_ten_tasks_cannot_fork_an_eleventh() {
     sandbox.create(&["--pids", "10"]);
     sandbox.does("set", &["--pids", "20"]);
     let done = sandbox.probe("exec", &[], "fork 30").exits(0);
-    assert_eq!(done.probed(), [format!("20 {}", rustix::io::Errno::AGAIN.raw_os_error())], "after set");
+    let room = 20 - sandbox.held();
+    assert_eq!(done.probed(), [format!("{room} {}", rustix::io::Errno::AGAIN.raw_os_error())], "after set");
 }
 
 #[test]
 fn what_touches_more_memory_than_its_limit_is_killed() {
     let sandbox = Sandbox::named("oom");
-    sandbox.probe("run", &["--memory", "64M", "--keep"], "touch 20").exits(0);
+    sandbox.create(&["--memory", "64M"]);
+    sandbox.probe("exec", &[], "touch 20").exits(0);
     // More than the limit and all of the guests' swap together.
     sandbox.probe("exec", &[], "touch 300").exits(KILLED);
     let stats = one_stats(&sandbox);
@@ -214,7 +216,8 @@ fn memory_and_swap_of_the_same_size_leave_no_swap_to_use() {
         return skip("swap accounting is off in this kernel");
     }
     // 90 MiB would fit into the limit and the swap together.
-    sandbox.probe("run", &["--memory", "64M", "--memory-swap", "64M", "--keep"], "touch 90").exits(KILLED);
+    sandbox.create(&["--memory", "64M", "--memory-swap", "64M"]);
+    sandbox.probe("exec", &[], "touch 90").exits(KILLED);
     let stats = one_stats(&sandbox);
     assert_eq!(stats["memory"]["swap_current"].as_u64().unwrap(), 0, "{stats}");
     sandbox.does("set", &["--memory-swap", "128M"]);
@@ -226,7 +229,8 @@ fn memory_and_swap_of_the_same_size_leave_no_swap_to_use() {
 #[test]
 fn a_fifth_of_a_cpu_is_no_more_than_that() {
     let sandbox = Sandbox::named("cpu");
-    let done = sandbox.probe("run", &["--cpus", "0.2", "--keep"], "burn 1000").exits(0);
+    sandbox.create(&["--cpus", "0.2"]);
+    let done = sandbox.probe("exec", &[], "burn 1000").exits(0);
     let percent: u64 = done.probed()[0].parse().unwrap();
     assert!(percent < 35, "{percent} % of one CPU");
     let cpu = one_stats(&sandbox)["cpu"].clone();
@@ -263,8 +267,9 @@ fn the_limits_are_in_force_before_the_first_instruction() {
     let files = CREATED.iter().filter(|row| !row.options.contains(&"--memory")).flat_map(|row| {
         let controller = row.v1[0].0.split('.').next().unwrap();
         let expected = if is_on_v1(controller) { row.v1[0] } else { row.v2[0] };
+        let below = sandbox.cgroup();
         let place =
-            support::hierarchy_of(controller).point.join("ringfence").join(&sandbox.id).join(expected.0);
+            support::hierarchy_of(controller).point.join(below.trim_start_matches('/')).join(expected.0);
         Some((place.display().to_string(), expected.1))
     });
     let (files, values): (Vec<_>, Vec<_>) = files.unzip();
@@ -290,7 +295,7 @@ fn the_limits_are_in_force_before_the_first_instruction() {
             controllers.split(',').any(|name| hierarchy.controllers.iter().any(|own| own == name))
         });
         let place = place.unwrap_or_else(|| panic!("{hierarchy:?} in {places:?}"));
-        assert!(place.ends_with(&format!(":/ringfence/{}", sandbox.id)), "{place}");
+        assert!(place.ends_with(&format!(":{}", sandbox.cgroup())), "{place}");
     }
 }
 

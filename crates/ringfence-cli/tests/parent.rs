@@ -6,17 +6,18 @@ mod support;
 
 use std::fs;
 
-use support::{Sandbox, directories_named, finish, is_alive, send, skip, until};
+use support::{Sandbox, by_systemd, directories_named, finish, is_alive, send, skip, until};
 
 #[test]
 fn one_gc_removes_the_leaf_of_the_drained_and_the_default_parent_in_every_hierarchy() {
-    if !directories_named("ringfence").is_empty() {
+    let parent = if by_systemd() { "ringfence.slice" } else { "ringfence" };
+    if !directories_named(parent).is_empty() {
         return skip("others have sandboxes here");
     }
     let sandbox = Sandbox::named("drained-from");
     let pid = sandbox.detached(&[], "exec sleep 1000");
     sandbox.does("rm", &["--drain"]);
-    assert!(!directories_named("ringfence").is_empty(), "it lives on inside");
+    assert!(!directories_named(parent).is_empty(), "it lives on inside");
     send(pid, rustix::process::Signal::KILL);
     until("it has ended", || !is_alive(pid));
     // The last of it leaves a moment later.
@@ -25,7 +26,7 @@ fn one_gc_removes_the_leaf_of_the_drained_and_the_default_parent_in_every_hierar
             .iter()
             .any(|file| fs::read_to_string(path.join(file)).is_ok_and(|pids| !pids.is_empty()))
     };
-    until("it has left", || !directories_named("ringfence").iter().any(is_left));
+    until("it has left", || !directories_named(parent).iter().any(is_left));
     finish(sandbox.ringfence(&["gc", "--apply"])).exits(0);
-    assert_eq!(directories_named("ringfence"), Vec::<std::path::PathBuf>::new());
+    assert_eq!(directories_named(parent), Vec::<std::path::PathBuf>::new());
 }

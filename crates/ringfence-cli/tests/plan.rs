@@ -209,7 +209,7 @@ fn what_is_planned_for_this_host_is_what_create_writes() {
     let plan = sandbox.json("plan", &options);
     assert_eq!(plan["host"]["mode"], mode());
     assert_eq!(plan["driver"], "cgroupfs");
-    assert!(support::directories_named(&sandbox.id).is_empty(), "planning does nothing");
+    assert!(sandbox.directories().is_empty(), "planning does nothing");
     assert!(!sandbox.state_dir().exists());
 
     let created = sandbox.json("create", &options);

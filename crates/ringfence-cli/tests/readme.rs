@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 
-use support::{binary, finish};
+use support::{binary, driver, finish};
 
 const README: &str = include_str!("../../../README.md");
 
@@ -36,7 +36,7 @@ fn every_command_of_the_readme_does_what_it_says() {
     for line in commands {
         let mut command = Command::new("sh");
         command.args(["-c", line]).env("PATH", &path).env("RINGFENCE_STATE_DIR", state.path().join("state"));
-        command.env("RINGFENCE_DRIVER", "cgroupfs");
+        command.env("RINGFENCE_DRIVER", driver());
         finish(command).exits(0);
     }
     assert!(!Path::new(&state.path().join("state")).exists(), "the README leaves a sandbox behind");

@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+mod support;
 
 use ringfence::{Command, ErrorKind, Host, Remaining, Resources, Sandbox, SandboxConfig};
-
-const SOON: Duration = Duration::from_secs(30);
+use support::{SOON, path, sleeper};
 
 fn open() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -14,9 +13,9 @@ fn open() -> usize {
 
 /// A whole life, with a refused change and a refused creation in it.
 fn live(host: &Host) {
-    let path = format!("rf-fds-{}", std::process::id());
-    let config = SandboxConfig::new(path.parse().unwrap()).resources(Resources::new().pids_limit(5));
+    let config = SandboxConfig::new(path("fds")).resources(Resources::new().pids_limit(5));
     let (vm, _) = Sandbox::create(host, &config).unwrap();
+    let child = vm.spawn(&sleeper()).unwrap();
     assert_eq!(Sandbox::create(host, &config).unwrap_err().kind(), ErrorKind::AlreadyExists);
     vm.change(&Resources::new().pids_limit(6)).unwrap();
     vm.change(&Resources::new().pids_limit(7).cpuset_mems("4000".parse().unwrap())).unwrap_err();
@@ -26,6 +25,7 @@ fn live(host: &Host) {
     vm.freeze(SOON).unwrap();
     vm.thaw(SOON).unwrap();
     vm.destroy(Remaining::Kill, SOON).unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

@@ -15,7 +15,7 @@ use ringfence::{
     ChangeOptions, Command, Controller, DeviceNumber, DeviceRule, ErrorKind, Host, Limit, Mode, Resources,
     Sandbox, SandboxConfig, Unsupported, null,
 };
-use support::{Guarded, MIB, disks, name, skip};
+use support::{Guarded, MIB, disks, path, skip};
 
 /// Two disks, the same for all tests: some of them bring more.
 fn two_disks() -> [DeviceNumber; 2] {
@@ -180,10 +180,7 @@ fn each_setting_is_in_its_file_or_in_the_report() {
             Some(ringfence::Version::V2) => v2.is_some(),
             None => false,
         };
-        let plan = Sandbox::plan(
-            &host,
-            &SandboxConfig::new(name("plan").parse().unwrap()).resources(resources.clone()),
-        );
+        let plan = Sandbox::plan(&host, &SandboxConfig::new(path("plan")).resources(resources.clone()));
         let told = plan.unwrap().report().unsupported().count();
         assert_eq!(told == 0, can, "{resources:?}");
         assert!(can || report.unsupported().count() > 0);
@@ -222,7 +219,7 @@ fn what_a_host_cannot_do_is_an_error_in_strict_mode_and_nothing_is_made() {
     }
     for (resources, setting) in cannot {
         let wanted = resources.clone().pids_limit(7);
-        let path: ringfence::CgroupPath = name("strict").parse().unwrap();
+        let path = path("strict");
         let config = SandboxConfig::new(path.clone()).resources(wanted).unsupported(Unsupported::Refuse);
         let error = Sandbox::create(&host, &config).unwrap_err();
         assert_eq!((error.kind(), error.setting()), (ErrorKind::Unsupported, Some(setting)), "{error}");
@@ -298,10 +295,10 @@ fn a_weight_for_a_device_that_nobody_weighs_is_reported_and_refused_in_strict_mo
     let device: DeviceNumber = number.trim().parse().unwrap();
     let setting = format!("blockIO.weightDevice.{device}.weight");
     let weight = Resources::new().io_device_weight(device, 200).pids_limit(7);
-    let config = SandboxConfig::new(name("weight").parse().unwrap()).resources(weight.clone());
+    let config = SandboxConfig::new(path("weight")).resources(weight.clone());
     let error = Sandbox::create(&host, &config.clone().unsupported(Unsupported::Refuse)).unwrap_err();
     assert_eq!((error.kind(), error.setting()), (ErrorKind::Unsupported, Some(setting.as_str())), "{error}");
-    let vm = Guarded(Sandbox::create(&host, &config).unwrap().0);
+    let vm = Guarded::make(&host, &config);
     let report = vm.state().report;
     assert!(report.unsupported().any(|line| line.setting == setting), "{report}");
     assert_eq!(vm.diff().unwrap(), [], "what could not be done is told, not compared");
@@ -398,9 +395,8 @@ fn the_burst_follows_the_quota_from_every_one_to_every_other() {
     vm.change(&Resources::new().cpu_burst(0)).unwrap();
     vm.change(&Resources::new().cpu_quota(70_000)).unwrap();
     assert_eq!(burst().unwrap(), "0");
-    let plain = SandboxConfig::new(name("plain").parse().unwrap()).profile(ringfence::Profile::None);
-    let plain =
-        Guarded(Sandbox::create(&host, &plain.resources(Resources::new().cpu_quota(50_000))).unwrap().0);
+    let plain = SandboxConfig::new(path("plain")).profile(ringfence::Profile::None);
+    let plain = Guarded::make(&host, &plain.resources(Resources::new().cpu_quota(50_000)));
     assert_eq!(plain.file("cpu", "cpu.cfs_burst_us", "cpu.max.burst").unwrap(), "0");
 }
 

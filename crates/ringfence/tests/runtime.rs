@@ -2,19 +2,17 @@
 
 #![allow(clippy::unwrap_used)] // clippy.toml frees only #[test] functions.
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
-use ringfence::{Command, Host, Remaining, Resources, Sandbox, SandboxConfig};
+use ringfence::{Command, Host, Remaining, Resources};
+use support::{Guarded, SOON};
 
-const SOON: Duration = Duration::from_secs(30);
-
-fn make(host: &Host, what: &str) -> Sandbox {
-    let path = format!("rf-tokio-{}-{what}", std::process::id()).parse().unwrap();
-    let config = SandboxConfig::new(path).resources(Resources::new().pids_limit(20));
-    Sandbox::create(host, &config).unwrap().0
+fn make(host: &Host, what: &str) -> Guarded {
+    Guarded::new(host, what, Resources::new().pids_limit(20))
 }
 
 /// The life of a sandbox whose command is the runtime's own.
@@ -34,9 +32,9 @@ async fn live(host: Host, what: String) {
 
     drop(child.stdin.take());
     assert!(child.wait().await.unwrap().success());
-    let last = Arc::clone(&vm);
+    let (last, paths) = (Arc::clone(&vm), vm.paths());
     tokio::task::spawn_blocking(move || last.destroy(Remaining::Refuse, SOON)).await.unwrap().unwrap();
-    assert!(vm.paths().values().all(|path| !path.exists()));
+    assert!(paths.values().all(|path| !path.exists()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -28,7 +28,22 @@ pub fn binary() -> PathBuf {
     std::env::var_os("RINGFENCE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_ringfence").into(), PathBuf::from)
 }
 
-/// `ringfence`, with the cgroupfs driver and none of the caller's own settings.
+/// The driver that these tests are run with.
+pub fn driver() -> &'static str {
+    if by_systemd() { "systemd" } else { "cgroupfs" }
+}
+
+/// Whether sandboxes are units of systemd: the testbed runs tests a second time so.
+pub fn by_systemd() -> bool {
+    std::env::var_os("RINGFENCE_TEST_DRIVER").is_some_and(|driver| driver == "systemd")
+}
+
+/// For `create`, where the cgroup is to be there afterwards: with systemd there is none without a process.
+pub fn hold() -> &'static [&'static str] {
+    if by_systemd() { &["--hold"] } else { &[] }
+}
+
+/// `ringfence`, with the driver under test and none of the caller's own settings.
 pub fn ringfence() -> Command {
     let mut command = Command::new(binary());
     for (name, _) in std::env::vars_os() {
@@ -36,7 +51,7 @@ pub fn ringfence() -> Command {
             command.env_remove(name);
         }
     }
-    command.env("RINGFENCE_DRIVER", "cgroupfs").env("NO_COLOR", "1").stdin(Stdio::null());
+    command.env("RINGFENCE_DRIVER", driver()).env("NO_COLOR", "1").stdin(Stdio::null());
     command
 }
 
@@ -199,9 +214,21 @@ pub fn directories_named(name: &str) -> Vec<PathBuf> {
     found
 }
 
+/// The units of systemd that match a pattern, in whatever state they are.
+pub fn units_named(pattern: &str) -> Vec<String> {
+    if !by_systemd() {
+        return Vec::new();
+    }
+    let mut list = Command::new("systemctl");
+    list.args(["list-units", "--all", "--plain", "--no-legend", "--no-pager", pattern]);
+    finish(list).exits(0).stdout.lines().map(str::to_owned).collect()
+}
+
 /// A sandbox with a state directory of its own. Dropped, it is removed, and nothing of it may remain.
 pub struct Sandbox {
     pub id: String,
+    /// The name of its directory: of its unit, with systemd.
+    pub directory: String,
     /// For files of the test.
     pub scratch: TempDir,
 }
@@ -209,7 +236,56 @@ pub struct Sandbox {
 impl Sandbox {
     pub fn named(name: &str) -> Self {
         let scratch = tempfile::Builder::new().prefix("rf-t-").tempdir().expect("a directory");
-        Self { id: format!("rf-t-{}-{name}", std::process::id()), scratch }
+        let id = format!("rf-t-{}-{name}", std::process::id());
+        let directory = if by_systemd() { format!("ringfence-{id}.scope") } else { id.clone() };
+        Self { id, directory, scratch }
+    }
+
+    /// One for other sandboxes to be in, with limits for them all: with systemd a slice.
+    #[track_caller]
+    pub fn parent(name: &str, options: &[&str]) -> Self {
+        let mut parent = Self::named(name);
+        if by_systemd() {
+            parent.directory = format!("{}.slice", parent.id.replace('-', "_"));
+            let path = format!("--path=-.slice::{}", parent.directory);
+            parent.does("create", &[&[path.as_str()], options].concat());
+        } else {
+            parent.create(options);
+        }
+        parent
+    }
+
+    /// The path of a sandbox in one that was made by [`Sandbox::parent`].
+    pub fn path_in(&self, parent: &Self) -> String {
+        if by_systemd() {
+            format!("{}:ringfence:{}", parent.directory, self.id)
+        } else {
+            format!("/ringfence/{}/{}", parent.id, self.id)
+        }
+    }
+
+    /// Where it is below the root of each hierarchy, unless it was given a path.
+    pub fn cgroup(&self) -> String {
+        let parent = if by_systemd() { "ringfence.slice" } else { "ringfence" };
+        format!("/{parent}/{}", self.directory)
+    }
+
+    /// Its directories.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        directories_named(&self.directory)
+    }
+
+    /// The process of `create --hold`, while it lives.
+    pub fn holder(&self) -> Option<u32> {
+        let state = fs::read_to_string(self.state_dir().join(format!("{}.json", self.id))).ok()?;
+        let state: Value = serde_json::from_str(&state).ok()?;
+        let holder = state["placeholder"]["pid"].as_u64()?.try_into().ok()?;
+        is_alive(holder).then_some(holder)
+    }
+
+    /// How many processes are inside for the sake of the sandbox alone.
+    pub fn held(&self) -> u64 {
+        self.holder().iter().len() as u64
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -253,9 +329,10 @@ impl Sandbox {
         finish(command)
     }
 
+    /// Makes its cgroup: with systemd around a process that holds it.
     #[track_caller]
     pub fn create(&self, options: &[&str]) -> Done {
-        self.does("create", options)
+        self.does("create", &[hold(), options].concat())
     }
 
     /// `ringfence run ID OPTIONS -- PROGRAM`.
@@ -298,8 +375,8 @@ impl Sandbox {
     #[track_caller]
     pub fn dir(&self, controller: &str) -> PathBuf {
         let hierarchy = hierarchy_of(controller);
-        let found = directories_named(&self.id).into_iter().find(|dir| dir.starts_with(&hierarchy.point));
-        found.unwrap_or_else(|| panic!("no {} below {:?}", self.id, hierarchy.point))
+        let found = self.directories().into_iter().find(|dir| dir.starts_with(&hierarchy.point));
+        found.unwrap_or_else(|| panic!("no {} below {:?}", self.directory, hierarchy.point))
     }
 
     /// A file of ours, without the newline; `None` if this kernel has it not. Its controller is the part before the dot.
@@ -309,22 +386,39 @@ impl Sandbox {
         fs::read_to_string(self.dir(controller).join(name)).ok().map(|text| text.trim_end().to_owned())
     }
 
-    /// The processes inside, as the kernel lists them.
+    /// The processes inside, as the kernel lists them, but for the one that holds it.
     pub fn processes(&self) -> Vec<u32> {
+        // With systemd there may be no directory any more.
+        if by_systemd() && self.directories().is_empty() {
+            return Vec::new();
+        }
+        let holder = self.holder();
         let list = fs::read_to_string(self.dir("pids").join("cgroup.procs")).unwrap_or_default();
-        list.lines().filter_map(|line| line.parse().ok()).collect()
+        list.lines().filter_map(|line| line.parse().ok()).filter(|pid| Some(*pid) != holder).collect()
+    }
+
+    /// Whether nothing runs inside, by what `show` says. A scope of systemd has ended then, or is held.
+    pub fn is_idle(&self) -> bool {
+        match self.json("show", &[])["state"].as_str().expect("a state") {
+            "empty" => true,
+            "planned" => by_systemd(),
+            "running" => self.holder().is_some() && self.processes().is_empty(),
+            _ => false,
+        }
     }
 
     /// Waits until a command that was started in the background runs inside.
     #[track_caller]
     pub fn wait_until_populated(&self) {
         let all = hierarchies().len();
-        until("inside", || directories_named(&self.id).len() == all && !self.processes().is_empty());
+        until("inside", || self.directories().len() == all && !self.processes().is_empty());
     }
 
     #[track_caller]
     pub fn is_gone(&self) {
-        let left = directories_named(&self.id);
+        let left = self.directories();
+        assert!(left.is_empty(), "left behind: {left:?}");
+        let left = units_named(&self.directory);
         assert!(left.is_empty(), "left behind: {left:?}");
         let left: Vec<_> = fs::read_dir(self.state_dir())
             .into_iter()
@@ -339,12 +433,17 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         let recorded = fs::read_dir(self.state_dir()).is_ok_and(|mut entries| entries.next().is_some());
-        let left = if recorded || !directories_named(&self.id).is_empty() {
+        let left = if recorded || !self.directories().is_empty() {
             let removed = self.command("rm", &["--kill"]).stderr(Stdio::piped()).output();
             let removed = removed.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
-            let left = directories_named(&self.id);
-            clear_away(&left);
-            if left.is_empty() { None } else { Some(format!("left behind: {left:?} (rm said {removed:?})")) }
+            let (left, units) = (self.directories(), units_named(&self.directory));
+            clear_away(&left, &units);
+            let nothing = left.is_empty() && units.is_empty();
+            if nothing {
+                None
+            } else {
+                Some(format!("left behind: {left:?} {units:?} (rm said {removed:?})"))
+            }
         } else {
             None
         };
@@ -358,7 +457,11 @@ impl Drop for Sandbox {
 }
 
 /// Removes what a defect left, so that it does not fail the tests after this one.
-fn clear_away(directories: &[PathBuf]) {
+fn clear_away(directories: &[PathBuf], units: &[String]) {
+    for unit in units.iter().filter_map(|line| line.split_whitespace().next()) {
+        _ = Command::new("systemctl").args(["kill", "--signal=KILL", unit]).output();
+        _ = Command::new("systemctl").args(["reset-failed", unit]).output();
+    }
     for directory in directories {
         for _ in 0..100 {
             for pid in fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default().lines() {

@@ -497,7 +497,7 @@ pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome)
 }
 
 /// Sends a signal to a process that may be gone.
-fn send(pid: u32, signal: Signal) {
+pub(crate) fn send(pid: u32, signal: Signal) {
     if let Some(pid) = proc::pid(pid) {
         _ = rustix::process::kill_process(pid, signal);
     }

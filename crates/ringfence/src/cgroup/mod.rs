@@ -18,8 +18,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
-pub(crate) use destroy::stop_default_slice;
 pub use destroy::{Failures, Outcome, Remaining};
+pub(crate) use destroy::{send, stop_default_slice};
 pub use tasks::Task;
 pub(crate) use tree::members;
 
@@ -272,7 +272,9 @@ impl Cgroup {
     /// # Errors
     /// The setting that failed; everything is then as it was.
     pub fn change(&self, change: &Resources) -> Result<Report> {
-        let (mut report, _) = self.change_as(&Want::change(&self.path, &Resources::default(), change))?;
+        let unit = self.unit.as_ref().map(|name| UnitWant { name, description: "" });
+        let nothing = Resources::default();
+        let (mut report, _) = self.change_as(&Want { unit, ..Want::change(&self.path, &nothing, change) })?;
         if !change.devices.is_empty() {
             let rules = format!("{} rules", change.devices.len());
             report.add("devices", rules, "what this cgroup may open is not known here: change its sandbox");

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 pub use config::{Overhead, SandboxConfig};
@@ -22,7 +23,7 @@ use state::Anew;
 pub use state::{Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
 
-use crate::cgroup::{Cgroup, Child, Command, Filter, Outcome, Remaining, stop_default_slice};
+use crate::cgroup::{Cgroup, Child, Command, Filter, Outcome, Remaining, send, stop_default_slice};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::dirs::Dirs;
@@ -440,8 +441,15 @@ impl Sandbox {
             return Ok(outcome);
         };
         let remaining = match (remaining, state.placeholder.as_ref().filter(|process| process.is_alive())) {
-            (Remaining::Refuse, Some(only)) if cgroup.processes()? == BTreeSet::from([only.pid]) => {
+            (Remaining::Refuse | Remaining::Drain, Some(only))
+                if cgroup.processes()? == BTreeSet::from([only.pid]) =>
+            {
                 Remaining::Kill
+            }
+            (Remaining::Drain, Some(held)) => {
+                // It has nothing to live on for.
+                send(held.pid, Signal::KILL);
+                Remaining::Drain
             }
             (remaining, _) => remaining,
         };

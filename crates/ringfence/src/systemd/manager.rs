@@ -102,6 +102,12 @@ impl Manager {
                         return Ok(Started::Already);
                     }
                 }
+                // The slice is being stopped at this moment, with the last unit that was in it.
+                Failure::Refused { name, .. }
+                    if name.ends_with(".TransactionIsDestructive") && !deadline.is_over() =>
+                {
+                    deadline.sleep(PAUSE);
+                }
                 Failure::Refused { name, message } => {
                     if let Some(lacking) = self.lacking_of(&name, &message, properties) {
                         return Ok(Started::Lacks(lacking));

@@ -3,30 +3,74 @@
 #![allow(dead_code)] // Each of the tests uses its part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees #[test] alone.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ringfence::{
-    Child, Command, DeviceNumber, Host, Limit, Remaining, Resources, Sandbox, SandboxConfig, null,
+    CgroupPath, Child, Command, DeviceNumber, Host, Limit, Outcome, Remaining, Resources, Result, Sandbox,
+    SandboxConfig, Status, null,
 };
 
 pub const SOON: Duration = Duration::from_secs(30);
 pub const MIB: u64 = 1 << 20;
 
-/// A path of its own for each sandbox.
+/// Whether sandboxes are units of systemd: the testbed runs tests a second time so.
+pub fn by_systemd() -> bool {
+    std::env::var_os("RINGFENCE_TEST_DRIVER").is_some_and(|driver| driver == "systemd")
+}
+
+/// A name of its own for each sandbox.
 pub fn name(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("rf-{}-{}-{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A path of its own for each sandbox, for the driver under test.
+pub fn path(what: &str) -> CgroupPath {
+    let name = name(what);
+    if by_systemd() { format!("ringfence.slice:rf:{name}") } else { name }.parse().unwrap()
+}
+
+/// Stops a slice of the test's own, with all that is in it.
+pub fn stop(slice: &str) {
+    assert!(std::process::Command::new("systemctl").args(["stop", slice]).status().unwrap().success());
+}
+
+/// A process that does nothing.
+pub fn sleeper() -> Command {
+    Command::new("sleep").args(["1000"]).stdin(null().unwrap()).stdout(null().unwrap())
+}
+
 /// A sandbox that leaves nothing behind, however its test ends.
-pub struct Guarded(pub Sandbox);
+///
+/// With systemd a process holds it, so that it is there; what is said of processes is said of the others.
+pub struct Guarded {
+    sandbox: Sandbox,
+    holder: Option<Child>,
+}
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        _ = self.0.destroy(Remaining::Kill, SOON);
+        let paths = self.paths();
+        _ = self.sandbox.destroy(Remaining::Kill, SOON);
+        if let Some(holder) = &self.holder {
+            _ = holder.wait();
+        }
+        if std::thread::panicking() {
+            return;
+        }
+        assert!(paths.values().all(|path| !path.exists()), "left behind: {paths:?}");
+        if let CgroupPath::Systemd(name) = self.state().path {
+            let unit = Path::new("/run/systemd/transient").join(name.unit());
+            // systemd unloads it a moment after its end.
+            let deadline = Instant::now() + SOON;
+            while unit.exists() {
+                assert!(Instant::now() < deadline, "left behind: {unit:?}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
     }
 }
 
@@ -34,14 +78,55 @@ impl std::ops::Deref for Guarded {
     type Target = Sandbox;
 
     fn deref(&self) -> &Sandbox {
-        &self.0
+        &self.sandbox
     }
 }
 
 impl Guarded {
     pub fn new(host: &Host, what: &str, resources: Resources) -> Self {
-        let config = SandboxConfig::new(name(what).parse().unwrap()).resources(resources);
-        Self(Sandbox::create(host, &config).unwrap().0)
+        Self::make(host, &SandboxConfig::new(path(what)).resources(resources))
+    }
+
+    pub fn make(host: &Host, config: &SandboxConfig) -> Self {
+        let mut made = Self::planned(host, config);
+        if by_systemd() {
+            made.holder = Some(made.hold(&sleeper()).unwrap());
+        }
+        made
+    }
+
+    /// With systemd there is no cgroup yet.
+    pub fn planned(host: &Host, config: &SandboxConfig) -> Self {
+        Self { sandbox: Sandbox::create(host, config).unwrap().0, holder: None }
+    }
+
+    /// How many processes hold it.
+    pub fn held(&self) -> u64 {
+        self.holder.iter().len() as u64
+    }
+
+    fn others(&self, mut pids: BTreeSet<u32>) -> BTreeSet<u32> {
+        pids.retain(|pid| self.holder.as_ref().is_none_or(|holder| holder.pid() != *pid));
+        pids
+    }
+
+    pub fn processes(&self) -> Result<BTreeSet<u32>> {
+        self.sandbox.processes().map(|pids| self.others(pids))
+    }
+
+    pub fn status(&self) -> Result<Status> {
+        let status = self.sandbox.status()?;
+        Ok(if status == Status::Running && self.processes()?.is_empty() { Status::Empty } else { status })
+    }
+
+    pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
+        self.sandbox.kill(timeout).map(|pids| self.others(pids))
+    }
+
+    pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
+        let mut outcome = self.sandbox.destroy(remaining, timeout)?;
+        outcome.killed = self.others(outcome.killed);
+        Ok(outcome)
     }
 
     /// For a test in which quotas come and go: the kernel patches its code for the first one on the machine and for the
@@ -72,7 +157,7 @@ impl Guarded {
 
     /// All files that settings are written to, and what they hold.
     pub fn files(&self) -> BTreeMap<PathBuf, String> {
-        let dirs: std::collections::BTreeSet<PathBuf> = self.paths().into_values().collect();
+        let dirs: BTreeSet<PathBuf> = self.paths().into_values().collect();
         let settings = |name: &str| {
             ["cpu.", "cpuset.", "memory.", "pids.", "io.", "blkio.", "hugetlb.", "net_", "rdma.", "devices."]
                 .iter()
