@@ -3,7 +3,7 @@
 use std::fmt;
 
 use clap::Args;
-use ringfence::{Host, Result};
+use ringfence::{Host, Profile, Result, STATE_VERSION};
 use serde::Serialize;
 
 use crate::commands::show::DRIVER;
@@ -18,15 +18,23 @@ pub struct Features {}
 #[derive(Debug, Serialize)]
 struct Printed {
     version: &'static str,
+    /// The newest format of states, which it writes; it reads the older ones too.
+    state_version: u32,
     drivers: [&'static str; 1],
+    profiles: Vec<&'static str>,
     #[serde(flatten)]
     host: Host,
 }
 
 impl Features {
     pub fn run(&self, context: &Context) -> Result<Exit> {
-        let printed =
-            Printed { version: env!("CARGO_PKG_VERSION"), drivers: [DRIVER], host: context.host()? };
+        let printed = Printed {
+            version: env!("CARGO_PKG_VERSION"),
+            state_version: STATE_VERSION,
+            drivers: [DRIVER],
+            profiles: Profile::ALL.map(Profile::name).to_vec(),
+            host: context.host()?,
+        };
         context.output.clone().or(Format::Json).object(&printed, &printed)?;
         Ok(Exit::Done)
     }
@@ -34,8 +42,10 @@ impl Features {
 
 impl fmt::Display for Printed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, host, .. } = self;
-        writeln!(f, "{:<13}{version}", "ringfence")?;
+        let Self { version, state_version, drivers, profiles, host } = self;
+        writeln!(f, "{:<13}{version} (states of version {state_version})", "ringfence")?;
+        writeln!(f, "{:<13}{}", "drivers", drivers.join(", "))?;
+        writeln!(f, "{:<13}{}", "profiles", profiles.join(", "))?;
         let systemd = if host.systemd { ", systemd" } else { "" };
         writeln!(f, "{:<13}{}{systemd}", "mode", host.mode.as_str())?;
         for (number, hierarchy) in host.hierarchies.iter().enumerate() {
