@@ -66,6 +66,17 @@ fn every_finding_has_its_keys_and_what_is_not_well_says_what_to_do() {
 }
 
 #[test]
+fn the_features_of_this_build_stand_beside_those_of_the_host() {
+    let mut features = ringfence();
+    features.arg("features");
+    let features = finish(features).exits(0).json();
+    for (list, name) in [("drivers", "cgroupfs"), ("profiles", "qemu"), ("profiles", "none")] {
+        assert!(features[list].as_array().unwrap().contains(&name.into()), "{features:#}");
+    }
+    assert!(features["state_version"].is_u64() && features["version"].is_string(), "{features:#}");
+}
+
+#[test]
 fn mode_mounts_and_controllers_are_those_of_the_kernel() {
     let done = doctor(&[]);
     let cgroups = finding(&done, "cgroups");
@@ -156,6 +167,28 @@ fn a_tree_that_is_full_or_too_shallow_is_told_with_the_file_to_write() {
         assert!(Command::new("sh").args(["-c", advice]).status().unwrap().success());
         assert_eq!(limits()["ok"], true);
     }
+}
+
+#[test]
+fn processes_beside_children_are_told_with_the_command_that_moves_them() {
+    let Some(cgroup) = Cgroup::make("beside") else { return skip("no cgroup can be made in version 2") };
+    if read(cgroup.0.join("cgroup.controllers")).is_empty() {
+        return skip("no controllers are enabled for cgroups of version 2");
+    }
+    let root = cgroup.0.to_str().unwrap();
+    let enabled = || finding(&doctor(&["--cgroup-root", root]), "enabled-controllers");
+    assert_eq!(enabled()["ok"], true);
+    let mut inside = Command::new("sleep").arg("1000").spawn().unwrap();
+    fs::write(cgroup.0.join("cgroup.procs"), inside.id().to_string()).unwrap();
+    let found = enabled();
+    let advice = found["do"].as_str().unwrap_or_default();
+    let moved = Command::new("sh").args(["-c", advice]).status();
+    let after = enabled();
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    fs::remove_dir(cgroup.0.join("init")).unwrap();
+    assert_eq!(found["verdict"], "limited", "{found:#}");
+    assert!(moved.unwrap().success() && after["ok"] == true, "{after:#}");
 }
 
 #[test]

@@ -150,16 +150,23 @@ impl Facts {
                 ),
             );
         }
-        let found = format!("no cgroup is delegated to {user}: sandboxes have no limits");
-        match (host.mode, host.systemd) {
-            (Mode::V1 | Mode::Hybrid, true) => Finding::limited(CHECK, found).advise(
-                "run as root, or boot with systemd.unified_cgroup_hierarchy=1: systemd delegates v2 alone to users",
+        let advice = match (host.mode, host.systemd) {
+            (Mode::V1 | Mode::Hybrid, true) => {
+                "run as root, or boot with systemd.unified_cgroup_hierarchy=1: \
+                 systemd delegates v2 alone to users"
+                    .to_owned()
+            }
+            (Mode::V2, true) => format!(
+                "systemd-run --user --scope -p Delegate=yes $SHELL (before that, as root: \
+                 loginctl enable-linger {user})"
             ),
-            (Mode::V2, true) => Finding::limited(CHECK, found)
-                .advise(format!("systemd-run --user --scope -p Delegate=yes $SHELL (first: loginctl enable-linger {user})")),
-            (_, false) => Finding::limited(CHECK, found)
-                .advise(format!("as root, give a cgroup that {user} is in to {user}: the directory and the files of /sys/kernel/cgroup/delegate")),
-        }
+            (_, false) => format!(
+                "as root, give {user} a cgroup that they are in: its directory, and the files that \
+                 /sys/kernel/cgroup/delegate names"
+            ),
+        };
+        Finding::limited(CHECK, format!("no cgroup is delegated to {user}: sandboxes have no limits"))
+            .advise(advice)
     }
 
     fn mount_options(&self, mode: Mode, root: &Path) -> Finding {
@@ -220,7 +227,9 @@ impl Facts {
             };
         }
         let found = "eBPF: no program of type CGROUP_DEVICE can be loaded: devices cannot be denied";
-        let advice = if host.rootless {
+        let advice = if host.rootless && self.user.id == 0 {
+            "run as root of the machine: this is root of a user namespace"
+        } else if host.rootless {
             "give CAP_BPF and CAP_NET_ADMIN, or run as root"
         } else if self.memory_for_bpf_is_short() {
             "ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit: before Linux 5.11 programs count"
@@ -272,7 +281,7 @@ fn enabled(base: &Base) -> Finding {
             format!("{found}; {} cannot be: processes are in it, not below it", names(&waiting)),
         )
         .advise(format!(
-            "mkdir {directory}/init && for p in $(cat {directory}/cgroup.procs); do echo $p > {directory}/init/cgroup.procs; done"
+            "cd {directory} && mkdir init && for p in $(cat cgroup.procs); do echo $p > init/cgroup.procs; done"
         ));
     }
     Finding::good(CHECK, format!("{found}; {} when needed", names(&waiting)))

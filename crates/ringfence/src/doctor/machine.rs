@@ -136,7 +136,8 @@ impl Facts {
             }
             (Hypervisor::Fails(why), _) => {
                 Finding::limited(CHECK, format!("/dev/kvm opens, and makes no virtual machine: {why}")).advise(
-                    "switch virtualization (VT-x, AMD-V) on in the firmware, or nested virtualization on in the host of this machine",
+                    "switch virtualization (VT-x, AMD-V) on in the firmware, or nested virtualization in the host \
+                     of this machine",
                 )
             }
             (Hypervisor::Refused(why), _) => {
@@ -151,7 +152,10 @@ impl Facts {
                 CHECK,
                 "neither /dev/kvm nor /dev/mshv: only QEMU runs, and emulates",
             )
-            .advise("modprobe kvm_intel or kvm_amd; virtualization must be on in the firmware, or nested in the host of this machine"),
+            .advise(
+                "modprobe kvm_intel or kvm_amd; virtualization must be on in the firmware, or nested in the host \
+                 of this machine",
+            ),
         }
     }
 

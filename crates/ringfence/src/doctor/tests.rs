@@ -304,6 +304,11 @@ fn device_filters_need_a_program_only_where_v1_has_no_list() {
         refused(facts);
     };
     finds(Mode::V2, "devices", user, (Limited, "eBPF", "CAP_BPF and CAP_NET_ADMIN"));
+    let inside = |facts: &mut Facts| {
+        refused(facts);
+        host(facts).rootless = true;
+    };
+    finds(Mode::V2, "devices", inside, (Limited, "eBPF", "root of the machine"));
     finds(Mode::V1, "devices", rootless, (Limited, "only root", "run as root"));
     let old = |facts: &mut Facts| can(facts).bpf_replace = false;
     finds(Mode::V2, "devices", old, (Note, "beside", "Linux 5.6"));
