@@ -33,6 +33,8 @@ Examples:
     ringfence rm vm2 --kill
   See what would be done on a host with cgroup v2, without doing it, without root:
     ringfence plan vm3 --memory 1G --host v2
+  See whether this host is ready, and what to do about what is not:
+    ringfence doctor
 
 Exit status:
   0 done; 1 failed; 2 wrong usage or bad input; 3 no such sandbox; 4 differs (diff), denied (devices
@@ -82,6 +84,7 @@ enum Command {
     Diff(commands::diff::Diff),
     Convert(commands::convert::Convert),
     Explain(commands::explain::Explain),
+    Doctor(commands::doctor::Doctor),
     Features(commands::features::Features),
     #[command(hide = true)]
     Hold(commands::hold::Hold),
@@ -109,6 +112,7 @@ impl Command {
             Self::Diff(diff) => diff.run(context),
             Self::Convert(convert) => convert.run(context),
             Self::Explain(explain) => explain.run(context),
+            Self::Doctor(doctor) => doctor.run(context),
             Self::Features(features) => features.run(context),
             Self::Hold(hold) => hold.run(),
         }
@@ -231,6 +235,7 @@ mod tests {
             "ringfence -o json diff a",
             "ringfence convert --from v1 --to v2 -",
             "ringfence explain a hugetlb.2MB.max",
+            "ringfence doctor --strict -o jsonl",
         ] {
             assert!(parses(line), "{line}");
         }

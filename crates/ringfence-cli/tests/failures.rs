@@ -224,7 +224,7 @@ fn a_sandbox_that_lost_one_of_its_directories_can_be_removed() {
 }
 
 #[test]
-fn a_process_that_has_vanished_is_named_and_those_before_it_have_joined() {
+fn a_process_that_has_vanished_is_named_and_no_other_joins() {
     let sandbox = Sandbox::named("attach");
     sandbox.create(&[]);
     let mut gone = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
@@ -236,14 +236,19 @@ fn a_process_that_has_vanished_is_named_and_those_before_it_have_joined() {
     assert!(error["message"].as_str().unwrap().contains("process"), "{error}");
     assert_eq!(sandbox.processes(), [] as [u32; 0]);
 
-    let mut sleeper =
-        Command::new("sleep").arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut sleeper = Command::new("sleep");
+    sleeper.arg("1000").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut sleeper = sleeper.spawn().unwrap();
     let sleeping = sleeper.id().to_string();
-    let told = sandbox.attempt("attach", &[&sleeping, &vanished]).exits(1).stderr;
-    assert!(told.contains(&vanished) && !told.contains(&sleeping), "{told}");
-    assert_eq!(sandbox.processes(), [sleeper.id()]);
+    let place = || fs::read_to_string(format!("/proc/{sleeping}/cgroup")).unwrap();
+    let before = place();
+    let told = sandbox.attempt("attach", &[&sleeping, &vanished]);
+    let after = place();
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
+    let told = told.exits(1).stderr;
+    assert!(told.contains(&vanished) && !told.contains(&sleeping), "{told}");
+    assert_eq!(after, before);
 }
 
 #[test]

@@ -47,6 +47,7 @@ mod allocations;
 mod cgroup;
 mod convert;
 pub mod devices;
+pub mod doctor;
 mod driver;
 mod error;
 pub mod explain;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use clap::Args;
-use ringfence::{Host, Result};
+use ringfence::{Host, Profile, Result, STATE_VERSION};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -17,7 +17,10 @@ pub struct Features {}
 #[derive(Debug, Serialize)]
 struct Printed {
     version: &'static str,
+    /// The newest format of states, which it writes; it reads the older ones too.
+    state_version: u32,
     drivers: [&'static str; 2],
+    profiles: Vec<&'static str>,
     #[serde(flatten)]
     host: Host,
 }
@@ -26,7 +29,9 @@ impl Features {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let printed = Printed {
             version: env!("CARGO_PKG_VERSION"),
+            state_version: STATE_VERSION,
             drivers: ["cgroupfs", "systemd"],
+            profiles: Profile::ALL.map(Profile::name).to_vec(),
             host: context.host()?,
         };
         context.output.clone().or(Format::Json).object(&printed, &printed)?;
@@ -36,8 +41,10 @@ impl Features {
 
 impl fmt::Display for Printed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, host, .. } = self;
-        writeln!(f, "{:<13}{version}", "ringfence")?;
+        let Self { version, state_version, drivers, profiles, host } = self;
+        writeln!(f, "{:<13}{version} (states of version {state_version})", "ringfence")?;
+        writeln!(f, "{:<13}{}", "drivers", drivers.join(", "))?;
+        writeln!(f, "{:<13}{}", "profiles", profiles.join(", "))?;
         let systemd = if host.systemd { ", systemd" } else { "" };
         writeln!(f, "{:<13}{}{systemd}", "mode", host.mode.as_str())?;
         for (number, hierarchy) in host.hierarchies.iter().enumerate() {

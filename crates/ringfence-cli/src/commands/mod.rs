@@ -5,6 +5,7 @@ pub mod convert;
 pub mod create;
 pub mod devices;
 pub mod diff;
+pub mod doctor;
 pub mod exec;
 pub mod explain;
 pub mod features;

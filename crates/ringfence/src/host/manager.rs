@@ -30,6 +30,14 @@ impl Host {
         cfg!(feature = "systemd") && self.systemd && path.is_none_or(|path| Path::new(path).exists())
     }
 
+    /// The version of the systemd that this process would speak with, such as `257.9-1~deb13u1`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where it is not process 1; [`ErrorKind::Systemd`] where it cannot be reached.
+    pub fn systemd_version(&self) -> Result<String> {
+        self.manager()?.version()
+    }
+
     /// systemd's manager: the system's, or of an unprivileged user the user's own.
     pub(crate) fn manager(&self) -> Result<&Manager> {
         if !self.systemd {

@@ -2,6 +2,7 @@
 
 pub(crate) mod bpf;
 pub(crate) mod dir;
+pub(crate) mod hypervisor;
 pub(crate) mod poll;
 pub(crate) mod probe;
 pub(crate) mod proc;

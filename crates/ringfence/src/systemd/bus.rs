@@ -5,7 +5,6 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -85,8 +84,9 @@ impl From<zbus::Error> for Failure {
 pub(super) struct Bus {
     connection: Connection,
     jobs: Arc<Jobs>,
-    /// Calls that were sent.
-    calls: AtomicU32,
+    /// The methods that were called.
+    #[cfg(test)]
+    calls: Mutex<Vec<&'static str>>,
 }
 
 impl Bus {
@@ -100,7 +100,12 @@ impl Bus {
             .spawn(move || zbus::block_on(serve(&address, &ended, &sender)))
             .map_err(|error| Failure::Broken(error.to_string()))?;
         match receiver.recv_timeout(deadline.left()) {
-            Ok(opened) => Ok(Self { connection: opened?, jobs, calls: AtomicU32::new(0) }),
+            Ok(opened) => Ok(Self {
+                connection: opened?,
+                jobs,
+                #[cfg(test)]
+                calls: Mutex::default(),
+            }),
             Err(_) => Err(Failure::TimedOut),
         }
     }
@@ -110,10 +115,10 @@ impl Bus {
         !self.connection.is_closed()
     }
 
-    /// How many calls were sent.
+    /// The methods that were called since this was asked last.
     #[cfg(test)]
-    pub(super) fn calls(&self) -> u32 {
-        self.calls.load(Ordering::Relaxed)
+    pub(super) fn calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Calls a method of systemd's manager object.
@@ -145,7 +150,7 @@ impl Bus {
         &self,
         object: &str,
         interface: &str,
-        method: &str,
+        method: &'static str,
         body: &B,
         deadline: Deadline,
     ) -> Result<R, Failure>
@@ -153,7 +158,8 @@ impl Bus {
         B: Serialize + DynamicType,
         R: DeserializeOwned + Type,
     {
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        #[cfg(test)]
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(method);
         let call = self.connection.call_method(Some(DESTINATION), object, Some(interface), method, body);
         let answer = wait(call, deadline).ok_or(Failure::TimedOut)??;
         Ok(answer.body().deserialize()?)

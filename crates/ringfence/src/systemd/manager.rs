@@ -238,10 +238,11 @@ impl Manager {
         })
     }
 
-    /// How many calls were sent by the present connection.
+    /// The methods that were called since this was asked last, by the present connection.
     #[cfg(test)]
-    pub(crate) fn calls(&self) -> u32 {
-        self.bus.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |bus| bus.calls())
+    pub(crate) fn calls(&self) -> Vec<&'static str> {
+        let held = self.bus.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().map(|bus| bus.calls()).unwrap_or_default()
     }
 
     /// Makes a request that can be made twice, again where the connection broke.

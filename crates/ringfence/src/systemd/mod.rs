@@ -7,6 +7,9 @@ mod manager;
 #[cfg(not(feature = "systemd"))]
 mod without;
 
+#[cfg(feature = "systemd")]
+#[cfg(test)]
+mod on_a_kernel;
 pub(crate) mod property;
 
 #[cfg(feature = "systemd")]
