@@ -428,8 +428,12 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
     };
     let micros = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(PERIOD);
     let now = |file| draft.now(index, file);
-    let before =
-        Bandwidth { quota: limit(now("cpu.cfs_quota_us")), period: micros(now("cpu.cfs_period_us")) };
+    // As for v2, what was asked for is not in the files.
+    let asked = &draft.want.base.cpu;
+    let before = Bandwidth {
+        quota: asked.quota.unwrap_or_else(|| limit(now("cpu.cfs_quota_us"))),
+        period: asked.period.unwrap_or_else(|| micros(now("cpu.cfs_period_us"))),
+    };
     let then = Bandwidth {
         quota: quota.map_or(before.quota, |quota| limit(Some(quota))),
         period: period.map_or(before.period, |period| micros(Some(period))),
