@@ -110,7 +110,11 @@ impl Log {
                     }
                 }
                 Done::Told(unit, back) => {
-                    let told = dirs.host.manager().and_then(|manager| manager.set(&unit, &back));
+                    // It answers before it writes, and what is put back behind this is to stay.
+                    let told = dirs.host.manager().and_then(|manager| {
+                        manager.set(&unit, &back)?;
+                        manager.settle()
+                    });
                     failures.extend(told.err());
                 }
                 Done::Started { unit, kill, origins } => {
