@@ -85,6 +85,11 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
         };
         if goes_before { before.push(step) } else { after.push(step) }
     }
+    if let Some(again) = v1_weight_again(draft, &told, &files) {
+        // Before it too, for the undo.
+        before.push(again.clone());
+        after.insert(0, again);
+    }
     told.extend(device_rules(draft, &mut after)?);
     if draft.want.create {
         let (own, start) = start(draft, unit, told);
@@ -452,6 +457,26 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
         period: period.map_or(before.period, |period| micros(Some(period))),
     };
     Some((then, before))
+}
+
+/// v1: beside a throttle systemd writes a weight of its own, which is the default or, with BFQ, not even that.
+fn v1_weight_again(draft: &Draft<'_>, told: &[Told], files: &[Option<String>]) -> Option<Step> {
+    let (index, version) = draft.place_of(Controller::Io)?;
+    let is_told =
+        told.iter().flat_map(|told| &told.properties).any(|property| property.name.starts_with("IO"));
+    if version != Version::V1 || draft.want.create || !is_told {
+        return None;
+    }
+    let is_asked = |file: &&str| files.iter().flatten().any(|asked| asked == *file);
+    let file =
+        ["blkio.bfq.weight", "blkio.weight"].into_iter().find(|file| draft.now(index, file).is_some())?;
+    if is_asked(&file) {
+        return None;
+    }
+    let (dir, value) = (draft.leaf(index), draft.now(index, file)?.to_owned());
+    let mut step = Step::new(Action::Write { dir, file: file.into(), value: value.clone() });
+    step.undo = Undo::write(file, vec![value]);
+    Some(step)
 }
 
 /// v1: the device policy as systemd's, or the next reload would open every device.
