@@ -53,6 +53,9 @@ class Root:
 
 TRIXIE = Root("trixie", "trixie", SYSTEMD_PACKAGES, 900)
 BOOKWORM = Root("bookworm", "bookworm", SYSTEMD_PACKAGES, 900)
+# For machines inside the guest. QEMU's interpreter runs under QEMU's interpreter there: a few instructions of firmware
+# are done at once, a Linux kernel takes many minutes.
+HYPERVISOR = Root("hypervisor", "trixie", SYSTEMD_PACKAGES + ("qemu-system-x86",), 900)
 CONTAINERS = Root("containers", "trixie", SYSTEMD_PACKAGES + CONTAINER_PACKAGES, 1400)
 
 
@@ -98,6 +101,7 @@ MODES = {
              _plain("hybrid") + " swapaccount=1"),
         Mode("ctr", "trixie with runc, crun, podman and containerd", CONTAINERS,
              memory_mib=2048, on_request=True),
+        Mode("vm", "plain-v2 with QEMU", HYPERVISOR, _plain("v2"), on_request=True),
         Mode("rdma", "plain-v2 on Debian's standard kernel, with an RDMA device", TRIXIE,
              _plain("v2") + " testbed.rdma", kernel=STANDARD, on_request=True),
         Mode("rdma-v1", "plain-v1 on Debian's standard kernel, with an RDMA device", BOOKWORM,

@@ -5,6 +5,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use nix::errno::Errno;
+use nix::unistd::{Group, User};
 use ringfence::devices::DeviceKind;
 use ringfence::resources::{SpecFile, parse_cpus, parse_limit};
 use ringfence::{
@@ -40,7 +42,7 @@ pub struct Creation {
     #[arg(long, value_name = "CGROUPSPATH")]
     pub path: Option<CgroupPath>,
 
-    /// Parent of paths that do not begin with / [default: /ringfence]
+    /// Parent of paths that do not begin with / [default: /ringfence; rootless: ringfence below what is delegated]
     #[arg(long, value_name = "PATH")]
     pub parent: Option<CgroupPath>,
 
@@ -56,9 +58,44 @@ pub struct Creation {
     #[arg(long, value_name = "WHERE", value_parser = overhead)]
     pub overhead: Option<Overhead>,
 
-    /// In a container on cgroup v2: move the processes of the namespace's root to a leaf, so that limits are possible
+    /// Delegate the cgroup to a user, who may then make cgroups below it: UID:GID or names; USER alone takes the group along
+    #[arg(long, value_name = "UID:GID", value_parser = owner)]
+    pub owner: Option<(u32, u32)>,
+
+    /// On cgroup v2, in a container or where a cgroup is delegated to this user: move the processes of the namespace's
+    /// root, or of that cgroup, to a leaf, so that limits are possible
     #[arg(long)]
     pub evacuate: bool,
+}
+
+/// `UID:GID`, by number or by name; `USER` with the group that it has in the user database.
+fn owner(text: &str) -> Result<(u32, u32)> {
+    let refused = |why: &'static str| Error::invalid("owner", text, why);
+    let found = |who: Result<Option<User>, Errno>| who.ok().flatten();
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    let (uid, known) = match user.parse::<u32>() {
+        Ok(uid) => (uid, found(User::from_uid(uid.into()))),
+        Err(_) => {
+            let known = found(User::from_name(user)).ok_or_else(|| refused("there is no such user"))?;
+            (known.uid.as_raw(), Some(known))
+        }
+    };
+    let gid = match group.map(|group| (group, group.parse::<u32>())) {
+        Some((_, Ok(gid))) => gid,
+        Some((group, Err(_))) => {
+            let known = Group::from_name(group).ok().flatten();
+            known.ok_or_else(|| refused("there is no such group"))?.gid.as_raw()
+        }
+        None => {
+            let why = "takes UID:GID: the user database does not say which group this user has";
+            known.ok_or_else(|| refused(why))?.gid.as_raw()
+        }
+    };
+    // What chown(2) takes for "leave alone".
+    if uid == u32::MAX || gid == u32::MAX {
+        return Err(refused("4294967295 is nobody's number"));
+    }
+    Ok((uid, gid))
 }
 
 fn overhead(text: &str) -> Result<Overhead> {
@@ -91,13 +128,14 @@ impl Creation {
 
     /// The first of these options that was given.
     pub fn given(&self) -> Option<&'static str> {
-        let Self { path, parent, name_prefix, profile, overhead, evacuate } = self;
+        let Self { path, parent, name_prefix, profile, overhead, owner, evacuate } = self;
         let given = [
             ("--path", path.is_some()),
             ("--parent", parent.is_some()),
             ("--name-prefix", name_prefix.is_some()),
             ("--profile", profile.is_some()),
             ("--overhead", overhead.is_some()),
+            ("--owner", owner.is_some()),
             ("--evacuate", *evacuate),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
@@ -278,6 +316,9 @@ impl Wanted {
             .unsupported(context.unsupported());
         if let Some(parent) = &self.creation.parent {
             config = config.parent(parent.clone());
+        }
+        if let Some((uid, gid)) = self.creation.owner {
+            config = config.owner(uid, gid);
         }
         if let Some(prefix) = &self.creation.name_prefix {
             config = config.name_prefix(prefix);

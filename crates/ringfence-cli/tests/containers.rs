@@ -6,9 +6,11 @@
 
 mod support;
 
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::process::Command;
 
+use support::place::{ALL, ORDINARY, Place, UID, enable, has_v2};
 use support::{Done, Sandbox, binary, finish, hierarchies, mode, skip};
 
 /// Runs a shell script with `$ID` and `$RF` (the command), in namespaces of its own.
@@ -169,7 +171,136 @@ fn a_read_only_cgroup_file_system_is_an_error_that_says_so() {
     for hierarchy in hierarchies() {
         mounts += &format!("mount -o remount,bind,ro {}\n", hierarchy.point.display());
     }
-    let done = script(&sandbox, "--mount", &format!("{mounts}\n$RF create $ID --pids 20")).exits(1);
+    for verb in ["create $ID --pids 20", "create $ID --path /$ID"] {
+        let error = script(&sandbox, "--mount", &format!("{mounts}\n$RF -o json {verb}")).exits(1).error();
+        assert_eq!((&error["kind"], &error["errno"]), (&"kernel".into(), &30.into()), "{error}");
+        assert!(error["message"].as_str().unwrap().contains("read-only"), "{error}");
+        assert!(error["path"].as_str().unwrap().starts_with("/sys/fs/cgroup"), "{error}");
+        sandbox.is_gone();
+    }
+}
+
+#[test]
+fn a_read_only_cgroup_file_system_leaves_a_user_without_a_cgroup_and_says_why() {
+    let place = Place::delegated("read-only", &[]);
+    let mut text = String::new();
+    for hierarchy in hierarchies() {
+        text += &format!("mount -o remount,bind,ro {}\n", hierarchy.point.display());
+    }
+    text += &format!("exec setpriv {} sh -euc \"$AS_USER\"", ORDINARY.join(" "));
+    let in_mounts = |as_user: &str| {
+        let text = format!(
+            "export AS_USER='{as_user}'\nexec unshare --mount --propagation private sh -euc '{text}'"
+        );
+        place.script_in("leaf", &["--no-new-privs"], &text)
+    };
+    let done = in_mounts("ringfence run $ID --pids 9 -- cat /proc/self/cgroup").exits(0);
+    let own = format!("/{}/leaf", place.name);
+    assert!(done.stdout.lines().all(|line| line.ends_with(&own)), "{}", done.stdout);
+    assert!(done.stderr.contains("pids.limit = 9: ") && done.stderr.contains("read-only"), "{}", done.stderr);
+    let done = in_mounts("ringfence --strict create $ID").exits(1);
     assert!(done.stderr.contains("read-only"), "{}", done.stderr);
-    sandbox.is_gone();
+    place.is_clean();
+}
+
+#[test]
+fn root_in_a_cgroup_namespace_makes_sandboxes_below_what_is_mounted() {
+    let sandbox = Sandbox::named("unshared");
+    let container = Container::named("unshared");
+    let mut join = String::new();
+    for dir in &container.dirs {
+        join += &format!("echo $$ > {}/cgroup.procs\n", dir.display());
+    }
+    // No mount of its own: what is mounted shows the whole machine.
+    let text = format!(
+        "{join}
+         exec unshare --cgroup sh -euc '
+             $RF create $ID --pids 20
+             $RF run $ID-run --detach -- sleep 1000'"
+    );
+    let done = script(&sandbox, "--mount", &text);
+    assert_eq!(sandbox.file("pids.max").unwrap(), "20");
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    if mounts.lines().any(|line| line.contains(" cgroup2 ") && line.contains("nsdelegate")) {
+        // systemd mounts v2 so: limits can be set, but nothing leaves the namespace.
+        let done = done.exits(125);
+        assert!(done.stderr.contains("outside of this cgroup namespace"), "{}", done.stderr);
+        return;
+    }
+    let done = done.exits(0);
+    let pid = done.stdout.lines().last().unwrap();
+    let seen = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let inside = seen.lines().filter(|line| line.ends_with(&format!(":/ringfence/{}-run", sandbox.id)));
+    assert_eq!(inside.count(), hierarchies().len(), "{seen}");
+    for id in [sandbox.id.clone(), format!("{}-run", sandbox.id)] {
+        finish(sandbox.ringfence(&["rm", "--kill", &id])).exits(0);
+    }
+}
+
+/// Whether an ordinary user may make a user namespace here.
+fn has_user_namespaces(place: &Place) -> bool {
+    let done = place.script_in("", ORDINARY, "unshare --user --map-root-user true");
+    if done.code != 0 {
+        skip(&format!("no user namespaces: {}", done.stderr.trim()));
+    }
+    done.code == 0
+}
+
+#[test]
+fn root_of_a_user_namespace_to_whom_nothing_is_delegated_is_an_ordinary_user() {
+    let place = Place::named("no-root");
+    if !has_user_namespaces(&place) {
+        return;
+    }
+    let as_root = |text: &str| {
+        let text = format!("exec unshare --user --map-root-user --cgroup sh -euc '{text}'");
+        place.script_in("", ORDINARY, &text)
+    };
+    let done = as_root("id -u; ringfence run $ID --pids 9 -- touch ran").exits(0);
+    assert_eq!(done.stdout, "0\n");
+    assert!(done.stderr.contains("pids.limit = 9: no cgroup is delegated"), "{}", done.stderr);
+    assert!(place.runtime().join("ran").exists());
+    as_root("ringfence --strict create $ID").exits(1);
+    let error = as_root("ringfence -o json create $ID --path /$ID").exits(1).error();
+    assert_eq!(error["errno"], 13, "{error}");
+    place.is_clean();
+}
+
+#[test]
+fn a_container_of_a_user_has_the_controllers_of_its_namespace_and_the_same_remedy() {
+    if !has_v2(ALL) {
+        return skip("v2 has no controllers here");
+    }
+    let place = Place::delegated("contained", ALL);
+    if !has_user_namespaces(&place) {
+        return;
+    }
+    // What becomes the namespace's root: delegated, with controllers, and with the container's first process.
+    let root = place.v2().join("leaf");
+    enable(place.v2(), ALL);
+    for file in [".", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+        chown(root.join(file), Some(UID), Some(UID)).unwrap();
+    }
+    let point = place.v2().parent().unwrap().display().to_string();
+    let done = place.script(&format!(
+        "exec unshare --user --map-root-user --mount --cgroup sh -euc '
+             mount -t tmpfs none {point}
+             mount -t cgroup2 none {point}
+             if ringfence create $ID --memory 64M --pids 9; then echo it must not work; exit 1; fi
+             test ! -e {point}/ringfence
+             ringfence create $ID --memory 64M --pids 9 --evacuate
+             cat {point}/ringfence/$ID/memory.max {point}/ringfence/$ID/pids.max
+             ringfence exec $ID -- cat /proc/self/cgroup
+             if ringfence create $ID-o --owner 5:5; then echo there is no such user; exit 1; fi
+             test ! -e {point}/ringfence/$ID-o
+             ringfence rm $ID
+             test ! -e {point}/ringfence
+             cat /proc/self/cgroup'"
+    ));
+    let done = done.exits(0);
+    assert!(done.stderr.contains("--evacuate") && done.stderr.contains("CAP_BPF"), "{}", done.stderr);
+    assert!(done.stderr.contains("user namespace has no such user"), "{}", done.stderr);
+    let expected = format!("67108864\n9\n0::/ringfence/{}\n0::/evacuated\n", place.sandbox.id);
+    assert!(done.stdout.ends_with(&expected), "{}", done.stdout);
+    place.is_clean();
 }

@@ -6,15 +6,50 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use support::systemd::{
-    LIMITS, create, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit,
+    LIMITS, create, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit, units_like,
 };
-use support::{Sandbox, finish, is_on_v1, skip};
+use support::{Sandbox, directories_named, finish, is_on_v1, skip};
 
 /// One at a time: each has systemd to itself.
 static SYSTEMD: Mutex<()> = Mutex::new(());
+
+#[test]
+fn the_slice_goes_with_the_last_sandbox_in_it_whatever_its_end() {
+    if skipped() {
+        return;
+    }
+    let _alone = SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_gone = || {
+        let dirs = directories_named("ringfence.slice");
+        assert!(
+            units_like("ringfence").is_empty() && dirs.is_empty(),
+            "{:?} {dirs:?}",
+            units_like("ringfence")
+        );
+    };
+    let (one, other) = (Sandbox::named("one"), Sandbox::named("other"));
+    run(&one, &LIMITS, "true").exits(0);
+    is_gone();
+    create(&one, &["--hold"]);
+    create(&other, &LIMITS);
+    exec(&other, "true").exits(0);
+    other.does("rm", &[]);
+    assert_eq!(units_like("ringfence").len(), 2, "one is still there");
+    one.does("rm", &[]);
+    is_gone();
+    // Of a scope with drained processes nobody is told when it ends.
+    create(&one, &["--hold"]);
+    one.does("rm", &["--drain"]);
+    systemctl(&["kill", "--signal=KILL", &format!("ringfence-{}-drained.scope", one.id)]);
+    nothing_is_left(&one);
+    let found = finish(one.ringfence(&["-o", "json", "gc", "--apply"])).exits(0).json();
+    assert_eq!(found[0]["id"], "/ringfence.slice", "{found}");
+    is_gone();
+}
 
 #[test]
 fn a_change_is_told_to_systemd_and_outlives_its_reloads() {
@@ -68,15 +103,17 @@ fn a_systemd_that_executes_itself_anew_again_and_again_is_waited_for() {
         return;
     }
     let _alone = SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            for _ in 0..3 {
                 systemctl(&["daemon-reexec"]);
-                std::thread::sleep(std::time::Duration::from_millis(300));
             }
+            done.store(true, Ordering::Relaxed);
         });
-        for number in 0..4 {
+        let mut number = 0;
+        while number == 0 || !done.load(Ordering::Relaxed) {
+            number += 1;
             let sandbox = Sandbox::named(&format!("reexec-{number}"));
             let ran = run(&sandbox, &LIMITS, "cat /proc/self/cgroup");
             assert_eq!(ran.code, 0, "{ran:?}");
@@ -87,6 +124,5 @@ fn a_systemd_that_executes_itself_anew_again_and_again_is_waited_for() {
             sandbox.does("rm", &[]);
             nothing_is_left(&sandbox);
         }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }

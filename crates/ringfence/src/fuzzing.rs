@@ -90,6 +90,7 @@ pub fn plan_change(
         force: false,
         evacuate: false,
         statistics: &[],
+        owner: None,
         unsupported: Unsupported::Report,
     };
     let mut observed = Observed::default();

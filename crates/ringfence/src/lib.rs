@@ -71,7 +71,7 @@ pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaini
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
 pub use explain::Explanation;
-pub use host::{Capabilities, Controller, DeviceClass, DeviceNode, Hierarchy, Host, Mode, Version};
+pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
 pub use path::{CgroupPath, SandboxId, Subpath, SystemdName};
 pub use plan::{Plan, Step, Unsupported};

@@ -69,7 +69,7 @@ pub fn make(
         };
         return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(id));
     }
-    if alive(host, &intent)?.is_some_and(|sandbox| sandbox.cgroup().is_ok()) {
+    if !intent.cgroup.is_empty() && alive(host, &intent)?.is_some_and(|sandbox| sandbox.cgroup().is_ok()) {
         // Never recorded, not for an instant: rm and gc take what is recorded for ours.
         let why = "there is such a cgroup already, and no sandbox of this name";
         return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(format!("/{}", intent.cgroup)));

@@ -30,7 +30,7 @@ impl Exec {
         let (entry, sandbox) = context.open(&host, &self.id)?;
         let supervisor = Supervisor::new()?;
         let child = sandbox.spawn(&command(&self.command, false)?)?;
-        // A unit of systemd may have started with the command.
+        // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
         entry.save(&sandbox.state())?;
         drop((entry, sandbox));
         Ok(supervisor.wait(&child)?.into())

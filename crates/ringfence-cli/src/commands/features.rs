@@ -46,6 +46,10 @@ impl fmt::Display for Printed {
             let names = names.chain(hierarchy.name.as_deref()).collect::<Vec<_>>().join(",");
             writeln!(f, "{heading:<13}{:<32} {names}", hierarchy.root.display())?;
         }
+        if host.rootless {
+            let delegated = host.delegation.as_ref().map(|delegation| format!("/{}", delegation.path));
+            writeln!(f, "{:<13}{}", "delegated", delegated.as_deref().unwrap_or("nothing"))?;
+        }
         let able = serde_json::to_value(&host.capabilities).map_err(|_| fmt::Error)?;
         let able = able.as_object().into_iter().flatten().filter(|(_, able)| able.as_bool() == Some(true));
         let able: Vec<_> = able.map(|(name, _)| name.as_str()).collect();

@@ -17,7 +17,8 @@ pub struct Ls {}
 #[derive(Debug, Serialize)]
 struct Listed {
     id: SandboxId,
-    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
     driver: &'static str,
     state: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +67,7 @@ fn table(listed: &[Listed]) -> Table {
             or_dash(*pids),
             or_dash(memory_bytes.map(bytes)),
             or_dash(cpu_us.map(seconds)),
-            path.clone(),
+            or_dash(path.as_deref()),
         ]);
     }
     table

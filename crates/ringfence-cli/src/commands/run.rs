@@ -58,9 +58,10 @@ impl Run {
         match supervisor {
             None => self.detached(context, &entry, &sandbox, &child),
             Some(supervisor) => {
-                // A unit of systemd has only started with the command.
-                entry.save(&sandbox.state())?;
-                context.output.report_always(&sandbox.state().report);
+                // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
+                let state = sandbox.state();
+                entry.save(&state)?;
+                context.output.report_always(&state.report);
                 drop((entry, sandbox));
                 let status = supervisor.wait(&child)?;
                 self.end(context, &host, &me)?;

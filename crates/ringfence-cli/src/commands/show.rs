@@ -35,7 +35,8 @@ impl Show {
 #[derive(Debug, Serialize)]
 pub struct Shown<'a> {
     id: &'a SandboxId,
-    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
     driver: &'static str,
     host: ShownHost,
     state: Status,
@@ -99,9 +100,9 @@ pub fn driver(state: &State) -> &'static str {
     if state.path.is_systemd() { "systemd" } else { "cgroupfs" }
 }
 
-/// The path of the cgroup below the root of each hierarchy.
-pub fn path(state: &State) -> String {
-    format!("/{}", state.cgroup)
+/// The path of the cgroup below the root of each hierarchy; none for a sandbox without one.
+pub fn path(state: &State) -> Option<String> {
+    (!state.cgroup.is_empty()).then(|| format!("/{}", state.cgroup))
 }
 
 pub fn status(sandbox: Option<&Sandbox>) -> Result<Status> {
@@ -112,7 +113,8 @@ pub fn status(sandbox: Option<&Sandbox>) -> Result<Status> {
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<10}{}", "id", self.id)?;
-        writeln!(f, "{:<10}{} ({}, {})", "path", self.path, self.driver, self.host.mode.as_str())?;
+        let path = self.path.as_deref().unwrap_or("-");
+        writeln!(f, "{:<10}{path} ({}, {})", "path", self.driver, self.host.mode.as_str())?;
         writeln!(f, "{:<10}{}", "state", self.state)?;
         if let Some(Holder { pid, alive }) = self.holder {
             writeln!(f, "{:<10}{pid}{}", "holder", if alive { "" } else { " (dead)" })?;

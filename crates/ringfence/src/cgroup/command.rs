@@ -11,6 +11,7 @@ use std::process::ExitStatus;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
 
+use crate::cgroup::{NOT_WITHIN_DELEGATED, OUT_OF_REACH};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::spawn::{self, Image, Stage, Started};
 
@@ -180,6 +181,7 @@ impl Command {
                 errno,
             ),
             Stage::Stdio => Error::kernel("cannot set up standard input and output", program, errno),
+            Stage::Join if errno == Errno::ACCESS => Error::kernel(NOT_WITHIN_DELEGATED, program, errno),
             Stage::Join => Error::kernel("the child cannot join its cgroup", program, errno),
             Stage::Stuck => {
                 let why = "the child never came to exec: its cgroup was frozen; it was killed";
@@ -191,6 +193,8 @@ impl Command {
                         "cannot fork: a limit on tasks is reached (pids.limit of the cgroup, or RLIMIT_NPROC)"
                     }
                     Errno::BUSY => "cannot fork into the cgroup: it has controllers enabled for its children",
+                    Errno::ACCESS => NOT_WITHIN_DELEGATED,
+                    Errno::NOENT => OUT_OF_REACH,
                     Errno::OPNOTSUPP => "cannot fork into the cgroup: it is an invalid domain",
                     _ => "cannot fork into the cgroup",
                 };

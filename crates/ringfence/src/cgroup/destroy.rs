@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::cgroup::freeze::event;
 use crate::cgroup::mark::mark_drained;
+use crate::cgroup::tree::clear_below;
 use crate::cgroup::{Cgroup, members};
 use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
@@ -141,7 +142,7 @@ impl Cgroup {
             }
             if deadline.is_over() {
                 let why = format!("processes live on after SIGKILL: {pids:?}");
-                return vec![Error::new(ErrorKind::TimedOut, why).with_value(&self.path)];
+                return vec![self.about(Error::new(ErrorKind::TimedOut, why))];
             }
             deadline.sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -161,6 +162,7 @@ impl Cgroup {
         let mut again = BTreeSet::new();
         let mut dirs = self.dirs.iter();
         let listed = dirs.try_for_each(|(dir, open)| members(open, self.version(dir), &mut again));
+        again.extend(self.started().iter().map(|process| process.pid));
         for pid in if listed.is_ok() { &again } else { pids } {
             send(*pid, Signal::KILL);
         }
@@ -190,9 +192,11 @@ impl Cgroup {
                 if !pids.is_empty() {
                     let why =
                         format!("processes are still inside: {pids:?}; say whether to kill or to drain them");
-                    return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
+                    return Err(self.about(Error::new(ErrorKind::Busy, why)));
                 }
             }
+            // What has no cgroup is nowhere that it could be moved out of.
+            Remaining::Drain if !self.exists() => {}
             Remaining::Drain => failures = self.drain_until_empty(deadline, &mut outcome),
             Remaining::Kill => failures = self.kill_until_empty(deadline, &mut outcome),
         }
@@ -209,11 +213,20 @@ impl Cgroup {
             failures.extend(self.remove_tree(dir, deadline, &mut outcome).err());
         }
         match &self.unit {
-            Some(unit) => stop_default_slice(&self.host, unit, &self.path, &mut outcome),
+            Some(unit) if unit.is_in_default_slice() => {
+                let slice = Dir::new(0, &self.path).parent().unwrap_or_else(|| Dir::new(0, ""));
+                stop_default_slice(&self.host, &slice.path, &mut outcome);
+            }
+            Some(_) => {}
             None if self.parent_is_default => self.remove_empty_parent(&mut outcome),
             None => {}
         }
         Failures::or_outcome(failures, outcome)
+    }
+
+    /// Names the cgroup, if there is one.
+    fn about(&self, error: Error) -> Error {
+        if self.path.is_empty() { error } else { error.with_value(&self.path) }
     }
 
     /// Repeated until nothing is left that was forked meanwhile; given up early where a pass moves nothing and is refused.
@@ -410,13 +423,9 @@ impl Cgroup {
                 Err(Errno::BUSY | Errno::NOTEMPTY) => {}
                 Err(errno) => return Err(failed(errno)),
             }
-            let children = dirs.get(dir).and_then(|open| open.children()).unwrap_or_default();
-            for child in children {
-                self.remove_tree(
-                    &Dir::new(dir.hierarchy, format!("{}/{child}", dir.path)),
-                    deadline,
-                    outcome,
-                )?;
+            if let Ok(open) = dirs.get(dir) {
+                // Some of it, as long as the last processes are leaving; and it may be gone by now.
+                _ = clear_below(&open, |names| outcome.removed.push(full.join(names.join("/"))));
             }
             if deadline.is_over() {
                 return Err(failed(Errno::BUSY).with_kind(ErrorKind::Busy));
@@ -461,27 +470,22 @@ impl Cgroup {
 }
 
 /// The default slice goes with its last unit: alone, so that a unit that starts in it at this moment stays. In hierarchies
-/// that systemd does not know its directory is ours. `path` is that of the unit's cgroup.
-pub(crate) fn stop_default_slice(host: &Host, unit: &SystemdName, path: &str, outcome: &mut Outcome) {
-    if unit.is_slice() || unit.slice() != DEFAULT_SLICE {
-        return;
-    }
+/// that systemd does not know its directory is ours.
+pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome) {
     let mut dirs = Dirs::new(host, Vec::new());
     let slices = |is_managed: bool| {
-        let indices = host
-            .hierarchies
-            .iter()
-            .enumerate()
-            .filter(move |(_, known)| plan::is_managed(known) == is_managed);
-        indices.filter_map(|(index, _)| Dir::new(index, path).parent())
+        let known = host.hierarchies.iter().enumerate();
+        let chosen = known.filter(move |(_, hierarchy)| plan::is_managed(hierarchy) == is_managed);
+        chosen.map(|(index, _)| Dir::new(index, path))
     };
-    let mut there = slices(true).filter_map(|slice| dirs.get(&slice).ok()).peekable();
-    if there.peek().is_none()
-        || there.any(|slice| slice.children().is_ok_and(|children| !children.is_empty()))
-    {
+    let there: Vec<_> = slices(true).filter_map(|slice| dirs.get(&slice).ok()).collect();
+    let has_units = |slice: &Arc<CgroupDir>| slice.children().is_ok_and(|children| !children.is_empty());
+    if there.iter().any(has_units) {
         return;
     }
-    if let Ok(manager) = host.manager() {
+    if !there.is_empty()
+        && let Ok(manager) = host.manager()
+    {
         _ = manager.stop(DEFAULT_SLICE, true);
     }
     for slice in slices(false) {

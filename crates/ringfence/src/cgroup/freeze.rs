@@ -75,6 +75,9 @@ impl Cgroup {
 
     /// v1's freezer where it is mounted, else v2's tree.
     pub(crate) fn freezer(&self) -> Result<(Version, &CgroupDir)> {
+        if !self.exists() {
+            return Err(Error::new(ErrorKind::Unsupported, self.host.why_nothing()));
+        }
         if let Some((Version::V1, dir)) = self.dir_of(Controller::Freezer) {
             return Ok((Version::V1, dir));
         }

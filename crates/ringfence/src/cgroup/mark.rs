@@ -1,21 +1,27 @@
 //! The mark that says whose a cgroup is.
 //!
 //! An extended attribute (`trusted.ringfence`; kernfs has had these since Linux 3.7) on the cgroup's directory in one
-//! hierarchy: in the v2 tree where there is one, else in the first of v1.
+//! hierarchy: in the v2 tree where there is one, else in the first of v1. Without CAP_SYS_ADMIN it is `user.ringfence`
+//! (Linux 5.7), which counts only for those who have not that capability either: anybody may set it on what is theirs.
 
 use std::os::fd::AsFd;
 
 use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 
 use crate::host::Host;
 use crate::kernel::dir::CgroupDir;
 use crate::path::DRAINED;
 
 const MARK: &str = "trusted.ringfence";
+const USER_MARK: &str = "user.ringfence";
 
 /// Marks a directory. Where the kernel or the lack of privilege forbids it, the directory goes without.
 pub(crate) fn mark(dir: impl AsFd, text: &str) {
-    _ = rustix::fs::fsetxattr(dir, MARK, text.as_bytes(), XattrFlags::empty());
+    let set = |name| rustix::fs::fsetxattr(&dir, name, text.as_bytes(), XattrFlags::empty());
+    if set(MARK) == Err(Errno::PERM) {
+        _ = set(USER_MARK);
+    }
 }
 
 /// Marks a leaf as taking what is drained: nobody's when it is empty.
@@ -25,11 +31,23 @@ pub(crate) fn mark_drained(dir: impl AsFd) {
 
 pub(crate) fn mark_of(dir: &CgroupDir) -> Option<String> {
     let mut buffer = [0_u8; 512];
-    let length = rustix::fs::fgetxattr(dir, MARK, &mut buffer).ok()?;
+    let mut get = |name| rustix::fs::fgetxattr(dir, name, &mut buffer);
+    let length = match get(MARK) {
+        Err(Errno::NODATA) if !rustix::process::geteuid().is_root() => get(USER_MARK),
+        done => done,
+    };
+    let length = length.ok()?;
     String::from_utf8(buffer.get(..length)?.to_vec()).ok()
 }
 
 /// The hierarchy that carries the marks.
 pub(crate) fn marked_hierarchy(host: &Host) -> usize {
-    host.unified().map_or(0, |(index, _)| index)
+    let unified = host.unified().map(|(index, _)| index);
+    let delegated =
+        host.delegation.as_ref().filter(|_| host.rootless).map(|given| given.hierarchies.as_slice());
+    match (unified, delegated) {
+        (Some(unified), Some(delegated)) if delegated.contains(&unified) => unified,
+        (_, Some([first, ..])) => *first,
+        (unified, _) => unified.unwrap_or(0),
+    }
 }

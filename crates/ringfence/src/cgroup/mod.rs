@@ -5,6 +5,7 @@ mod destroy;
 mod freeze;
 pub(crate) mod mark;
 mod tasks;
+mod tree;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +21,8 @@ pub use command::{Child, Command, null};
 pub use destroy::{Failures, Outcome, Remaining};
 pub(crate) use destroy::{send, stop_default_slice};
 pub use tasks::Task;
+pub(crate) use tree::members;
 
-use crate::cgroup::freeze::event;
 use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};
 use crate::driver::cgroupfs::carry_out;
@@ -32,8 +33,9 @@ use crate::driver::undo::Origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::kernel::dir::CgroupDir;
+use crate::kernel::proc::ProcessIdentity;
+use crate::kernel::spawn;
 use crate::kernel::spawn::{Inside, join_self};
-use crate::kernel::{proc, spawn};
 use crate::path::{CgroupPath, SystemdName};
 use crate::plan::{self, Action, DeviceWant, Dir, Plan, UnitWant, Verify, Want};
 use crate::report::Report;
@@ -67,6 +69,8 @@ pub struct Cgroup {
     pub(crate) unit: Option<SystemdName>,
     /// Our device program (v2), as far as this process knows of one.
     pub(crate) filter: Mutex<Filter>,
+    /// Where there is no directory: what was started.
+    pub(crate) started: Mutex<Vec<ProcessIdentity>>,
 }
 
 /// What a process may join that it is not to join in passing.
@@ -117,6 +121,9 @@ impl Cgroup {
     ///
     /// Device rules are taken on top of the runtime defaults; without any rule everything else is denied.
     ///
+    /// A relative path goes below `/ringfence`, or, for a process without privileges, below `ringfence` in what is
+    /// delegated to it. If nothing is, there is no directory, and all of it is in the report.
+    ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] if there is such a cgroup in any hierarchy; otherwise the setting that failed.
     ///
@@ -136,7 +143,8 @@ impl Cgroup {
         pids: &[u32],
     ) -> Result<(Self, Report)> {
         let (policy, mut report) = DevicePolicy::with_base(&resources.devices, &runtime_defaults(), &[])?;
-        let resolved = resolve(host, path)?;
+        let resolved = host.locate(path, None, None)?;
+        let host = &host.as_seen_at(&resolved);
         let description = format!("Ringfence cgroup {path}");
         let unit = path.as_systemd().map(|name| UnitWant { name, description: &description });
         let devices =
@@ -186,16 +194,10 @@ impl Cgroup {
         let mut report = plan.report().clone();
         let done = carry_out(&plan, &mut dirs, Earlier::Unknown, processes)?;
         report.append(done.report);
-        let dirs = Self::open_all(host, want.path, &mut dirs)?;
-        let cgroup = Self {
-            host: host.clone(),
-            path: want.path.to_owned(),
-            dirs,
-            ours: true,
-            parent_is_default: false,
-            unit: want.unit.map(|unit| unit.name.clone()),
-            filter: Mutex::new(done.filter.into()),
-        };
+        let mut cgroup = Self::with(host.clone(), want.path, Self::open_all(host, want.path, &mut dirs)?);
+        cgroup.ours = true;
+        cgroup.unit = want.unit.map(|unit| unit.name.clone());
+        cgroup.filter = Mutex::new(done.filter.into());
         Ok((cgroup, report))
     }
 
@@ -204,28 +206,49 @@ impl Cgroup {
     /// # Errors
     /// [`ErrorKind::NotFound`] if it exists in none.
     pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
-        let mut cgroup = Self::open_at(host, &resolve(host, path)?)?;
+        let resolved = host.locate(path, None, None)?;
+        if resolved.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, host.why_nothing()).with_value(path));
+        }
+        let mut cgroup = Self::open_at(host, &resolved)?;
         cgroup.unit = path.as_systemd().cloned();
         cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
         Ok(cgroup)
     }
 
+    /// `""` is the path of what has no cgroup.
     pub(crate) fn open_at(host: &Host, path: &str) -> Result<Self> {
         let dirs = Self::open_all(host, path, &mut Dirs::new(host, Vec::new()))?;
-        if dirs.is_empty() {
+        if dirs.is_empty() && !path.is_empty() {
             return Err(
                 Error::new(ErrorKind::NotFound, "there is no such cgroup in any hierarchy").with_value(path)
             );
         }
-        let (path, filter) = (path.to_owned(), Mutex::default());
-        let (host, unit) = (host.clone(), None);
-        Ok(Self { host, path, dirs, ours: false, parent_is_default: false, unit, filter })
+        Ok(Self::with(host.as_seen_at(path), path, dirs))
     }
 
-    /// The directories of the path that exist.
+    fn with(host: Host, path: &str, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
+        let (path, filter, started) = (path.to_owned(), Mutex::default(), Mutex::default());
+        Self { host, path, dirs, ours: false, parent_is_default: false, unit: None, filter, started }
+    }
+
+    /// Whether it has a directory; all that is known of one without is what was [`started`](Self::started).
+    pub(crate) fn exists(&self) -> bool {
+        !self.dirs.is_empty()
+    }
+
+    /// The processes that were started where no cgroup tells which they are, and still run.
+    pub(crate) fn started(&self) -> Vec<ProcessIdentity> {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        started.retain(ProcessIdentity::is_alive);
+        started.clone()
+    }
+
+    /// The directories of the path that exist. `""` is no cgroup, and never the root.
     fn open_all(host: &Host, path: &str, open: &mut Dirs<'_>) -> Result<Vec<(Dir, Arc<CgroupDir>)>> {
         let mut dirs = Vec::with_capacity(host.hierarchies.len());
-        for hierarchy in 0..host.hierarchies.len() {
+        let hierarchies = if path.is_empty() { 0 } else { host.hierarchies.len() };
+        for hierarchy in 0..hierarchies {
             let dir = Dir::new(hierarchy, path);
             match open.take(&dir) {
                 Ok(opened) => dirs.push((dir, opened)),
@@ -317,7 +340,7 @@ impl Cgroup {
     }
 
     pub(crate) fn version(&self, dir: &Dir) -> Version {
-        self.host.hierarchies.get(dir.hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version)
+        self.host.version_of(dir.hierarchy)
     }
 
     /// Says on the directory whose it is.
@@ -347,7 +370,7 @@ impl Cgroup {
 
     /// The processes in the cgroup and in cgroups below it.
     pub fn processes(&self) -> Result<BTreeSet<u32>> {
-        let mut pids = BTreeSet::new();
+        let mut pids: BTreeSet<u32> = self.started().iter().map(|process| process.pid).collect();
         for (dir, open) in &self.dirs {
             members(open, self.version(dir), &mut pids)
                 .map_err(|errno| Error::kernel("cannot list the processes", dir.full(&self.host), errno))?;
@@ -385,6 +408,10 @@ impl Cgroup {
     /// [`ErrorKind::Busy`] for what the options do not allow.
     pub fn join_with(&self, pid: u32, options: JoinOptions) -> Result<()> {
         self.refuse_slice()?;
+        if !self.exists() {
+            let error = Error::new(ErrorKind::Unsupported, self.host.why_nothing());
+            return Err(error.with_setting("pid").with_value(pid));
+        }
         if !options.frozen {
             self.refuse_frozen()?;
         }
@@ -418,7 +445,13 @@ impl Cgroup {
         let image = command.image()?;
         let (pid, pidfd) =
             spawn::spawn(&image, &inside).map_err(|(stage, errno)| command.failed(stage, errno))?;
-        Ok(Child::new(pid, pidfd))
+        let child = Child::new(pid, pidfd);
+        if !self.exists() {
+            // One that has ended already is none.
+            let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+            started.extend(ProcessIdentity::of(child.pid()));
+        }
+        Ok(child)
     }
 
     /// `cgroup.procs` of each hierarchy, open for writing; without v2's where a process is born into it.
@@ -427,7 +460,11 @@ impl Cgroup {
         wanted
             .map(|(dir, open)| {
                 open.open("cgroup.procs", OFlags::WRONLY).map_err(|errno| {
-                    Error::kernel("cannot open for joining", dir.full(&self.host).join("cgroup.procs"), errno)
+                    let why = match errno {
+                        Errno::ACCESS | Errno::PERM => NOT_WITHIN_DELEGATED,
+                        _ => "cannot open for joining",
+                    };
+                    Error::kernel(why, dir.full(&self.host).join("cgroup.procs"), errno)
                 })
             })
             .collect()
@@ -478,7 +515,7 @@ impl Cgroup {
     }
 
     /// Whether its directory is still there, in the hierarchy in which systemd keeps its unit.
-    pub(crate) fn exists(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         let main = self.dirs.iter().find(|(dir, _)| {
             let known = self.host.hierarchies.get(dir.hierarchy);
             self.unit.is_none() || known.is_some_and(plan::is_managed)
@@ -504,14 +541,6 @@ impl Drop for Stopped<'_> {
     }
 }
 
-/// The path below the root of each hierarchy.
-fn resolve(host: &Host, path: &CgroupPath) -> Result<String> {
-    match path.as_systemd() {
-        Some(name) => Ok(name.below(&host.systemd_root)),
-        None => Ok(path.resolve(&CgroupPath::default_parent(), None)?.as_str().to_owned()),
-    }
-}
-
 /// A scope without a process, or a slice with one.
 fn wrong_for_unit(name: &SystemdName) -> Error {
     let why = if name.is_slice() {
@@ -522,56 +551,14 @@ fn wrong_for_unit(name: &SystemdName) -> Error {
     Error::new(ErrorKind::InvalidInput, why).with_setting("unit").with_value(name.unit())
 }
 
-/// The processes of a directory and of those below it.
-///
-/// v1 lists the process of every live task. v2 lists a process where its first thread is, or was: if that has ended and the
-/// others live on, they can be moved and it cannot. What is not populated has nobody in it then, and what is populated
-/// without a process has threads.
-pub(crate) fn members(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
-    match listed(dir, version, pids) {
-        // Removed meanwhile: nobody is in it.
-        Err(Errno::NODEV | Errno::NOENT) => Ok(()),
-        done => done,
-    }
-}
+/// Why the kernel forbids an unprivileged process to move or to start one (EACCES).
+pub(crate) const NOT_WITHIN_DELEGATED: &str = "no permission: an unprivileged caller moves and starts processes only \
+     within a delegated subtree, in which the process and the caller are already (cgroup.procs of the nearest common \
+     ancestor must be writable)";
 
-fn listed(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
-    if version == Version::V2 && !is_populated(dir)? {
-        return Ok(());
-    }
-    let known = pids.len();
-    let mut is_without_process = false;
-    match dir.read("cgroup.procs") {
-        Ok(list) => {
-            is_without_process = list.is_empty();
-            pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok()));
-        }
-        // A threaded part: its processes are listed in the domain above.
-        Err(Errno::OPNOTSUPP) => {}
-        Err(errno) => return Err(errno),
-    }
-    for child in dir.children()? {
-        match dir.open_dir(&child) {
-            Ok(child) => members(&child, version, pids)?,
-            Err(Errno::NOENT | Errno::NODEV) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-    if version == Version::V2 && is_without_process && pids.len() == known {
-        let threads = dir.read("cgroup.threads")?;
-        pids.extend(threads.lines().filter_map(|tid| proc::process_of(tid.parse().ok()?)));
-    }
-    Ok(())
-}
-
-/// Whether a live task is in a v2 cgroup or below it. The machine's root does not say, and is.
-pub(crate) fn is_populated(dir: &CgroupDir) -> Result<bool, Errno> {
-    match dir.read("cgroup.events") {
-        Ok(events) => Ok(event(&events, "populated")),
-        Err(Errno::NOENT) => Ok(true),
-        Err(errno) => Err(errno),
-    }
-}
+/// Why the kernel finds no such cgroup (ENOENT) although it is open.
+pub(crate) const OUT_OF_REACH: &str = "the cgroup was removed, or it lies outside of this cgroup namespace, of which \
+     cgroup v2 lets no process out (mount option nsdelegate)";
 
 fn join_error(errno: Errno, pid: u32) -> Error {
     let (kind, message) = match errno {
@@ -584,10 +571,8 @@ fn join_error(errno: Errno, pid: u32) -> Error {
             ErrorKind::Kernel,
             "the cgroup has controllers enabled for its children, so it takes no processes",
         ),
-        Errno::ACCESS | Errno::PERM => (
-            ErrorKind::Kernel,
-            "no permission: an unprivileged caller moves processes only within a delegated subtree that holds both",
-        ),
+        Errno::ACCESS | Errno::PERM => (ErrorKind::Kernel, NOT_WITHIN_DELEGATED),
+        Errno::NOENT => (ErrorKind::Kernel, OUT_OF_REACH),
         Errno::NOSPC => (ErrorKind::Kernel, "the cpuset of the cgroup has no CPUs or memory nodes"),
         Errno::INVAL => (
             ErrorKind::Kernel,

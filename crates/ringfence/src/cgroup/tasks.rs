@@ -24,13 +24,21 @@ impl Cgroup {
     pub fn tasks(&self, threads: bool) -> Result<Vec<Task>> {
         let mut tasks = Vec::new();
         for pid in self.processes()? {
+            let cgroup = if self.exists() { format!("/{}", self.path) } else { own_cgroup(pid) };
             for tid in if threads { proc::threads(pid) } else { vec![pid] } {
                 if let Some(name) = proc::name(tid) {
-                    tasks.push(Task { pid, tid, name, cgroup: format!("/{}", self.path) });
+                    tasks.push(Task { pid, tid, name, cgroup: cgroup.clone() });
                 }
             }
         }
         tasks.sort_by_key(|task| (task.pid, task.tid));
         Ok(tasks)
     }
+}
+
+/// The cgroup in which a process is by itself: in v2, else in the first hierarchy that it names.
+fn own_cgroup(pid: u32) -> String {
+    let all = proc::cgroups(pid).unwrap_or_default();
+    let found = all.iter().find(|(names, _)| names.is_empty()).or(all.first());
+    found.map(|(_, path)| path.clone()).unwrap_or_default()
 }

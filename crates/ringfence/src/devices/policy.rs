@@ -111,13 +111,6 @@ impl DevicePolicy {
         Ok((policy, report))
     }
 
-    /// Allows what an exception allows for another major number too.
-    pub(crate) fn allow_too(&mut self, exception: Exception, major: u32) {
-        let numbers = Numbers { major: Some(major), ..exception.numbers };
-        let access = self.exceptions.entry((exception.kind, numbers)).or_insert(exception.access);
-        *access = access.union(exception.access);
-    }
-
     /// The policy of the caller's rules after this one's. A rule for every device among them begins anew, as
     /// [`DevicePolicy::with_base`] does; otherwise nothing but what the rules speak of changes.
     ///

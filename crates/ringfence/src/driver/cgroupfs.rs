@@ -16,10 +16,10 @@ use super::undo::Log;
 use crate::devices::filter::{DeviceFilter, Earlier};
 use crate::devices::{program, transition};
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::Controller;
+use crate::host::{Controller, Version};
 use crate::interface::restoring;
 use crate::kernel::dir::{CgroupDir, read_all, write_once};
-use crate::plan::{Action, DEVICES_LIST, Dir, Plan, Reaction, Step, Undo, Verify};
+use crate::plan::{Action, DEVICES_LIST, Dir, OWNER, Owner, Plan, Reaction, Step, Undo, Verify};
 use crate::report::Report;
 use crate::resources::CpuSet;
 
@@ -116,6 +116,7 @@ impl Run<'_, '_> {
                 self.start_unit(unit, path, properties, told).map_err(Failed::from)
             }
             Action::SetProperties { unit, told } => self.set_properties(unit, told).map_err(Failed::from),
+            Action::Delegate { dir, owner } => self.delegate(step, dir, *owner).map_err(Failed::from),
         }
     }
 
@@ -181,14 +182,47 @@ impl Run<'_, '_> {
         if let Err(errno @ Errno::OPNOTSUPP) = takes_children {
             return Err(Error::kernel(refusal::of_controller(errno), path, errno));
         }
+        let before = Controller::list_from_v2(&open.read(file).unwrap_or_default());
         for controller in all {
             let enabled = takes_children.and_then(|()| open.write(file, &words(&[controller])));
             let Err(errno) = enabled else { continue };
+            if before.contains(&controller) && takes_children.is_ok() {
+                // Enabled by whom this is: not delegated, or shown read-only.
+                continue;
+            }
             let why = refusal::of_controller(errno);
             if required.contains(&controller) {
                 return Err(Error::kernel(why, path, errno).with_setting(controller.as_str()));
             }
             self.report.note(controller.as_str(), "statistics", why);
+        }
+        Ok(())
+    }
+
+    /// The directory first: where that is refused, nothing has changed. Told once for all hierarchies.
+    fn delegate(&mut self, step: &Step, dir: &Dir, owner: Owner) -> Result<()> {
+        if self.report.unsupported().any(|line| line.setting == OWNER) {
+            return Ok(());
+        }
+        let open = self.open(dir)?;
+        let mut files = vec![".".to_owned()];
+        files.extend(delegated_files(self.dirs.host.version_of(dir.hierarchy)));
+        for file in files {
+            let errno = match open.give(&file, owner.uid, owner.gid) {
+                // This kernel has it not, or not without its controller.
+                Ok(()) | Err(Errno::NOENT) => continue,
+                Err(errno) => errno,
+            };
+            if let Some(Reaction::Unsupported(why)) = step.reaction(errno) {
+                let mut report = Report::default();
+                report.add(OWNER, owner, why);
+                self.plan.unsupported.mind(&report)?;
+                self.report.append(report);
+                return Ok(());
+            }
+            let full = dir.full(self.dirs.host);
+            let error = refusal::of_write(step, &open, &full, &file, &owner.to_string(), errno);
+            return Err(if file == "." { error.with_path(full) } else { error });
         }
         Ok(())
     }
@@ -280,6 +314,17 @@ impl Run<'_, '_> {
         let mut buffer = Vec::with_capacity(256);
         read_all(&file.fd, &mut buffer)?;
         Ok(String::from_utf8_lossy(&buffer).trim_end().to_owned())
+    }
+}
+
+/// The files by which a cgroup is delegated, its directory aside. The kernel lists those of v2 (Linux 4.15).
+fn delegated_files(version: Version) -> Vec<String> {
+    if version == Version::V1 {
+        return ["cgroup.procs", "tasks"].map(str::to_owned).to_vec();
+    }
+    match std::fs::read_to_string("/sys/kernel/cgroup/delegate") {
+        Ok(listed) => listed.lines().filter(|name| !name.contains('/')).map(str::to_owned).collect(),
+        Err(_) => ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"].map(str::to_owned).to_vec(),
     }
 }
 

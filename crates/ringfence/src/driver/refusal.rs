@@ -56,7 +56,9 @@ fn by_errno(errno: Errno) -> &'static str {
 pub(super) fn of_directory(path: &Path, errno: Errno) -> Error {
     let (kind, message) = match errno {
         Errno::EXIST => (ErrorKind::AlreadyExists, "there is such a cgroup already"),
-        Errno::ACCESS | Errno::PERM => (ErrorKind::Kernel, "no permission to make a cgroup here"),
+        Errno::ACCESS | Errno::PERM => {
+            (ErrorKind::Kernel, "no permission to make a cgroup here: it is not delegated to this user")
+        }
         Errno::ROFS => (ErrorKind::Kernel, "the cgroup file system is mounted read-only"),
         Errno::AGAIN => {
             (ErrorKind::Kernel, "cgroup.max.descendants or cgroup.max.depth of an ancestor is reached")
@@ -71,7 +73,7 @@ pub(super) fn of_controller(errno: Errno) -> &'static str {
     match errno {
         Errno::BUSY => {
             "processes are in this cgroup, and cgroup v2 enables controllers only where there are none: move them to a \
-             leaf first (evacuate)"
+             leaf first (--evacuate)"
         }
         Errno::NOENT => "the controller is not offered here: it must be enabled above",
         Errno::OPNOTSUPP => {

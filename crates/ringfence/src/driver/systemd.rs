@@ -83,7 +83,7 @@ impl Run<'_, '_> {
                 break;
             }
             if let Outcome::All = manager.set(unit, &all)? {
-                self.log.told(unit, back);
+                self.log.told(unit, back, told);
                 break;
             }
         }

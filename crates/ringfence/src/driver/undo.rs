@@ -1,5 +1,6 @@
 //! What was done, and taking it back.
 
+use std::borrow::Cow;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use super::systemd::Processes;
 use crate::devices::filter::DeviceFilter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
+use crate::interface::holds;
 use crate::kernel::proc;
-use crate::plan::{Dir, Undo};
+use crate::plan::{Action, Dir, Told, Undo};
 use crate::systemd::property::Property;
 
 /// Where a process is, in each hierarchy.
@@ -54,11 +56,14 @@ impl Origin {
 #[derive(Default)]
 pub(super) struct Log(Vec<Done>);
 
+/// Files and what they get, in this order.
+type Writes = Vec<(Cow<'static, str>, String)>;
+
 enum Done {
     Made { dir: Dir, ancestor: bool },
-    Wrote(Dir, Vec<(std::borrow::Cow<'static, str>, String)>),
+    Wrote(Dir, Writes),
     Filtered(Dir, DeviceFilter),
-    Told(String, Vec<Property>),
+    Told { unit: String, back: Vec<Property>, files: Vec<(Dir, Writes)> },
     Started { unit: String, kill: bool, origins: Vec<Origin> },
 }
 
@@ -77,8 +82,12 @@ impl Log {
         self.0.push(Done::Filtered(dir.clone(), filter));
     }
 
-    pub(super) fn told(&mut self, unit: &str, back: Vec<Property>) {
-        self.0.push(Done::Told(unit.to_owned(), back));
+    pub(super) fn told(&mut self, unit: &str, back: Vec<Property>, told: &[Told]) {
+        let files = told.iter().filter_map(|told| match (&told.step.action, &told.step.undo) {
+            (Action::Write { dir, .. }, Undo::Write(writes)) => Some((dir.clone(), writes.clone())),
+            _ => None,
+        });
+        self.0.push(Done::Told { unit: unit.to_owned(), back, files: files.collect() });
     }
 
     pub(super) fn started(&mut self, unit: &str, processes: Processes<'_>, origins: Vec<Origin>) {
@@ -100,22 +109,25 @@ impl Log {
         for done in self.0.into_iter().rev() {
             match done {
                 Done::Made { dir, ancestor } => failures.extend(remove(dirs, &dir, ancestor)),
-                Done::Wrote(dir, writes) => {
-                    for (file, value) in writes {
-                        let written = dirs.get(&dir).and_then(|open| open.write(&file, &value));
-                        failures.extend(written.err().map(|errno| {
-                            Error::kernel("cannot put the old value back", file.as_ref(), errno)
-                                .with_value(value)
-                        }));
-                    }
-                }
-                Done::Told(unit, back) => {
-                    // It answers before it writes, and what is put back behind this is to stay.
+                Done::Wrote(dir, writes) => failures.extend(write_back(dirs, &dir, writes)),
+                Done::Told { unit, back, files } => {
                     let told = dirs.host.manager().and_then(|manager| {
                         manager.set(&unit, &back)?;
                         manager.settle()
                     });
                     failures.extend(told.err());
+                    // What systemd has no word for: an empty set, and what the old value rounds to.
+                    for (dir, writes) in files {
+                        let (page_size, open) = (dirs.host.page_size, dirs.get(&dir));
+                        let is_held = |(file, value): &(Cow<'static, str>, String)| {
+                            open.as_ref().is_ok_and(|open| {
+                                open.read(file).is_ok_and(|now| holds(file, value, &now, page_size))
+                            })
+                        };
+                        if !writes.iter().all(is_held) {
+                            failures.extend(write_back(dirs, &dir, writes));
+                        }
+                    }
                 }
                 Done::Started { unit, kill, origins } => {
                     failures.extend(stop(dirs.host, &unit, kill, &origins).err());
@@ -128,6 +140,17 @@ impl Log {
         }
         failures
     }
+}
+
+fn write_back(dirs: &mut Dirs<'_>, dir: &Dir, writes: Writes) -> Vec<Error> {
+    let mut failures = Vec::new();
+    for (file, value) in writes {
+        let written = dirs.get(dir).and_then(|open| open.write(&file, &value));
+        failures.extend(written.err().map(|errno| {
+            Error::kernel("cannot put the old value back", file.as_ref(), errno).with_value(value)
+        }));
+    }
+    failures
 }
 
 /// Stops a unit that was just started, without the processes that it was started around; if one of them cannot be moved

@@ -103,8 +103,11 @@ impl Cgroup {
         let controller = key.controller();
         let unsupported =
             |why: String| Error::new(ErrorKind::Unsupported, why).with_setting("key").with_value(key);
-        let Some((index, hierarchy)) = self.host.hierarchy_of(controller) else {
-            return Err(unsupported(format!("this host has no {controller} controller")));
+        // A v2 controller that is not delegated may be limited above all the same.
+        let withheld = || self.host.unified().filter(|_| self.host.withholds(controller, &self.path));
+        let found = self.host.hierarchy_of(controller).or_else(withheld).filter(|_| self.exists());
+        let Some((index, hierarchy)) = found else {
+            return Err(unsupported(self.host.why_without(controller, &self.path)));
         };
         let version = hierarchy.version;
         let files = key.files(version, hierarchy.noprefix);

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use rustix::fs::{CWD, OFlags};
+use rustix::fs::{CWD, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
-use super::{Controller, Host, Version, devices, hierarchies, manager, mountinfo, probe, topology};
+use super::{
+    Controller, Host, Version, delegation, devices, hierarchies, manager, mountinfo, probe, topology,
+};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::probe::page_size;
 use crate::{Error, ErrorKind, Result};
@@ -43,7 +45,8 @@ fn detect(root: Option<&Path>) -> Result<Host> {
     const MOUNTS: &str = "/proc/self/mountinfo";
     let text = read_file(MOUNTS)
         .map_err(|errno| Error::kernel("cannot read which file systems are mounted", MOUNTS, errno))?;
-    let (mode, mut hierarchies) = hierarchies::assemble(&mountinfo::parse(&text), root)?;
+    let mounts = mountinfo::parse(&text);
+    let (mode, mut hierarchies) = hierarchies::assemble(&mounts, root)?;
 
     let mut unified = None;
     for hierarchy in hierarchies.iter_mut().filter(|hierarchy| hierarchy.version == Version::V2) {
@@ -54,25 +57,36 @@ fn detect(root: Option<&Path>) -> Result<Host> {
         unified = Some(directory);
     }
 
-    let huge_page_sizes = topology::huge_page_sizes();
     let initial_user_namespace = is_namespace("/proc/self/ns/user", INITIAL_USER_NAMESPACE);
-    let majors = read_file("/proc/devices").unwrap_or_default();
-    let majors = String::from_utf8_lossy(&majors);
     let rootless = !rustix::process::geteuid().is_root() || !initial_user_namespace;
+    let delegation = if rootless { delegation::to_this_process(&hierarchies, &mounts) } else { None };
+    delegation::narrow(&mut hierarchies, delegation.as_ref());
+    if let (Some(root), Some(delegation)) = (&unified, &delegation)
+        && let Ok(delegated) = root.open_dir(&delegation.path)
+    {
+        // What a cgroup of ours will have shows in ours, not in the machine's root.
+        unified = Some(delegated);
+    }
+
+    let huge_page_sizes = topology::huge_page_sizes();
+    let read_only = hierarchies.iter().any(|hierarchy| is_read_only(&hierarchy.root));
     Ok(Host {
         mode,
         systemd: Path::new("/run/systemd/system").is_dir(),
         capabilities: probe::capabilities(&hierarchies, unified.as_ref(), &huge_page_sizes),
         hierarchies,
         devices: devices::inventory(),
-        device_mapper_major: devices::device_mapper_major(&majors),
-        device_classes: devices::classes(&majors),
+        device_mapper_major: read_file("/proc/devices")
+            .ok()
+            .and_then(|text| devices::device_mapper_major(&String::from_utf8_lossy(&text))),
         cpus: topology::online_cpus()?,
         mems: topology::online_mems()?,
         page_size: page_size(),
         huge_page_sizes,
         rootless,
         systemd_root: manager::root(rootless),
+        delegation,
+        read_only,
         namespaced: !is_namespace("/proc/self/ns/cgroup", INITIAL_CGROUP_NAMESPACE),
         roots: Default::default(),
         manager: Default::default(),
@@ -86,6 +100,10 @@ pub(super) fn read_file(path: &str) -> Result<Vec<u8>, Errno> {
     let mut bytes = Vec::with_capacity(8 * 1024);
     read_all(&file, &mut bytes)?;
     Ok(bytes)
+}
+
+fn is_read_only(root: &Path) -> bool {
+    rustix::fs::statvfs(root).is_ok_and(|mounted| mounted.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Whether this process is in the namespace with this inode number; so it is where the kernel has no such namespaces.

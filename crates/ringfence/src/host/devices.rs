@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 
-use super::{DeviceClass, DeviceNode};
+use super::DeviceNode;
 use crate::devices::{DeviceKind, Profile};
 use crate::{Error, Result};
 
@@ -30,23 +30,6 @@ impl DeviceNode {
         };
         Ok(Self { kind, major: rustix::fs::major(stat.st_rdev), minor: rustix::fs::minor(stat.st_rdev) })
     }
-}
-
-/// The names of major numbers, from the text of `/proc/devices`.
-pub(crate) fn classes(proc_devices: &str) -> Vec<DeviceClass> {
-    let mut kind = DeviceKind::Char;
-    let mut classes = Vec::new();
-    for line in proc_devices.lines() {
-        match line.trim().split_once(' ') {
-            Some(("Block", _)) => kind = DeviceKind::Block,
-            Some((major, name)) => {
-                let class = |major| DeviceClass { kind, major, name: name.trim().to_owned() };
-                classes.extend(major.parse().ok().map(class));
-            }
-            None => {}
-        }
-    }
-    classes
 }
 
 /// The device mapper's major number, which the kernel gives out dynamically, from the text of `/proc/devices`.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::mountinfo::{Mount, MountKind, is_reachable};
+use super::mountinfo::{Mount, MountKind, is_reachable, mount_of};
 use super::{Controller, Hierarchy, Mode, Version};
 use crate::{Error, ErrorKind, Result};
 
@@ -103,14 +103,6 @@ fn best<'a, 'b>(
             };
             (part, !mount.point.starts_with(USUAL))
         })
-}
-
-/// The mount that holds `path`.
-fn mount_of<'a, 'b>(mounts: &'b [Mount<'a>], path: &Path) -> Option<&'b Mount<'a>> {
-    mounts
-        .iter()
-        .filter(|mount| path.starts_with(&mount.point) && is_reachable(mounts, mount))
-        .max_by_key(|mount| mount.point.as_os_str().len())
 }
 
 /// What the super block options of a version 1 mount say.

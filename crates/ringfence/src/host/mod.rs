@@ -4,6 +4,7 @@
 //! the JSON of another machine, or from [`Host::standard`].
 
 mod controller;
+pub(crate) mod delegation;
 mod detect;
 mod devices;
 mod hierarchies;
@@ -26,8 +27,10 @@ pub(crate) use roots::Roots;
 pub(crate) use {devices::device_mapper_major, hierarchies::of_mountinfo};
 
 pub use controller::Controller;
+pub use delegation::Delegation;
 
 use crate::devices::DeviceKind;
+use crate::path::Subpath;
 use crate::resources::{CpuSet, HugePageSize};
 use crate::{Error, Result};
 
@@ -68,21 +71,6 @@ pub struct Hierarchy {
     /// A cpuset mounted with `noprefix` has `cpus` where others have `cpuset.cpus`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub noprefix: bool,
-}
-
-impl Hierarchy {
-    /// Whether a line of `/proc/PID/cgroup` with these names is about this hierarchy: `cpu,cpuacct`, `name=systemd`, and
-    /// nothing for v2.
-    pub(crate) fn is_called(&self, names: &str) -> bool {
-        match self.version {
-            Version::V2 => names.is_empty(),
-            Version::V1 => names.split(',').any(|name| match (&self.name, name.strip_prefix("name=")) {
-                (Some(known), Some(name)) => known == name,
-                (None, None) => self.controllers.iter().any(|controller| controller.v1_name() == name),
-                _ => false,
-            }),
-        }
-    }
 }
 
 /// What this kernel can do, each probed, not concluded from its version.
@@ -132,18 +120,6 @@ pub struct DeviceNode {
     pub minor: u32,
 }
 
-/// A major number and its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceClass {
-    /// Character or block.
-    #[serde(rename = "type")]
-    pub kind: DeviceKind,
-    /// Major number.
-    pub major: u32,
-    /// Name (`pts`), which several may share.
-    pub name: String,
-}
-
 /// The facts about a host, as `ringfence features` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
@@ -160,9 +136,6 @@ pub struct Host {
     /// The block major of the device mapper, from `/proc/devices`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_mapper_major: Option<u32>,
-    /// The names of major numbers, from `/proc/devices`.
-    #[serde(default)]
-    pub device_classes: Vec<DeviceClass>,
     /// CPUs that are online.
     pub cpus: CpuSet,
     /// Memory nodes that are online.
@@ -173,6 +146,12 @@ pub struct Host {
     pub huge_page_sizes: Vec<HugePageSize>,
     /// This process is not root of the initial user namespace.
     pub rootless: bool,
+    /// What an unprivileged process may make cgroups below. `None` with `rootless`: nothing; without: everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegation: Option<Delegation>,
+    /// Hierarchies are mounted read-only, as container engines do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
     /// The own cgroup is the root of a cgroup namespace, not of the machine.
     #[serde(default)]
     pub namespaced: bool,
@@ -226,6 +205,15 @@ impl Host {
                 "v1 has hierarchies of version 1 alone, v2 one of version 2 alone, hybrid both",
             ));
         }
+        if let Some(delegation) = &self.delegation
+            && !(delegation.path.is_empty() || Subpath::is_clean(&delegation.path))
+        {
+            return Err(Error::invalid(
+                "host.delegation.path",
+                &delegation.path,
+                "the path of a cgroup below the root, or nothing",
+            ));
+        }
         let offered = |controller: &Controller| {
             let offers = |hierarchy: &&Hierarchy| hierarchy.controllers.contains(controller);
             self.hierarchies.iter().filter(offers).count()
@@ -245,9 +233,28 @@ impl Host {
         self.hierarchies.iter().enumerate().find(|(_, hierarchy)| hierarchy.controllers.contains(&controller))
     }
 
+    /// The version of the hierarchy in this place.
+    pub(crate) fn version_of(&self, hierarchy: usize) -> Version {
+        self.hierarchies.get(hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version)
+    }
+
     /// The version 2 hierarchy, with its place in [`Host::hierarchies`].
     pub fn unified(&self) -> Option<(usize, &Hierarchy)> {
         self.hierarchies.iter().enumerate().find(|(_, hierarchy)| hierarchy.version == Version::V2)
+    }
+}
+
+impl Hierarchy {
+    /// Whether `/proc/PID/cgroup` calls it so: `""` is v2, `name=systemd` a named one, else the controllers.
+    pub(crate) fn is_called(&self, names: &str) -> bool {
+        match self.version {
+            Version::V2 => names.is_empty(),
+            Version::V1 => names.split(',').any(|name| match (&self.name, name.strip_prefix("name=")) {
+                (Some(known), Some(name)) => known == name,
+                (None, None) => self.controllers.iter().any(|controller| controller.v1_name() == name),
+                _ => false,
+            }),
+        }
     }
 }
 

@@ -105,6 +105,14 @@ pub(super) fn is_reachable(mounts: &[Mount<'_>], mount: &Mount<'_>) -> bool {
     false
 }
 
+/// The mount that holds `path`.
+pub(super) fn mount_of<'a, 'b>(mounts: &'b [Mount<'a>], path: &Path) -> Option<&'b Mount<'a>> {
+    mounts
+        .iter()
+        .filter(|mount| path.starts_with(&mount.point) && is_reachable(mounts, mount))
+        .max_by_key(|mount| mount.point.as_os_str().len())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Capabilities, Controller, DeviceClass, DeviceNode, Hierarchy, Host, Mode, Version};
+use super::{Capabilities, Controller, DeviceNode, Hierarchy, Host, Mode, Version};
 use crate::devices::DeviceKind;
 use crate::resources::{CpuSet, HugePageSize};
 
@@ -39,7 +39,6 @@ impl Host {
             },
             devices: devices(),
             device_mapper_major: Some(253),
-            device_classes: classes(),
             cpus: first(2),
             mems: first(1),
             page_size: 4096,
@@ -48,23 +47,14 @@ impl Host {
                 .filter_map(HugePageSize::from_kilobytes)
                 .collect(),
             rootless: false,
+            delegation: None,
+            read_only: false,
             namespaced: false,
             systemd_root: String::new(),
             roots: Default::default(),
             manager: Default::default(),
         }
     }
-}
-
-fn classes() -> Vec<DeviceClass> {
-    let class = |kind, major, name: &str| DeviceClass { kind, major, name: name.to_owned() };
-    let terminals = (136..144).map(|major| class(DeviceKind::Char, major, "pts"));
-    let others = [
-        class(DeviceKind::Char, 1, "mem"),
-        class(DeviceKind::Char, 10, "misc"),
-        class(DeviceKind::Block, 253, "device-mapper"),
-    ];
-    terminals.chain(others).collect()
 }
 
 fn hierarchies(mode: Mode, systemd: bool) -> Vec<Hierarchy> {

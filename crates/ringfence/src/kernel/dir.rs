@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
@@ -29,6 +29,12 @@ impl CgroupDir {
     pub(crate) fn open_dir(&self, path: &str) -> Result<Self> {
         let path = if path.is_empty() { "." } else { path };
         self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).map(Self)
+    }
+
+    /// Opens the directory above this one, which must not be the root of the hierarchy.
+    pub(crate) fn parent(&self) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.0, "..", flags, Mode::empty()).map(Self)
     }
 
     /// Opens a file below this directory.
@@ -77,9 +83,20 @@ impl CgroupDir {
         Err(Errno::INVAL)
     }
 
+    /// Gives this directory itself (`.`), or a file in it, to a user and a group.
+    pub(crate) fn give(&self, file: &str, uid: u32, gid: u32) -> Result<()> {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::chownat(&self.0, file, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+    }
+
     /// Whether the file exists below this directory.
     pub(crate) fn has(&self, file: &str) -> bool {
         rustix::fs::accessat(&self.0, file, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+    }
+
+    /// Whether this process, with the privileges it has now, may write to the file, or make directories in `.`.
+    pub(crate) fn may_write(&self, file: &str) -> bool {
+        rustix::fs::accessat(&self.0, file, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS).is_ok()
     }
 
     /// Writes all of `value` in one write(2), as cgroup files want it.

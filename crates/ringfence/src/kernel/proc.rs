@@ -102,6 +102,11 @@ pub(crate) fn cgroups(pid: u32) -> Option<Vec<(String, String)>> {
     Some(parse_cgroups(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?))
 }
 
+/// That of this process.
+pub(crate) fn own_cgroups() -> Option<Vec<(String, String)>> {
+    Some(parse_cgroups(&fs::read_to_string("/proc/self/cgroup").ok()?))
+}
+
 /// Lines of `ID:CONTROLLERS:PATH`.
 pub(crate) fn parse_cgroups(text: &str) -> Vec<(String, String)> {
     let line = |line: &str| {

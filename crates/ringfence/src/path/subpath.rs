@@ -39,6 +39,11 @@ impl Subpath {
 
     pub(crate) const DEFAULT_PARENT: &str = "ringfence";
 
+    /// Whether this is such a path already.
+    pub(crate) fn is_clean(text: &str) -> bool {
+        Self::clean(text).is_ok_and(|path| path.as_str() == text)
+    }
+
     pub(super) fn default_parent() -> Self {
         Self(Self::DEFAULT_PARENT.to_owned())
     }

@@ -80,6 +80,11 @@ impl SystemdName {
         Subpath::from_checked(&components)
     }
 
+    /// Whether it is a scope in the slice of those for which the caller names none.
+    pub(crate) fn is_in_default_slice(&self) -> bool {
+        !self.is_slice() && self.slice == DEFAULT_SLICE
+    }
+
     /// The unit whose cgroup this is, if it looks like one.
     pub(crate) fn of_cgroup(path: &str) -> Option<Self> {
         let (above, unit) = path.rsplit_once('/').unwrap_or(("", path));

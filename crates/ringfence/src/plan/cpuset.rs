@@ -14,7 +14,7 @@ const SETTINGS: [(&str, &str, &str); 2] = [
 
 pub(super) fn plan(draft: &mut Draft<'_>) {
     let Cpu { cpus, mems, .. } = &draft.want.change.cpu;
-    match draft.host.hierarchy_of(Controller::Cpuset) {
+    match draft.hierarchy_of(Controller::Cpuset) {
         Some((index, hierarchy)) if hierarchy.version == Version::V1 => v1(draft, index, hierarchy),
         Some((index, _)) => {
             for ((setting, file, effective), set) in SETTINGS.into_iter().zip([cpus, mems]) {

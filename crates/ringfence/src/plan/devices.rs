@@ -13,11 +13,18 @@ pub(crate) const DEVICES_LIST: &str = "devices.list";
 
 pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
     let Some(wanted) = draft.want.devices else { return Ok(()) };
-    if let Some((index, _)) = draft.place_of(Controller::Devices) {
-        return v1(draft, index, &wanted);
-    }
     let value = format!("{} exceptions", wanted.policy.exceptions().count());
-    match draft.host.unified() {
+    if let Some((index, _)) = draft.host.hierarchy_of(Controller::Devices) {
+        if !draft.takes(index) {
+            draft.report.add("devices", value, draft.why_without(Controller::Devices));
+        } else if draft.host.rootless {
+            draft.report.add("devices", value, "a list of devices (cgroup v1) takes CAP_SYS_ADMIN to change");
+        } else {
+            v1(draft, index, &wanted)?;
+        }
+        return Ok(());
+    }
+    match draft.unified() {
         Some((index, _)) if draft.host.capabilities.bpf_devices => {
             let (dir, policy) = (draft.leaf(index), wanted.policy.clone());
             let filter = Action::DeviceFilter { dir, policy, overriding: wanted.overriding };
@@ -29,7 +36,7 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
             let why = "a device filter needs CAP_SYS_ADMIN (or CAP_BPF and CAP_NET_ADMIN) and a kernel with BPF device programs";
             draft.report.add("devices", value, why);
         }
-        None => draft.report.add("devices", value, "this host offers no devices controller"),
+        None => draft.report.add("devices", value, draft.why_without(Controller::Devices)),
     }
     Ok(())
 }

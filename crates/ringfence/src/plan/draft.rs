@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Action, Dir, Reaction, Step, Undo, Verify, Want};
-use crate::host::{Controller, Host, Version};
+use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::interface::restoring;
 use crate::report::Report;
 use crate::resources::Limit;
@@ -98,7 +98,27 @@ impl<'a> Draft<'a> {
 
     /// Where a controller's files are.
     pub(super) fn place_of(&self, controller: Controller) -> Option<(usize, Version)> {
-        self.host.hierarchy_of(controller).map(|(index, hierarchy)| (index, hierarchy.version))
+        self.hierarchy_of(controller).map(|(index, hierarchy)| (index, hierarchy.version))
+    }
+
+    /// The hierarchy of a controller, if the cgroup can be in it.
+    pub(super) fn hierarchy_of(&self, controller: Controller) -> Option<(usize, &'a Hierarchy)> {
+        self.host.hierarchy_of(controller).filter(|(index, _)| self.takes(*index))
+    }
+
+    /// The v2 hierarchy, if the cgroup can be in it.
+    pub(super) fn unified(&self) -> Option<(usize, &'a Hierarchy)> {
+        self.host.unified().filter(|(index, _)| self.takes(*index))
+    }
+
+    /// Whether the cgroup can be in a hierarchy.
+    pub(super) fn takes(&self, hierarchy: usize) -> bool {
+        self.host.takes(hierarchy, self.want.path)
+    }
+
+    /// Why there is no place for a controller.
+    pub(super) fn why_without(&self, controller: Controller) -> String {
+        self.host.why_without(controller, self.want.path)
     }
 
     pub(super) fn leaf(&self, hierarchy: usize) -> Dir {
@@ -170,7 +190,7 @@ impl<'a> Draft<'a> {
 
     /// Reports every setting of a section for which this host has no controller.
     pub(super) fn report_without(&mut self, controller: Controller, name: &str, section: &impl Serialize) {
-        self.report_all(name, section, &format!("this host offers no {controller} controller"));
+        self.report_all(name, section, &self.why_without(controller));
     }
 }
 

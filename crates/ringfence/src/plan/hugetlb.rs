@@ -11,7 +11,7 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
     for (size, limit) in &draft.want.change.hugepage_limits {
         let setting = format!("hugepageLimits.{size}");
         let Some((index, version)) = draft.place_of(Controller::Hugetlb) else {
-            draft.report.add(setting, limit, "this host offers no hugetlb controller");
+            draft.report.add(setting, limit, draft.why_without(Controller::Hugetlb));
             continue;
         };
         if !draft.host.huge_page_sizes.contains(size) {

@@ -1,6 +1,8 @@
 //! The directories, and on v2 the controllers that are enabled above them.
 
-use super::{Action, Dir, Draft, Step, Undo};
+use rustix::io::Errno;
+
+use super::{Action, Dir, Draft, OWNER, Reaction, Step, Undo};
 use crate::host::{Controller, Hierarchy, Version};
 use crate::interface::controller_of;
 
@@ -8,16 +10,19 @@ use crate::interface::controller_of;
 /// counted, frozen and found in each. On v2 controllers are enabled on the way down, while the levels are empty.
 pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
     let mut steps = Vec::new();
-    for (index, hierarchy) in draft.host.hierarchies.iter().enumerate() {
+    let base = draft.host.base_of(draft.want.path);
+    for (index, hierarchy) in
+        draft.host.hierarchies.iter().enumerate().filter(|(index, _)| draft.takes(*index))
+    {
         let (required, wanted) = match hierarchy.version {
             Version::V1 => Default::default(),
             Version::V2 => controllers(draft, &draft.steps, index, hierarchy),
         };
-        for dir in levels(&draft.leaf(index)) {
+        for dir in levels(&draft.leaf(index), base) {
             if let Some(above) = dir.parent()
                 && !(required.is_empty() && wanted.is_empty())
             {
-                let evacuate = draft.want.evacuate && above.path.is_empty();
+                let evacuate = draft.want.evacuate && above.path == base;
                 let (required, wanted) = (required.clone(), wanted.clone());
                 steps.push(Step::new(Action::EnableControllers { dir: above, required, wanted, evacuate }));
             }
@@ -38,7 +43,7 @@ pub(super) fn enable_missing(draft: &Draft<'_>) -> Vec<Step> {
 
 /// The same for these writes.
 pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
-    let Some((index, hierarchy)) = draft.host.unified() else { return Vec::new() };
+    let Some((index, hierarchy)) = draft.unified() else { return Vec::new() };
     let (mut required, _) = controllers(draft, writes, index, hierarchy);
     if !required.is_empty() {
         let there = Controller::list_from_v2(draft.now(index, "cgroup.controllers").unwrap_or_default());
@@ -51,7 +56,28 @@ pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
         let (required, wanted, evacuate) = (required.clone(), Vec::new(), false);
         Step::new(Action::EnableControllers { dir, required, wanted, evacuate })
     };
-    levels(&draft.leaf(index)).iter().filter_map(Dir::parent).map(enable).collect()
+    levels(&draft.leaf(index), draft.host.base_of(draft.want.path))
+        .iter()
+        .filter_map(Dir::parent)
+        .map(enable)
+        .collect()
+}
+
+/// What comes after the values of a new cgroup: it is given to its owner, in every hierarchy. Its limits are not.
+pub(super) fn hand_over(draft: &mut Draft<'_>) {
+    let Some(owner) = draft.want.owner else { return };
+    for index in 0..draft.host.hierarchies.len() {
+        if draft.takes(index) {
+            let dir = draft.leaf(index);
+            let step = draft.push(Step::new(Action::Delegate { dir, owner }));
+            step.setting = Some(OWNER.into());
+            step.on(Errno::PERM, Reaction::Unsupported("giving a cgroup away takes CAP_CHOWN"));
+            step.on(Errno::INVAL, Reaction::Explain("this user namespace has no such user or group"));
+        }
+    }
+    if draft.want.path.is_empty() {
+        draft.report.add(OWNER, owner, draft.host.why_nothing());
+    }
 }
 
 /// The v2 controllers without which a value that is written has no file, and those that are only wanted.
@@ -77,10 +103,10 @@ fn controllers(
     (required, wanted)
 }
 
-/// The directory and those above it but the root, top-down.
-fn levels(leaf: &Dir) -> Vec<Dir> {
+/// The directory and those above it up to `base`, without that, top-down.
+fn levels(leaf: &Dir, base: &str) -> Vec<Dir> {
     let above = std::iter::successors(Some(leaf.clone()), Dir::parent);
-    let mut levels: Vec<_> = above.take_while(|dir| !dir.path.is_empty()).collect();
+    let mut levels: Vec<_> = above.take_while(|dir| dir.path != base && !dir.path.is_empty()).collect();
     levels.reverse();
     levels
 }

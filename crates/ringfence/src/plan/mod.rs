@@ -27,6 +27,8 @@ pub(crate) use step::{Action, Dir, Reaction, Undo, Verify};
 pub use step::{Plan, Step};
 pub(crate) use systemd::{Told, UnitWant, is_managed, properties_of};
 
+use std::fmt;
+
 use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::error::{Error, ErrorKind, Result};
@@ -70,6 +72,23 @@ pub(crate) struct DeviceWant<'a> {
     pub(crate) overriding: Override,
 }
 
+/// The setting that says whom a cgroup is given to.
+pub(crate) const OWNER: &str = "owner";
+
+/// Whom a cgroup is given to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+impl fmt::Display for Owner {
+    /// As `--owner` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.uid, self.gid)
+    }
+}
+
 /// Everything that is wanted of one cgroup.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Want<'a> {
@@ -92,6 +111,8 @@ pub(crate) struct Want<'a> {
     pub(crate) evacuate: bool,
     /// Controllers that statistics need, beside those that carry limits (v2).
     pub(crate) statistics: &'a [Controller],
+    /// The user to whom the new cgroup is delegated.
+    pub(crate) owner: Option<Owner>,
     pub(crate) unsupported: Unsupported,
 }
 
@@ -109,6 +130,7 @@ impl<'a> Want<'a> {
             force: false,
             evacuate: false,
             statistics: &[],
+            owner: None,
             unsupported: Unsupported::Report,
         }
     }
@@ -160,6 +182,7 @@ fn translate(draft: &mut Draft<'_>) -> Result<()> {
     network::plan(draft);
     rdma::plan(draft);
     unified::plan(draft)?;
+    layout::hand_over(draft);
     if let Some(unit) = draft.want.unit {
         return systemd::translate(draft, unit);
     }

@@ -15,7 +15,7 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
             }
             // What every packet has.
             None if *class == 0 => {}
-            None => draft.report.add("network.classID", class, why(draft, "net_cls")),
+            None => draft.report.add("network.classID", class, why(draft, Controller::NetCls)),
         }
     }
     for (interface, priority) in priorities {
@@ -26,17 +26,17 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
                     draft.write(index, setting, "net_prio.ifpriomap", format!("{interface} {priority}"));
                 step.on(Errno::NODEV, Reaction::Explain("no network interface of the host has this name"));
             }
-            None => draft.report.add(setting, priority, why(draft, "net_prio")),
+            None => draft.report.add(setting, priority, why(draft, Controller::NetPrio)),
         }
     }
 }
 
-fn why(draft: &Draft<'_>, controller: &str) -> String {
+fn why(draft: &Draft<'_>, controller: Controller) -> String {
     match draft.host.mode {
         Mode::V2 => {
             "cgroup v2 does not mark packets: match the cgroup by its path (nftables: socket cgroupv2)"
                 .to_owned()
         }
-        Mode::V1 | Mode::Hybrid => format!("this host offers no {controller} controller"),
+        Mode::V1 | Mode::Hybrid => draft.why_without(controller),
     }
 }

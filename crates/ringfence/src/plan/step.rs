@@ -13,8 +13,8 @@ use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::host::{Controller, Host, Mode};
 use crate::interface::merged;
-use crate::plan::Unsupported;
 use crate::plan::systemd::{Told, printed};
+use crate::plan::{Owner, Unsupported};
 use crate::report::Report;
 use crate::resources::CpuSet;
 use crate::systemd::property::{Property, tell};
@@ -70,6 +70,8 @@ pub(crate) enum Action {
     StartUnit { unit: String, slice: String, path: String, properties: Vec<Property>, told: Vec<Told> },
     /// Tells a unit of systemd that runs.
     SetProperties { unit: String, told: Vec<Told> },
+    /// Gives the directory to a user, with the files by which a cgroup is delegated; never the limits.
+    Delegate { dir: Dir, owner: Owner },
 }
 
 /// How the executor sees that the kernel did what was asked.
@@ -215,7 +217,9 @@ impl Plan {
     /// The step's full path, as printed.
     fn path(&self, step: &Step) -> PathBuf {
         match &step.action {
-            Action::MakeDir { dir, .. } | Action::DeviceFilter { dir, .. } => dir.full(&self.host),
+            Action::MakeDir { dir, .. } | Action::DeviceFilter { dir, .. } | Action::Delegate { dir, .. } => {
+                dir.full(&self.host)
+            }
             Action::EnableControllers { dir, .. } => dir.full(&self.host).join("cgroup.subtree_control"),
             Action::Write { dir, file, .. } => dir.full(&self.host).join(file.as_ref()),
             Action::StartUnit { path, .. } => printed(&self.host, path),
@@ -277,6 +281,7 @@ impl fmt::Display for Plan {
                         writeln!(f, "                    {property}")?;
                     }
                 }
+                Action::Delegate { owner, .. } => writeln!(f, "delegate            {path} to {owner}")?,
             }
         }
         for line in self.report.lines() {
@@ -306,6 +311,7 @@ impl Serialize for Printed<'_> {
             Action::DeviceFilter { .. } => "device_filter",
             Action::StartUnit { .. } => "start_unit",
             Action::SetProperties { .. } => "set_properties",
+            Action::Delegate { .. } => "delegate",
         };
         map.serialize_entry("op", op)?;
         if let Some(setting) = &step.setting {
@@ -332,6 +338,10 @@ impl Serialize for Printed<'_> {
                 let properties = step.properties();
                 let by_name = properties.iter().map(|property| (property.name, &property.value));
                 map.serialize_entry("properties", &by_name.collect::<BTreeMap<_, _>>())?;
+            }
+            Action::Delegate { owner, .. } => {
+                map.serialize_entry("uid", &owner.uid)?;
+                map.serialize_entry("gid", &owner.gid)?;
             }
         }
         map.end()

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::interface::{Lines, size};
 use crate::path::SystemdName;
-use crate::resources::{CpuSet, Limit};
+use crate::resources::Limit;
 use crate::systemd::property::{INFINITY, Property, Value, tell};
 
 /// The unit that carries the cgroup.
@@ -85,11 +85,6 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
         };
         if goes_before { before.push(step) } else { after.push(step) }
     }
-    if let Some(again) = v1_weight_again(draft, &told, &files) {
-        // Before it too, for the undo.
-        before.push(again.clone());
-        after.insert(0, again);
-    }
     told.extend(device_rules(draft, &mut after)?);
     if draft.want.create {
         let (own, start) = start(draft, unit, told);
@@ -101,11 +96,31 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
         draft.steps = enable(draft, &[before.clone(), after.clone()].concat());
         draft.steps.append(&mut before);
         if !told.is_empty() {
-            draft.steps.push(Step::new(Action::SetProperties { unit: unit.name.unit(), told }));
+            let set = Step::new(Action::SetProperties { unit: unit.name.unit(), told });
+            // Before it too: what takes it back makes systemd write everything once more.
+            write_again(draft, &files);
+            draft.steps.push(set);
+            write_again(draft, &files);
         }
     }
     draft.steps.append(&mut after);
     Ok(())
+}
+
+/// With every change systemd writes all files that it knows of, also those for which it was told nothing.
+fn write_again(draft: &mut Draft<'_>, told: &[Option<String>]) {
+    let base = draft.want.base;
+    let is_told = |file: &str| told.iter().flatten().any(|told| told == file);
+    let group = base.unified.get("memory.oom.group").filter(|_| !is_told("memory.oom.group"));
+    if let (Some(value), Some((index, _))) = (group, draft.host.unified()) {
+        draft.write(index, "unified.memory.oom.group", "memory.oom.group", value);
+    }
+    if let (Some(weight), Some((index, Version::V1))) = (base.block_io.weight, draft.place_of(Controller::Io))
+        && draft.host.capabilities.bfq_weight
+        && !is_told("blkio.bfq.weight")
+    {
+        draft.write(index, "blockIO.weight", "blkio.bfq.weight", weight);
+    }
 }
 
 /// A user's manager takes every limit, and on cgroup v1 none is in force.
@@ -303,10 +318,9 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
-/// An empty set does not lift what there was: the files must.
+/// An empty set is none, and leaves the file as it is.
 fn set(name: &'static str, value: &str) -> Option<Vec<Property>> {
-    let set = value.parse::<CpuSet>().ok().filter(|set| !set.is_empty())?;
-    Some(vec![Property::new(name, Value::Set(set))])
+    Some(vec![Property::new(name, Value::Set(value.parse().ok()?))])
 }
 
 /// As systemd names a disk that may have no node.
@@ -459,26 +473,6 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
     Some((then, before))
 }
 
-/// v1: beside a throttle systemd writes a weight of its own, which is the default or, with BFQ, not even that.
-fn v1_weight_again(draft: &Draft<'_>, told: &[Told], files: &[Option<String>]) -> Option<Step> {
-    let (index, version) = draft.place_of(Controller::Io)?;
-    let is_told =
-        told.iter().flat_map(|told| &told.properties).any(|property| property.name.starts_with("IO"));
-    if version != Version::V1 || draft.want.create || !is_told {
-        return None;
-    }
-    let is_asked = |file: &&str| files.iter().flatten().any(|asked| asked == *file);
-    let file =
-        ["blkio.bfq.weight", "blkio.weight"].into_iter().find(|file| draft.now(index, file).is_some())?;
-    if is_asked(&file) {
-        return None;
-    }
-    let (dir, value) = (draft.leaf(index), draft.now(index, file)?.to_owned());
-    let mut step = Step::new(Action::Write { dir, file: file.into(), value: value.clone() });
-    step.undo = Undo::write(file, vec![value]);
-    Some(step)
-}
-
 /// v1: the device policy as systemd's, or the next reload would open every device.
 fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<Told>> {
     let Some(wanted) = draft.want.devices else { return Ok(None) };
@@ -489,7 +483,7 @@ fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<T
         return Ok(None);
     }
     let dir = draft.leaf(index);
-    let words = allowed(draft.host, wanted.policy);
+    let words = allowed(wanted.policy);
     let (properties, shown) = words.clone().unwrap_or_else(every_device);
     if words.is_none() {
         // What has no words is written, and is lost.
@@ -499,7 +493,7 @@ fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<T
         devices::v1_from(draft, index, &wanted, &shown)?;
         after.append(&mut draft.steps);
     }
-    let back = wanted.before.and_then(|before| allowed(draft.host, before)).map(|(properties, _)| properties);
+    let back = wanted.before.and_then(allowed).map(|(properties, _)| properties);
     let list = Action::Write { dir, file: Cow::Borrowed(devices::DEVICES_LIST), value: String::new() };
     let mut step = Step::new(list);
     step.setting = Some("devices".into());
@@ -507,14 +501,13 @@ fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<T
     Ok(Some(Told { step, properties, back: back.unwrap_or_default() }))
 }
 
-/// A policy in systemd's words, and what it becomes in the kernel: where all minor numbers are meant, every major number of
-/// the same name is.
-fn allowed(host: &Host, policy: &DevicePolicy) -> Option<(Vec<Property>, DevicePolicy)> {
+/// A policy in systemd's words, and what it becomes in the kernel.
+fn allowed(policy: &DevicePolicy) -> Option<(Vec<Property>, DevicePolicy)> {
     if policy.default_verdict() == Verdict::Allow {
         // It has none for what is denied.
         return policy.exceptions().next().is_none().then(every_device);
     }
-    let (mut entries, mut shown) = (Vec::new(), policy.clone());
+    let mut entries = Vec::new();
     for exception in policy.exceptions() {
         let kind = match exception.kind {
             DeviceKind::Char => "char",
@@ -523,21 +516,14 @@ fn allowed(host: &Host, policy: &DevicePolicy) -> Option<(Vec<Property>, DeviceP
         let name = match (exception.numbers.major, exception.numbers.minor) {
             (Some(major), Some(minor)) => format!("/dev/{kind}/{major}:{minor}"),
             (None, None) => format!("{kind}-*"),
-            (Some(major), None) => {
-                let of_kind = host.device_classes.iter().filter(|class| class.kind == exception.kind);
-                let name = &of_kind.clone().find(|class| class.major == major)?.name;
-                for same in of_kind.filter(|class| class.name == *name) {
-                    shown.allow_too(exception, same.major);
-                }
-                format!("{kind}-{name}")
-            }
+            (Some(major), None) => format!("{kind}-{major}"),
             (None, Some(_)) => return None,
         };
         entries.push((name, exception.access.to_string()));
     }
     let strict =
         vec![Property::text("DevicePolicy", "strict"), Property::new("DeviceAllow", Value::Devices(entries))];
-    Some((strict, shown))
+    Some((strict, policy.clone()))
 }
 
 /// With the policy `auto` there would be no cgroup for devices.

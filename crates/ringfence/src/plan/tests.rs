@@ -1,5 +1,6 @@
 //! The planner is pure: every row of the tables of settings is tested here, for any host, without a kernel.
 
+mod delegation;
 mod settings;
 
 use std::collections::BTreeSet;

@@ -26,6 +26,13 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
                 let why = "the part before the dot is no controller of cgroup v2".to_owned();
                 return refuse(key, value, why);
             }
+            Some(controller) if draft.host.withholds(controller, draft.want.path) => {
+                if !FIELDS.contains(&key.as_str()) {
+                    let why = draft.why_without(controller);
+                    draft.report.add(format!("unified.{key}"), value, why);
+                }
+                continue;
+            }
             Some(controller) if !hierarchy.controllers.contains(&controller) => {
                 let why = format!("this host's cgroup v2 does not offer the {controller} controller");
                 return refuse(key, value, why);

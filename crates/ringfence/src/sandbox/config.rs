@@ -9,7 +9,7 @@ use crate::devices::Profile;
 use crate::error::Result;
 use crate::host::{Controller, Host};
 use crate::path::CgroupPath;
-use crate::plan::{Unsupported, Want};
+use crate::plan::{Owner, Unsupported, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -31,10 +31,11 @@ pub struct SandboxConfig {
     pub(crate) profile: Profile,
     pub(crate) overhead: Overhead,
     pub(crate) unsupported: Unsupported,
-    parent: CgroupPath,
+    parent: Option<CgroupPath>,
     name_prefix: Option<String>,
     pub(crate) unread: Report,
     evacuate: bool,
+    owner: Option<Owner>,
     statistics: Vec<Controller>,
     pub(crate) mark: Option<String>,
     pub(crate) override_device_programs: bool,
@@ -49,10 +50,11 @@ impl SandboxConfig {
             profile: Profile::Default,
             overhead: Overhead::Together,
             unsupported: Unsupported::Report,
-            parent: CgroupPath::default_parent(),
+            parent: None,
             name_prefix: None,
             unread: Report::default(),
             evacuate: false,
+            owner: None,
             statistics: STATISTICS.to_vec(),
             mark: None,
             override_device_programs: false,
@@ -83,9 +85,10 @@ impl SandboxConfig {
         self
     }
 
-    /// The parent of relative paths; `/ringfence` unless given.
+    /// The parent of relative paths; `/ringfence` unless given, and for a process without privileges `ringfence` below
+    /// what is delegated to it. Then a parent that is relative itself goes there too.
     pub fn parent(mut self, parent: CgroupPath) -> Self {
-        self.parent = parent;
+        self.parent = Some(parent);
         self
     }
 
@@ -95,9 +98,18 @@ impl SandboxConfig {
         self
     }
 
-    /// In a container on v2: move the processes of the namespace's root to a leaf, so that it can enable controllers.
+    /// In a container on v2, and where a cgroup is delegated: move the processes of the namespace's root, or of that
+    /// cgroup, to a leaf, so that it can enable controllers.
     pub fn evacuate(mut self, evacuate: bool) -> Self {
         self.evacuate = evacuate;
+        self
+    }
+
+    /// Delegates the new cgroup: the user may make cgroups below it, and share out among them what it has; its own limits
+    /// stay out of reach. Theirs become the directory and, on v2, the files of `/sys/kernel/cgroup/delegate`; on v1
+    /// `cgroup.procs` and `tasks`. Takes CAP_CHOWN.
+    pub fn owner(mut self, uid: u32, gid: u32) -> Self {
+        self.owner = Some(Owner { uid, gid });
         self
     }
 
@@ -127,18 +139,15 @@ impl SandboxConfig {
         self
     }
 
-    /// The path below the root of each hierarchy.
+    /// The path below the root of each hierarchy; `""` where no cgroup can be made.
     pub(crate) fn resolve(&self, host: &Host) -> Result<String> {
-        if let Some(name) = self.path.as_systemd() {
-            return Ok(name.below(&host.systemd_root));
-        }
-        let path = self.path.resolve(&self.parent, self.name_prefix.as_deref())?;
-        Ok(path.as_str().to_owned())
+        host.locate(&self.path, self.parent.as_ref(), self.name_prefix.as_deref())
     }
 
     pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew) -> Want<'a> {
         Want {
             evacuate: self.evacuate,
+            owner: self.owner,
             statistics: &self.statistics,
             unsupported: self.unsupported,
             ..state.want(anew)

@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::Store;
 use crate::cgroup::mark::{mark_of, marked_hierarchy};
-use crate::cgroup::{Cgroup, Outcome, Remaining, members};
+use crate::cgroup::{Cgroup, Outcome, Remaining, members, stop_default_slice};
 use crate::error::{Error, Result};
 use crate::host::{Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::Stat;
-use crate::path::{DRAINED, Subpath, SystemdName};
+use crate::path::{DEFAULT_SLICE, DRAINED, SystemdName};
 use crate::plan::Dir;
 
 /// An empty cgroup that a process makes to look at, and removes at once.
@@ -39,13 +39,17 @@ impl Store {
     /// and what a process left that died while it probed the host.
     pub fn leftovers(&self, host: &Host) -> Result<Vec<Leftover>> {
         let hierarchy = marked_hierarchy(host);
-        let root = host.root(hierarchy).map_err(|errno| {
-            Error::kernel("cannot open the root", Dir::new(hierarchy, "").full(host), errno)
+        // Without privileges, what is ours is below what is delegated to us.
+        let Some(default_parent) = host.default_parent() else { return Ok(Vec::new()) };
+        let base = host.base_of(&default_parent);
+        let root = host.root(hierarchy).and_then(|root| root.open_dir(base)).map_err(|errno| {
+            Error::kernel("cannot open the root", Dir::new(hierarchy, base).full(host), errno)
         })?;
         let mut found = Vec::new();
         let version = host.hierarchies.get(hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version);
-        self.search(&root, version, "", &mut found);
-        found.extend(empty_default_parent(host));
+        self.search(&root, version, base, &mut found);
+        found.extend(empty_default_parent(host, &default_parent));
+        found.extend(empty_default_slice(host));
         // After the search: a state is written before its cgroup is made, so that what was made meanwhile is known now.
         let mut known = BTreeSet::new();
         for id in self.ids()? {
@@ -79,8 +83,8 @@ impl Store {
 }
 
 /// The default parent, where on v1 drained processes were, if nothing is left in any hierarchy.
-fn empty_default_parent(host: &Host) -> Option<Leftover> {
-    let parent = Cgroup::open_at(host, Subpath::DEFAULT_PARENT).ok()?;
+fn empty_default_parent(host: &Host, path: &str) -> Option<Leftover> {
+    let parent = Cgroup::open_at(host, path).ok()?;
     let is_unused = |(dir, open): &(Dir, Arc<CgroupDir>)| {
         is_empty(open, parent.version(dir)) && open.children().is_ok_and(|children| children.is_empty())
     };
@@ -88,7 +92,19 @@ fn empty_default_parent(host: &Host) -> Option<Leftover> {
         .dirs
         .iter()
         .all(is_unused)
-        .then(|| Leftover { path: Subpath::DEFAULT_PARENT.to_owned(), why: "no sandbox is left in it" })
+        .then(|| Leftover { path: path.to_owned(), why: "no sandbox is left in it" })
+}
+
+/// The default slice, where the last that ended were drained processes.
+fn empty_default_slice(host: &Host) -> Option<Leftover> {
+    let path = default_slice(host);
+    let slice = Cgroup::open_at(host, &path).ok().filter(|_| host.systemd)?;
+    let is_unused = slice.dirs.iter().all(|(_, open)| open.children().is_ok_and(|list| list.is_empty()));
+    is_unused.then_some(Leftover { path, why: "no sandbox is left in it" })
+}
+
+fn default_slice(host: &Host) -> String {
+    format!("{}/{DEFAULT_SLICE}", host.systemd_root).trim_start_matches('/').to_owned()
 }
 
 fn is_empty(dir: &CgroupDir, version: Version) -> bool {
@@ -110,14 +126,20 @@ impl Leftover {
     /// Removes it in every hierarchy. See [`Cgroup::destroy`].
     pub fn remove(&self, host: &Host, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let mut cgroup = Cgroup::open_at(host, &self.path)?;
-        if self.path == Subpath::DEFAULT_PARENT {
+        let default_parent = host.default_parent();
+        if default_parent.as_ref() == Some(&self.path) {
             // Never what is inside: a sandbox may be made in it at this moment.
             return Ok(cgroup.remove_where_empty());
+        }
+        if self.path == default_slice(host) {
+            let mut outcome = Outcome::default();
+            stop_default_slice(host, &self.path, &mut outcome);
+            return Ok(outcome);
         }
         cgroup.ours = true;
         cgroup.unit = if host.systemd { SystemdName::of_cgroup(&self.path) } else { None };
         cgroup.parent_is_default =
-            self.path.rsplit_once('/').is_some_and(|(parent, _)| parent == Subpath::DEFAULT_PARENT);
+            self.path.rsplit_once('/').is_some_and(|(parent, _)| default_parent.as_deref() == Some(parent));
         cgroup.destroy(remaining, timeout)
     }
 }

@@ -32,7 +32,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::explain::{Explanation, Key};
 use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
-use crate::path::CgroupPath;
+use crate::path::{CgroupPath, SystemdName};
 use crate::plan::convert::swap_to_v2;
 use crate::plan::{self, DeviceWant, Observed, Plan, Unsupported, Want};
 use crate::report::Report;
@@ -108,7 +108,10 @@ impl Sandbox {
         let (base, missing) = base_rules(config.profile, host)?;
         let (devices, denied) =
             DevicePolicy::with_base(&config.resources.devices, &base, &config.profile.required(host))?;
-        let report = joined(joined(config.unread.clone(), missing), denied);
+        let mut report = joined(joined(config.unread.clone(), missing), denied);
+        if cgroup.is_empty() {
+            report.add("cgroup", &config.path, format!("{}: {IN_OUR_OWN}", host.why_nothing()));
+        }
         config.unsupported.mind(&report)?;
         Ok(State {
             version: STATE_VERSION,
@@ -128,6 +131,7 @@ impl Sandbox {
             overhead: config.overhead,
             parts: BTreeMap::new(),
             holder: None,
+            started: Vec::new(),
             report,
             mark: config.mark.clone(),
             placeholder: None,
@@ -144,6 +148,7 @@ impl Sandbox {
     /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if there is such a cgroup; otherwise the setting that failed.
     pub fn create(host: &Host, config: &SandboxConfig) -> Result<(Self, Report)> {
         let mut state = Self::intent(host, config)?;
+        let host = &host.as_seen_at(&state.cgroup);
         let cgroup = match state.path.as_systemd().filter(|unit| !unit.is_slice()) {
             Some(unit) => {
                 if host.manager()?.active(&unit.unit())?.is_some() {
@@ -180,6 +185,7 @@ impl Sandbox {
         state.check_version()?;
         // What is written from now on is in this version's format.
         state.version = STATE_VERSION;
+        let host = &host.as_seen_at(&state.cgroup);
         let cgroup = open(host, &state)?;
         if cgroup.is_none() && !state.path.is_systemd() {
             let why = "there is no such cgroup in any hierarchy";
@@ -193,7 +199,7 @@ impl Sandbox {
     fn present(&self, state: &State) -> Result<Option<Arc<Cgroup>>> {
         let mut held = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
         // A scope ends with its last process, and another process may have started it again.
-        if state.path.is_systemd() && !held.as_ref().is_some_and(|cgroup| cgroup.exists()) {
+        if state.path.is_systemd() && !held.as_ref().is_some_and(|cgroup| cgroup.is_there()) {
             *held = open(&self.host, state)?;
         }
         Ok(held.clone())
@@ -222,7 +228,10 @@ impl Sandbox {
 
     /// What another process needs to restore it.
     pub fn state(&self) -> State {
-        self.locked().clone()
+        let mut state = self.locked().clone();
+        let held = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
+        state.started = held.as_ref().map(|cgroup| cgroup.started()).unwrap_or_default();
+        state
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
@@ -339,7 +348,7 @@ impl Sandbox {
                     Err(error)
                         if state.path.is_systemd()
                             && error.is_one_of(&[Errno::NOENT, Errno::NODEV])
-                            && !cgroup.exists() => {}
+                            && !cgroup.is_there() => {}
                     spawned => return spawned,
                 }
             }
@@ -424,8 +433,10 @@ impl Sandbox {
         state.phase = Phase::Removing;
         let Some(cgroup) = cgroup else {
             let mut outcome = Outcome::default();
-            if let Some(unit) = state.path.as_systemd() {
-                stop_default_slice(&self.host, unit, &state.cgroup, &mut outcome);
+            if state.path.as_systemd().is_some_and(SystemdName::is_in_default_slice)
+                && let Some((slice, _)) = state.cgroup.rsplit_once('/')
+            {
+                stop_default_slice(&self.host, slice, &mut outcome);
             }
             return Ok(outcome);
         };
@@ -459,7 +470,7 @@ const RACES: usize = 5;
 
 /// The cgroup of a state, if it is there.
 fn open(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
-    Ok(open_leftover(host, state)?.filter(|cgroup| cgroup.exists()))
+    Ok(open_leftover(host, state)?.filter(|cgroup| state.cgroup.is_empty() || cgroup.is_there()))
 }
 
 /// The same, or what there is of it.
@@ -471,6 +482,7 @@ fn open_leftover(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
     cgroup.ours = true;
     cgroup.parent_is_default = state.parent_is_default;
     cgroup.unit = state.path.as_systemd().cloned();
+    cgroup.started = Mutex::new(state.started.clone());
     if let Some(id) = state.device_program {
         cgroup.filter = Mutex::new(Filter::Id(id));
     }
@@ -542,6 +554,9 @@ impl Changed {
         want
     }
 }
+
+/// Without a cgroup.
+const IN_OUR_OWN: &str = "nothing can be limited, and what is started runs in the cgroup of who starts it";
 
 /// The runtime defaults, and what the hypervisor needs.
 fn base_rules(profile: Profile, host: &Host) -> Result<(Vec<DeviceRule>, Report)> {

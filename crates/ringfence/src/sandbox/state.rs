@@ -41,7 +41,7 @@ pub struct State {
     pub phase: Phase,
     /// The path as it was given.
     pub path: CgroupPath,
-    /// The path below the root of each hierarchy.
+    /// The path below the root of each hierarchy; empty for a sandbox without a cgroup, where none is delegated.
     pub cgroup: String,
     /// The parent is the default one, which goes with its last sandbox.
     pub parent_is_default: bool,
@@ -73,6 +73,9 @@ pub struct State {
     /// The process that answers for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<ProcessIdentity>,
+    /// Without a cgroup: the processes that were started, which is all that is known of what is inside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub started: Vec<ProcessIdentity>,
     /// What could not be done.
     #[serde(default)]
     pub report: Report,

@@ -14,6 +14,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::poll::Deadline;
 use crate::path::SandboxId;
 
+const CANNOT_MAKE: &str = "cannot make the state directory: choose another one (--state-dir; without privileges it is in \
+                           $XDG_RUNTIME_DIR)";
+
 /// A directory of states, readable by its owner alone. A state is replaced by a rename, never written in place.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -51,7 +54,7 @@ impl Store {
                 .recursive(true)
                 .mode(0o700)
                 .create(&self.directory)
-                .map_err(|error| io_error("cannot make the state directory", &self.directory, error))?;
+                .map_err(|error| io_error(CANNOT_MAKE, &self.directory, error))?;
             let file = match File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)
             {
                 // The last entry's process has just removed the directory.

@@ -52,14 +52,15 @@ impl StatsReader {
     /// Opens the files that exist and may be read; the values of the others are absent.
     ///
     /// # Errors
-    /// `NotFound` if no directory is a cgroup any more; `Kernel` if descriptors or memory have run out.
+    /// `NotFound` if there were directories and none is a cgroup any more; `Kernel` if descriptors or memory have run out.
     pub(crate) fn open(sources: &[Source<'_>]) -> Result<Self> {
         let mut opened = Vec::new();
         for source in sources {
             open_files(source, &mut opened)?;
         }
         // Without a file the cgroup may have nothing to read, or may be gone.
-        if opened.is_empty() && !sources.iter().any(|source| source.dir.has("cgroup.procs")) {
+        let is_gone = |source: &Source<'_>| !source.dir.has("cgroup.procs");
+        if opened.is_empty() && !sources.is_empty() && sources.iter().all(is_gone) {
             return Err(removed(Errno::NOENT));
         }
         Ok(Self { files: opened, buffer: vec![0; 16 << 10], stats: Stats::default() })
