@@ -11,9 +11,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use support::{
-    Sandbox, binary, directories_named, finish, hierarchies, hierarchy_of, is_on_v1, mode, skip, until,
-};
+use support::{Sandbox, binary, finish, hierarchies, hierarchy_of, is_on_v1, mode, skip, until};
 
 const MIB: u64 = 1 << 20;
 
