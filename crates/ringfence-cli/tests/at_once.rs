@@ -43,7 +43,7 @@ fn devices_that_are_allowed_at_once_are_all_allowed() {
     sandbox.create(&["--profile", "none"]);
     let rules: Vec<_> = (200..208).map(|minor| format!("c 10:{minor} rw")).collect();
     let start = |rule: &String| {
-        let mut allow = sandbox.command("devices allow", &[rule]);
+        let mut allow = sandbox.command("devices allow", &[rule, "--timeout", "50"]);
         allow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     for child in rules.iter().map(start).collect::<Vec<_>>() {

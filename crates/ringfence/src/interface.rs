@@ -73,6 +73,15 @@ pub(crate) fn merged(file: &str, before: &str, written: &str) -> String {
     lines.to_string()
 }
 
+/// What is left of a value when another one is written behind it: of a file with a line for each key, what the other one
+/// does not speak of.
+pub(crate) fn left_of(file: &str, written: &str, later: &str) -> Option<String> {
+    let mut left = Lines::parse(written);
+    let later = Lines::parse(later);
+    later.iter().for_each(|(key, name, _)| left.remove(key, name));
+    (is_keyed(file) && !left.is_empty()).then(|| left.to_string())
+}
+
 /// Whether a file that holds `now` holds what was written to it, as the kernel keeps values: sizes in whole pages, sets as
 /// sets, of keyed files the lines that were written.
 pub(crate) fn holds(file: &str, written: &str, now: &str, page_size: u64) -> bool {
@@ -259,6 +268,14 @@ mod tests {
         ] {
             assert_eq!(restoring(file, "1", now), [back], "{file}");
         }
+    }
+
+    #[test]
+    fn what_is_written_later_wins_key_by_key() {
+        let first = "8:0 rbps=1 wbps=2\n8:16 rbps=3";
+        assert_eq!(left_of("io.max", first, "8:0 rbps=9").as_deref(), Some("8:0 wbps=2\n8:16 rbps=3"));
+        assert_eq!(left_of("io.max", "8:0 rbps=1", "8:0 rbps=9"), None);
+        assert_eq!(left_of("pids.max", "5", "6"), None);
     }
 
     #[test]

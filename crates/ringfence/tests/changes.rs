@@ -11,14 +11,16 @@ use ringfence::{
 };
 use support::{Guarded, MIB, SOON, by_systemd, disks, name, skip};
 
-/// The quota that is in force where this one is asked for: systemd has whole hundredths of a CPU.
-fn kept(quota: Limit, period: u64) -> Limit {
+/// The bandwidth that is in force where this one is asked for: systemd has whole hundredths of a CPU, and no period without
+/// a quota.
+fn kept((quota, period, burst): (Limit, u64, u64)) -> (Limit, u64, u64) {
     match quota {
-        Limit::Value(quota) if by_systemd() => {
+        _ if !by_systemd() => (quota, period, burst),
+        Limit::Max => (Limit::Max, 100_000, burst),
+        Limit::Value(quota) => {
             let per_second = (quota * 1_000_000).div_ceil(period).next_multiple_of(10_000);
-            Limit::Value(per_second * period / 1_000_000)
+            (Limit::Value(per_second * period / 1_000_000), period, burst)
         }
-        quota => quota,
     }
 }
 
@@ -58,9 +60,9 @@ fn every_bandwidth_follows_every_other() {
     for from in &states {
         for to in &states {
             vm.change(&all(*from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
-            assert_eq!(now(), (kept(from.0, from.1), from.1, from.2));
+            assert_eq!(now(), kept(*from));
             vm.change(&all(*to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
-            assert_eq!(now(), (kept(to.0, to.1), to.1, to.2), "from {from:?}");
+            assert_eq!(now(), kept(*to), "from {from:?}");
             // One half, or a third of it, alone.
             vm.change(&all(*from)).unwrap();
             vm.change(&Resources::new().cpu_quota(to.0))
@@ -69,12 +71,12 @@ fn every_bandwidth_follows_every_other() {
                 Limit::Value(quota) => from.2.min(quota),
                 Limit::Max => from.2,
             };
-            assert_eq!(now(), (kept(to.0, from.1), from.1, left), "the quota of {to:?}");
+            assert_eq!(now(), kept((to.0, from.1, left)), "the quota of {to:?}");
             let state = vm.state().resources.cpu;
             assert_eq!((state.quota, state.period, state.burst), (Some(to.0), Some(from.1), Some(left)));
             vm.change(&Resources::new().cpu_period(to.1))
                 .unwrap_or_else(|error| panic!("{from:?} to the period of {to:?}: {error}"));
-            assert_eq!(now(), (kept(to.0, to.1), to.1, left), "the period of {to:?}");
+            assert_eq!(now(), kept((to.0, to.1, left)), "the period of {to:?}");
         }
     }
 }
@@ -290,7 +292,8 @@ fn unified_files_that_bound_each_other_are_written_in_an_order_that_the_kernel_t
     set(&[("cpu.idle", "0"), ("cpu.weight", "80")]);
     // Over OCI's fields, which stay in force beside it.
     vm.change(&Resources::new().cpu_quota(60_000).cpu_burst(30_000).unified("cpu.max", "max 50000")).unwrap();
-    assert_eq!((file("cpu.max").as_str(), file("cpu.max.burst").as_str()), ("max 50000", "30000"));
+    let max = if by_systemd() { "max 100000" } else { "max 50000" };
+    assert_eq!((file("cpu.max").as_str(), file("cpu.max.burst").as_str()), (max, "30000"));
     for (key, value) in [("cpu.max", "x"), ("cpu.max", "1 2 3"), ("cpu.max.burst", "-1"), ("cpu.idle", "2")] {
         let error = vm.change(&Resources::new().unified(key, value)).unwrap_err();
         assert_eq!(error.setting(), Some(format!("unified.{key}").as_str()), "{error}");

@@ -8,7 +8,7 @@ use super::cgroupfs::Run;
 use super::undo::Origin;
 use crate::devices::transition;
 use crate::error::{Error, ErrorKind, Result};
-use crate::interface::holds;
+use crate::interface::{holds, left_of};
 use crate::kernel::proc;
 use crate::plan::{Action, Dir, Reaction, Step, Told, Undo, Verify, is_managed, properties_of};
 use crate::report::Report;
@@ -132,19 +132,20 @@ impl Run<'_, '_> {
     /// Writes what systemd lacks properties for, and reads back what it was told.
     fn see_to_it(&mut self, told: &[Told]) -> Result<()> {
         let manager = self.plan.host.manager()?;
-        for told in told {
-            if told.properties.iter().any(|property| manager.lacks(property.name)) {
-                self.write_step(&told.step)?;
+        for (position, one) in told.iter().enumerate() {
+            if one.properties.iter().any(|property| manager.lacks(property.name)) {
+                self.write_step(&one.step)?;
                 continue;
             }
-            let mut found = self.found(&told.step)?;
+            let Some(step) = in_force(&one.step, told.iter().skip(position + 1)) else { continue };
+            let mut found = self.found(&step)?;
             if found.is_some() {
                 // It answers before it writes.
                 manager.settle()?;
-                found = self.found(&told.step)?;
+                found = self.found(&step)?;
             }
             if let Some(found) = found {
-                self.differs(&told.step, &found)?;
+                self.differs(&step, &found)?;
             }
         }
         Ok(())
@@ -194,4 +195,20 @@ impl Run<'_, '_> {
         let path = dir.full(self.dirs.host).join(file.as_ref());
         Err(Error::new(ErrorKind::Kernel, why).with_path(path).with_setting(setting).with_value(value.trim()))
     }
+}
+
+/// What is to be in force of a step after those that were told with it and come behind it.
+fn in_force<'a>(step: &Step, later: impl Iterator<Item = &'a Told>) -> Option<Step> {
+    let mut step = step.clone();
+    for other in later {
+        if let (
+            Action::Write { dir, file, value },
+            Action::Write { dir: other_dir, file: other_file, value: other },
+        ) = (&mut step.action, &other.step.action)
+            && (&*dir, &*file) == (other_dir, other_file)
+        {
+            *value = left_of(file, value, other)?;
+        }
+    }
+    Some(step)
 }

@@ -117,9 +117,12 @@ impl Bandwidth {
                 (quota.parse().ok(), period.parse().ok(), draft.now_number(index, "cpu.max.burst"))
             }
         };
+        // systemd rounds a quota up, and shows no period without one: the halves are those that were asked for.
+        let asked = draft.want.unit.map(|_| &draft.want.base.cpu);
+        let (asked_quota, asked_period) = asked.map_or((None, None), |cpu| (cpu.quota, cpu.period));
         Self {
-            quota: quota.map_or(Limit::Max, Limit::Value),
-            period: period.unwrap_or(100_000),
+            quota: asked_quota.unwrap_or(quota.map_or(Limit::Max, Limit::Value)),
+            period: asked_period.or(period).unwrap_or(100_000),
             burst: burst.unwrap_or(0),
         }
     }

@@ -96,7 +96,10 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
         draft.steps = enable(draft, &[before.clone(), after.clone()].concat());
         draft.steps.append(&mut before);
         if !told.is_empty() {
-            draft.steps.push(Step::new(Action::SetProperties { unit: unit.name.unit(), told }));
+            let set = Step::new(Action::SetProperties { unit: unit.name.unit(), told });
+            // Before it too: what takes it back makes systemd write everything once more.
+            write_again(draft, &files);
+            draft.steps.push(set);
             write_again(draft, &files);
         }
     }
@@ -294,6 +297,7 @@ pub(crate) fn properties_of(version: Version, file: &str, value: &str) -> Option
         (_, "memory.swap.max") => told("MemorySwapMax"),
         (_, "memory.zswap.max") => told("MemoryZSwapMax"),
         (_, "cpu.weight") => told("CPUWeight"),
+        (_, "cpu.weight.nice") => Some(vec![Property::number("CPUWeight", weight_of_nice(value)?)]),
         // 0 is its word for idle, which the next weight undoes.
         (_, "cpu.idle") => Some(vec![Property::number("CPUWeight", if value == "1" { 0 } else { 100 })]),
         (_, "cpu.max") => Some(Bandwidth::parse(value)?.properties()),
@@ -359,6 +363,18 @@ fn weights(line: &str, convert: fn(u64) -> u64) -> Option<Vec<Property>> {
         tell(&mut properties, [property]);
     }
     Some(properties)
+}
+
+/// The weight that the kernel makes of a nice value (`sched_prio_to_weight`).
+fn weight_of_nice(nice: &str) -> Option<u64> {
+    const LOADS: [u64; 40] = [
+        88761, 71755, 56483, 46273, 36291, 29154, 23254, 18705, 14949, 11916, 9548, 7620, 6100, 4904, 3906,
+        3121, 2501, 1991, 1586, 1277, 1024, 820, 655, 526, 423, 335, 272, 215, 172, 137, 110, 87, 70, 56, 45,
+        36, 29, 23, 18, 15,
+    ];
+    let position = nice.parse::<i32>().ok()?.checked_add(20)?;
+    let load = LOADS.get(usize::try_from(position).ok()?)?;
+    Some((load * 100 + 512) / 1024)
 }
 
 /// The weight (1 to 10000) that systemd turns into this one of BFQ's (1 to 1000).
@@ -444,8 +460,12 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
     };
     let micros = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(PERIOD);
     let now = |file| draft.now(index, file);
-    let before =
-        Bandwidth { quota: limit(now("cpu.cfs_quota_us")), period: micros(now("cpu.cfs_period_us")) };
+    // As for v2, what was asked for is not in the files.
+    let asked = &draft.want.base.cpu;
+    let before = Bandwidth {
+        quota: asked.quota.unwrap_or_else(|| limit(now("cpu.cfs_quota_us"))),
+        period: asked.period.unwrap_or_else(|| micros(now("cpu.cfs_period_us"))),
+    };
     let then = Bandwidth {
         quota: quota.map_or(before.quota, |quota| limit(Some(quota))),
         period: period.map_or(before.period, |period| micros(Some(period))),

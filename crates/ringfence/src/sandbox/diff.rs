@@ -38,6 +38,11 @@ impl Sandbox {
         let mut plan = plan::plan(&cgroup.host, &state.want(&state.anew()), &Observed::default())?;
         let is_reported = |setting: &str| state.report.unsupported().any(|line| line.setting == setting);
         plan.steps.retain(|step| !step.setting.as_deref().is_some_and(is_reported));
+        for step in &mut plan.steps {
+            if let Action::StartUnit { told, .. } = &mut step.action {
+                told.retain(|told| !told.step.setting.as_deref().is_some_and(is_reported));
+            }
+        }
         let mut differences = Vec::new();
         let values = plan.values(&state.cgroup);
         for ((hierarchy, file), value) in &values {

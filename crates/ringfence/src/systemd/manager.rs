@@ -10,6 +10,7 @@ use super::bus::{Bus, Failure};
 use super::property::{Property, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::poll::Deadline;
+use crate::resources::CpuSet;
 
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const JOB: &str = "org.freedesktop.systemd1.Job";
@@ -353,7 +354,7 @@ fn message(properties: &[Property], replace: bool) -> Vec<(&'static str, Variant
             Value::Bool(value) => Variant::from(*value),
             Value::Number(number) => Variant::from(*number),
             Value::Text(text) => Variant::from(text.clone()),
-            Value::Set(set) => Variant::from(Property::bits(set)),
+            Value::Set(set) => Variant::from(bits(set)),
             Value::PerDevice(entries) => Variant::from(entries.clone()),
             Value::Devices(entries) => {
                 if replace {
@@ -365,4 +366,33 @@ fn message(properties: &[Property], replace: bool) -> Vec<(&'static str, Variant
         sent.push((property.name, value));
     }
     sent
+}
+
+/// The bits of a set, eight to a byte: bit 0 of byte 0 is CPU 0.
+fn bits(set: &CpuSet) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for member in set.iter() {
+        let (byte, bit) = (member as usize / 8, member % 8);
+        if bytes.len() <= byte {
+            bytes.resize(byte + 1, 0_u8);
+        }
+        if let Some(byte) = bytes.get_mut(byte) {
+            *byte |= 1 << bit;
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_a_string_of_bits() {
+        let bits = |set: &str| bits(&set.parse().unwrap());
+        assert_eq!(bits("0"), [1]);
+        assert_eq!(bits("0-3,8"), [0b1111, 1]);
+        assert_eq!(bits("64"), [0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(bits(""), [0_u8; 0]);
+    }
 }

@@ -48,21 +48,6 @@ impl Property {
     pub(crate) fn yes(name: &'static str) -> Self {
         Self::new(name, Value::Bool(true))
     }
-
-    /// The bits of a set, eight to a byte.
-    pub(crate) fn bits(set: &CpuSet) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for member in set.iter() {
-            let (byte, bit) = (member as usize / 8, member % 8);
-            if bytes.len() <= byte {
-                bytes.resize(byte + 1, 0_u8);
-            }
-            if let Some(byte) = bytes.get_mut(byte) {
-                *byte |= 1 << bit;
-            }
-        }
-        bytes
-    }
 }
 
 /// Adds properties; what is told twice of one counts as it was told last, of lists by device.
@@ -135,15 +120,6 @@ impl std::fmt::Display for Property {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_set_is_a_string_of_bits() {
-        let bits = |set: &str| Property::bits(&set.parse().unwrap());
-        assert_eq!(bits("0"), [1]);
-        assert_eq!(bits("0-3,8"), [0b1111, 1]);
-        assert_eq!(bits("64"), [0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        assert_eq!(bits(""), [0_u8; 0]);
-    }
 
     #[test]
     fn what_is_told_twice_counts_as_it_was_told_last() {

@@ -3,13 +3,16 @@
 use super::property::Property;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Nothing ever comes of a request.
 #[derive(Debug)]
+#[expect(dead_code, reason = "nobody answers")]
 pub(crate) enum Told {
     All,
     Lacks(String),
 }
 
 #[derive(Debug)]
+#[expect(dead_code, reason = "nobody answers")]
 pub(crate) enum Started {
     Anew,
     Already,

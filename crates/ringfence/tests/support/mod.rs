@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ringfence::{
-    CgroupPath, Child, Command, DeviceNumber, Host, Limit, Outcome, Remaining, Resources, Result, Sandbox,
-    SandboxConfig, Status, null,
+    Cgroup, CgroupPath, Child, Command, DeviceNumber, Error, ErrorKind, Host, Limit, Outcome, Remaining,
+    Resources, Result, Sandbox, SandboxConfig, Status, null,
 };
 
 pub const SOON: Duration = Duration::from_secs(30);
@@ -93,6 +93,22 @@ impl Guarded {
             made.holder = Some(made.hold(&sleeper()).unwrap());
         }
         made
+    }
+
+    /// What is wrong with a sandbox: with systemd some of it shows when it starts.
+    pub fn refused(
+        host: &Host,
+        path: CgroupPath,
+        config: impl FnOnce(SandboxConfig) -> SandboxConfig,
+    ) -> Error {
+        let config = &config(SandboxConfig::new(path.clone()));
+        let made = Sandbox::create(host, config).map(|(made, _)| made);
+        let error = match made {
+            Ok(made) if by_systemd() => made.hold(&sleeper()).map(drop).unwrap_err(),
+            made => made.map(drop).unwrap_err(),
+        };
+        assert_eq!(Cgroup::open(host, &path).unwrap_err().kind(), ErrorKind::NotFound, "{error}");
+        error
     }
 
     /// With systemd there is no cgroup yet.
