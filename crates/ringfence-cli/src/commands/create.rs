@@ -33,7 +33,9 @@ impl Create {
         let host = context.host()?;
         let (entry, sandbox) = make(context, &host, &self.id, &self.wanted, None)?;
         if self.hold {
-            let me = Command::new("/proc/self/exe").args(["hold"]).new_session();
+            // By its name, which is what is seen of it.
+            let own = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+            let me = Command::new(own).args(["hold"]).new_session();
             let me = me.stdin(null()?).stdout(null()?).stderr(null()?);
             if let Err(error) = sandbox.hold(&me) {
                 rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout)?;

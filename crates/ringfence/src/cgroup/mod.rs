@@ -420,6 +420,9 @@ impl Cgroup {
             return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
         }
         let origin = Origin::of(pid)?;
+        if let Some(unit) = self.unit_of_user() {
+            return self.host.manager()?.attach(&unit.unit(), &[pid]);
+        }
         for (position, (dir, open)) in self.dirs.iter().enumerate() {
             if let Err(errno) = open.join(pid) {
                 for (dir, _) in self.dirs.iter().take(position) {
@@ -438,6 +441,11 @@ impl Cgroup {
     pub fn spawn(&self, command: &Command) -> Result<Child> {
         self.refuse_slice()?;
         self.refuse_frozen()?;
+        if let Some(unit) = self.unit_of_user() {
+            let waiting = command.hold()?;
+            self.host.manager()?.attach(&unit.unit(), &[waiting.pid()])?;
+            return command.go(waiting);
+        }
         let born_inside = self.host.capabilities.clone_into_cgroup;
         let unified = self.unified().filter(|_| born_inside);
         let join = self.join_files(born_inside)?;
@@ -505,6 +513,11 @@ impl Cgroup {
             controllers.push(Controller::Cpu);
         }
         controllers
+    }
+
+    /// A unit of a user's systemd: it moves processes in from anywhere, which the user themselves may not.
+    fn unit_of_user(&self) -> Option<&SystemdName> {
+        self.unit.as_ref().filter(|_| self.host.rootless)
     }
 
     fn refuse_slice(&self) -> Result<()> {

@@ -196,6 +196,13 @@ impl Manager {
         })
     }
 
+    /// Moves processes into a unit that runs.
+    pub(crate) fn attach(&self, unit: &str, pids: &[u32]) -> Result<()> {
+        self.persistently(&format!("cannot move processes into {unit}"), |bus, deadline| {
+            bus.call::<_, ()>("AttachProcessesToUnit", &(unit, "", pids), deadline)
+        })
+    }
+
     /// Returns when what was asked before has been done: systemd writes to cgroups after it has answered.
     pub(crate) fn settle(&self) -> Result<()> {
         self.persistently("cannot reach systemd", |bus, deadline| {

@@ -44,6 +44,10 @@ impl Manager {
         unsupported()
     }
 
+    pub(crate) fn attach(&self, _: &str, _: &[u32]) -> Result<()> {
+        unsupported()
+    }
+
     pub(crate) fn settle(&self) -> Result<()> {
         unsupported()
     }
