@@ -204,8 +204,12 @@ async fn open(address: &str) -> zbus::Result<(Connection, MessageStream)> {
         .member("JobRemoved")
         .build()?;
     let signals = MessageStream::for_match_rule(ends, &connection, std::num::NonZeroUsize::new(1024)).await?;
-    // systemd sends signals only while somebody has subscribed.
-    connection.call_method(Some(DESTINATION), OBJECT, Some(MANAGER), "Subscribe", &()).await?;
+    // systemd sends signals only while somebody has subscribed. On a bus that was restarted it may take us for the one who
+    // had our name before.
+    match connection.call_method(Some(DESTINATION), OBJECT, Some(MANAGER), "Subscribe", &()).await {
+        Err(zbus::Error::MethodError(name, ..)) if name.ends_with(".AlreadySubscribed") => {}
+        subscribed => drop(subscribed?),
+    }
     Ok((connection, signals))
 }
 

@@ -161,7 +161,7 @@ fn what_systemd_says_is_in_the_error() {
     let error =
         manager.set("rf-no-such.scope", &[super::property::Property::number("TasksMax", 5)]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Systemd);
-    assert!(error.to_string().contains("rf-no-such.scope not loaded"), "{error}");
+    assert!(error.to_string().contains("Unit rf-no-such.scope not"), "{error}");
     assert_eq!(manager.active("rf-no-such.scope").unwrap(), None);
     assert!(!manager.stop("rf-no-such.scope", false).unwrap());
     assert!(manager.version().unwrap().starts_with("25"), "{:?}", manager.version());
