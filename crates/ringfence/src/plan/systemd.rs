@@ -97,8 +97,12 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
         draft.steps.append(&mut before);
         if !told.is_empty() {
             let set = Step::new(Action::SetProperties { unit: unit.name.unit(), told });
-            // Before it too: what takes it back makes systemd write everything once more.
-            write_again(draft, &files);
+            // When that is taken back, systemd writes them once more, and what they hold now is to be written behind it.
+            for (index, setting, file, _) in overwritten(draft) {
+                if let Some(now) = draft.now(index, file).map(str::to_owned) {
+                    draft.write(index, setting, file, now);
+                }
+            }
             draft.steps.push(set);
             write_again(draft, &files);
         }
@@ -109,18 +113,27 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
 
 /// With every change systemd writes all files that it knows of, also those for which it was told nothing.
 fn write_again(draft: &mut Draft<'_>, told: &[Option<String>]) {
+    for (index, setting, file, value) in overwritten(draft) {
+        if !told.iter().flatten().any(|told| told == file) {
+            draft.write(index, setting, file, value);
+        }
+    }
+}
+
+/// What was asked for that systemd writes over: hierarchy, setting, file and value.
+fn overwritten(draft: &Draft<'_>) -> Vec<(usize, &'static str, &'static str, String)> {
     let base = draft.want.base;
-    let is_told = |file: &str| told.iter().flatten().any(|told| told == file);
-    let group = base.unified.get("memory.oom.group").filter(|_| !is_told("memory.oom.group"));
+    let mut files = Vec::new();
+    let group = base.unified.get("memory.oom.group");
     if let (Some(value), Some((index, _))) = (group, draft.host.unified()) {
-        draft.write(index, "unified.memory.oom.group", "memory.oom.group", value);
+        files.push((index, "unified.memory.oom.group", "memory.oom.group", value.clone()));
     }
     if let (Some(weight), Some((index, Version::V1))) = (base.block_io.weight, draft.place_of(Controller::Io))
         && draft.host.capabilities.bfq_weight
-        && !is_told("blkio.bfq.weight")
     {
-        draft.write(index, "blockIO.weight", "blkio.bfq.weight", weight);
+        files.push((index, "blockIO.weight", "blkio.bfq.weight", weight.to_string()));
     }
+    files
 }
 
 /// A user's manager takes every limit, and on cgroup v1 none is in force.
