@@ -147,7 +147,7 @@ fn a_user_without_a_bus_is_told_where_it_was_looked_for() {
     // Without a word about the driver, it is done without systemd.
     let script =
         "XDG_RUNTIME_DIR=/nowhere ringfence --state-dir /tmp/$ID-state create $ID --memory 64M -o json
-                  XDG_RUNTIME_DIR=/nowhere ringfence --state-dir /tmp/$ID-state rm $ID; rm -r /tmp/$ID-state";
+                  XDG_RUNTIME_DIR=/nowhere ringfence --state-dir /tmp/$ID-state rm $ID; rm -rf /tmp/$ID-state";
     let done = as_user(&sandbox, script).exits(0);
     assert!(done.stdout.contains("\"cgroupfs\""), "{}", done.stdout);
 }

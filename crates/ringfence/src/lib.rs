@@ -75,7 +75,7 @@ pub use explain::Explanation;
 pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
 pub use path::{CgroupPath, SandboxId, Subpath, SystemdName};
-pub use plan::{Plan, Step, Unsupported};
+pub use plan::{Owner, Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
 pub use sandbox::{

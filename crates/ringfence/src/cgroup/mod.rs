@@ -179,7 +179,9 @@ impl Cgroup {
         if let Some(unit) = want.unit.filter(|unit| unit.name.is_slice() != processes.pids().is_empty()) {
             return Err(wrong_for_unit(unit.name));
         }
-        for _ in 0..CREATE_RETRIES {
+        // systemd makes the parents, and the processes may be gone by then.
+        let retries = if want.unit.is_some() { 0 } else { CREATE_RETRIES };
+        for _ in 0..retries {
             match Self::try_create(host, want, processes) {
                 Err(error) if error.is_one_of(&[Errno::NOENT, Errno::NODEV, Errno::ACCESS]) => {}
                 done => return done,

@@ -8,9 +8,10 @@ use super::cgroupfs::Run;
 use super::undo::Origin;
 use crate::devices::transition;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Version;
 use crate::interface::{holds, left_of};
 use crate::kernel::proc;
-use crate::plan::{Action, Dir, Reaction, Step, Told, Undo, Verify, is_managed, properties_of};
+use crate::plan::{Action, Dir, Reaction, Step, Told, Undo, Verify, properties_of};
 use crate::report::Report;
 use crate::resources::CpuSet;
 use crate::systemd::property::{Property, Value, tell};
@@ -115,7 +116,8 @@ impl Run<'_, '_> {
             let is_there = known
                 .iter()
                 .any(|(names, at)| hierarchy.is_called(names) && at.trim_start_matches('/') == path);
-            if is_there || host.rootless && !is_managed(hierarchy) {
+            // A user's systemd has no say on v1, nor has the user.
+            if is_there || host.rootless && hierarchy.version == Version::V1 {
                 continue;
             }
             let dir = Dir::new(index, path);

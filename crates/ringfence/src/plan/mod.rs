@@ -76,10 +76,12 @@ pub(crate) struct DeviceWant<'a> {
 pub(crate) const OWNER: &str = "owner";
 
 /// Whom a cgroup is given to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Owner {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
 }
 
 impl fmt::Display for Owner {

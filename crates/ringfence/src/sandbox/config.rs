@@ -35,7 +35,7 @@ pub struct SandboxConfig {
     name_prefix: Option<String>,
     pub(crate) unread: Report,
     evacuate: bool,
-    owner: Option<Owner>,
+    pub(crate) owner: Option<Owner>,
     statistics: Vec<Controller>,
     pub(crate) mark: Option<String>,
     pub(crate) override_device_programs: bool,
@@ -147,7 +147,6 @@ impl SandboxConfig {
     pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew) -> Want<'a> {
         Want {
             evacuate: self.evacuate,
-            owner: self.owner,
             statistics: &self.statistics,
             unsupported: self.unsupported,
             ..state.want(anew)

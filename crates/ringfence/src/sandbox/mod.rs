@@ -133,6 +133,7 @@ impl Sandbox {
             holder: None,
             started: Vec::new(),
             report,
+            owner: config.owner,
             mark: config.mark.clone(),
             placeholder: None,
             unknown: BTreeMap::new(),

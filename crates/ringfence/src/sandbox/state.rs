@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Mode;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
-use crate::plan::{DeviceWant, UnitWant, Want};
+use crate::plan::{DeviceWant, Owner, UnitWant, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -79,6 +79,9 @@ pub struct State {
     /// What could not be done.
     #[serde(default)]
     pub report: Report,
+    /// Whom the cgroup is delegated to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// Said on its cgroup, so that it is known for ours if the state is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
@@ -119,6 +122,7 @@ impl State {
             devices: Some(devices),
             burst_by_default: self.burst_by_default,
             unit: self.unit(anew),
+            owner: self.owner,
             ..Want::change(&self.cgroup, &anew.nothing, &self.resources)
         }
     }
