@@ -19,8 +19,9 @@ COMMAND = "ringfence"
 CONSOLE_LINES = 60
 # The driver that every test is for; and another one, by which a test asks to be run once more.
 DRIVER, SYSTEMD = DRIVERS = ("cgroupfs", "systemd")
-# The modules of a library's unit tests that need a kernel; the others are the same everywhere.
-KERNEL_TESTS = "on_a_kernel"
+# The modules of a library's unit tests that need a kernel, or a systemd to themselves: on v1 it removes every empty cgroup of
+# a hierarchy in which its last unit has ended, whoever made it. The others are the same everywhere.
+KERNEL_TESTS = {DRIVER: "on_a_kernel", SYSTEMD: "on_systemd"}
 
 
 class WorkspaceError(Exception):
@@ -63,8 +64,9 @@ class Test:
 
     def command_line(self, arguments: list[str]) -> str:
         """Runs it in the guest; of unit tests those that need a kernel, or fewer if an argument says which."""
-        chosen = self.kind == "test" or any(KERNEL_TESTS in argument for argument in arguments)
-        program = ["/run/job/tests", *([] if chosen else [KERNEL_TESTS]), *arguments]
+        needed = KERNEL_TESTS[self.driver]
+        chosen = self.kind == "test" or any(needed in argument for argument in arguments)
+        program = ["/run/job/tests", *([] if chosen else [needed]), *arguments]
         return shlex.join(["exec", "env", f"RINGFENCE_TEST_DRIVER={self.driver}", *program])
 
 

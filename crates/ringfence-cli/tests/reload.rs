@@ -43,6 +43,7 @@ fn the_slice_goes_with_the_last_sandbox_in_it_whatever_its_end() {
     is_gone();
     // Of a scope with drained processes nobody is told when it ends.
     create(&one, &["--hold"]);
+    exec(&one, "sleep 1000 </dev/null >/dev/null 2>&1 &").exits(0);
     one.does("rm", &["--drain"]);
     systemctl(&["kill", "--signal=KILL", &format!("ringfence-{}-drained.scope", one.id)]);
     nothing_is_left(&one);

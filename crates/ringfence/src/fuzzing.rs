@@ -82,6 +82,7 @@ pub fn plan_change(
     });
     let want = Want {
         path: "vm1",
+        unit: None,
         create: false,
         base,
         change,

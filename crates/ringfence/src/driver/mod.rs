@@ -9,3 +9,5 @@ pub(crate) mod undo;
 
 #[cfg(test)]
 mod on_a_kernel;
+#[cfg(test)]
+mod on_systemd;

@@ -3,34 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::cgroupfs::carry_out;
 use super::dirs::Dirs;
 use super::systemd::Processes;
 use crate::Remaining;
-use crate::cgroup::{Cgroup, Command, STATISTICS};
+use crate::cgroup::{Cgroup, STATISTICS};
 use crate::devices::filter::{Earlier, Override, is_installed};
 use crate::devices::program;
 use crate::devices::{DeviceNumber, DevicePolicy, DeviceRule, runtime_defaults};
 use crate::error::ErrorKind;
 use crate::host::DeviceNode;
 use crate::host::{Controller, Host, Version};
-use crate::path::SystemdName;
-use crate::plan::{Action, DeviceWant, Dir, Plan, Step, UnitWant, Want};
+use crate::plan::{Action, DeviceWant, Dir, Plan, Step, Want};
 use crate::resources::{Limit, Rdma, Resources};
 use crate::skip::skip;
 
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
-
-/// For a test by itself: on v1, where the last unit with a controller has ended, systemd removes every empty cgroup of that
-/// hierarchy, whoever made it.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Removes the cgroup however its test ends.
 struct Gone<'a>(&'a Host, String);
@@ -45,7 +37,7 @@ impl Drop for Gone<'_> {
     }
 }
 
-fn policy(rules: &[&str]) -> DevicePolicy {
+pub(super) fn policy(rules: &[&str]) -> DevicePolicy {
     let rules: Vec<DeviceRule> = rules
         .iter()
         .map(|rule| DeviceRule::parse(true, rule, |path| DeviceNode::at(path)).unwrap())
@@ -53,12 +45,17 @@ fn policy(rules: &[&str]) -> DevicePolicy {
     DevicePolicy::with_base(&rules, &runtime_defaults(), &[]).unwrap().0
 }
 
-fn want<'a>(path: &'a str, base: &'a Resources, change: &'a Resources, devices: DeviceWant<'a>) -> Want<'a> {
+pub(super) fn want<'a>(
+    path: &'a str,
+    base: &'a Resources,
+    change: &'a Resources,
+    devices: DeviceWant<'a>,
+) -> Want<'a> {
     Want { devices: Some(devices), ..Want::change(path, base, change) }
 }
 
 /// The plan, with a step before the one at `position` that no kernel carries out.
-fn failing_at(plan: &Plan, position: usize) -> Plan {
+pub(super) fn failing_at(plan: &Plan, position: usize) -> Plan {
     let mut plan = plan.clone();
     let dir = Dir::new(0, "");
     let refused = Action::Write { dir, file: "rf.no.such.file".into(), value: "1".to_owned() };
@@ -67,7 +64,7 @@ fn failing_at(plan: &Plan, position: usize) -> Plan {
 }
 
 /// Every file of the directories that can be read and does not count, and the programs that are attached.
-fn snapshot(dirs: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
+pub(super) fn snapshot(dirs: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
     const COUNTED: &[&str] = &[
         "stat",
         "usage",
@@ -98,13 +95,13 @@ fn snapshot(dirs: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
     found
 }
 
-fn differences(now: &BTreeMap<PathBuf, String>, then: &BTreeMap<PathBuf, String>) -> Vec<String> {
+pub(super) fn differences(now: &BTreeMap<PathBuf, String>, then: &BTreeMap<PathBuf, String>) -> Vec<String> {
     let changed = then.iter().filter(|(path, text)| now.get(*path) != Some(text));
     changed.map(|(path, text)| format!("{}: {text:?}, now {:?}", path.display(), now.get(path))).collect()
 }
 
 /// All that a change can change, in one; `first` and `second` are the values of two such states.
-fn resources(host: &Host, second: bool) -> Resources {
+pub(super) fn resources(host: &Host, second: bool) -> Resources {
     let pick = |first: u64, other: u64| if second { other } else { first };
     let mut wanted = Resources::new()
         .memory_limit(pick(64, 200) * MIB)
@@ -172,7 +169,6 @@ fn skipped(host: &Host, test: &str) -> bool {
 
 #[test]
 fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
-    let _alone = alone();
     let host = Host::detect().unwrap();
     if skipped(&host, "change") {
         return;
@@ -227,7 +223,6 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
 
 #[test]
 fn a_creation_that_fails_at_any_step_leaves_no_directory() {
-    let _alone = alone();
     let host = Host::detect().unwrap();
     if skipped(&host, "create") {
         return;
@@ -252,146 +247,4 @@ fn a_creation_that_fails_at_any_step_leaves_no_directory() {
     let (made, _) = Cgroup::create_as(&host, &create, Processes::NONE).unwrap();
     made.destroy(Remaining::Kill, SOON).unwrap();
     assert!(matches!(change.pids.limit, Some(Limit::Value(50))));
-}
-
-/// A unit of systemd for a test, stopped however it ends; `None` where there is no systemd.
-struct Unit<'a> {
-    host: &'a Host,
-    name: SystemdName,
-}
-
-impl<'a> Unit<'a> {
-    fn new(host: &'a Host, what: &str) -> Option<Self> {
-        if !host.systemd_is_reachable() {
-            skip("there is no systemd here");
-            return None;
-        }
-        let id = std::process::id();
-        let slice = format!("rf_{id}_{what}.slice");
-        Some(Self { host, name: SystemdName::new(&slice, "rf", &id.to_string()).unwrap() })
-    }
-
-    fn path(&self) -> String {
-        self.name.below(&self.host.systemd_root)
-    }
-
-    fn is_gone(&self) -> bool {
-        let dirs = self.host.hierarchies.iter().map(|hierarchy| hierarchy.root.join(self.path()));
-        dirs.into_iter().all(|dir| !dir.exists())
-            && self.host.manager().unwrap().active(&self.name.unit()).unwrap().is_none()
-    }
-}
-
-impl Drop for Unit<'_> {
-    fn drop(&mut self) {
-        let stop = |unit: &str| _ = self.host.manager().and_then(|manager| manager.stop(unit, false));
-        stop(&self.name.unit());
-        if let Ok(cgroup) = Cgroup::open_at(self.host, &self.path()) {
-            _ = cgroup.destroy(Remaining::Kill, SOON);
-        }
-        stop(self.name.slice());
-        if let Ok(slice) = Cgroup::open_at(self.host, self.path().rsplit_once('/').unwrap().0) {
-            slice.remove_where_empty();
-        }
-    }
-}
-
-fn sleeper() -> std::process::Child {
-    std::process::Command::new("sleep").arg("1000").spawn().unwrap()
-}
-
-fn cgroups_of(pid: u32) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap()
-}
-
-#[test]
-fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
-    let _alone = alone();
-    let host = Host::detect().unwrap();
-    let Some(unit) = Unit::new(&host, "change") else { return };
-    let (path, nothing) = (unit.path(), Resources::default());
-    let named = Some(UnitWant { name: &unit.name, description: "Ringfence test" });
-    for (flipped, second) in [(false, false), (false, true), (true, false), (true, true)] {
-        let (before, after) = (resources(&host, second), resources(&host, !second));
-        let old = policy(&["c 10:232 rwm", "b 8:0 r"]);
-        let new = match flipped {
-            true => DevicePolicy::allow_all(),
-            false => policy(&["c 10:232 r", "b 8:* rw", "c 10:200 rw"]),
-        };
-        let devices = DeviceWant { before: None, policy: &old, running: false, overriding: Override::Refuse };
-        let create = Want {
-            create: true,
-            statistics: STATISTICS,
-            unit: named,
-            ..want(&path, &nothing, &before, devices)
-        };
-        let mut child = sleeper();
-        let (cgroup, _) = Cgroup::create_as(&host, &create, Processes::Running(&[child.id()])).unwrap();
-        let dirs: BTreeSet<PathBuf> = cgroup.paths().into_values().collect();
-        let devices = DeviceWant { before: Some(&old), policy: &new, ..devices };
-        let change = Want { unit: named, ..want(&path, &before, &after, devices) };
-        let plan = Cgroup::plan_with(&host, &change, &mut Dirs::new(&host, cgroup.dirs.clone())).unwrap();
-        let files = snapshot(&dirs);
-        for position in 0..=plan.steps.len() {
-            let filter = cgroup.filter.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut open = Dirs::new(&host, cgroup.dirs.clone());
-            let failing = failing_at(&plan, position);
-            let error = carry_out(&failing, &mut open, filter.as_earlier(), Processes::NONE).unwrap_err();
-            assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}\n{plan}");
-            assert!(!format!("{:?}", std::error::Error::source(&error)).contains("undone"), "{error:?}");
-            let different = differences(&snapshot(&dirs), &files);
-            assert!(different.is_empty(), "{position}: {different:#?}\n{plan}");
-            if let Some((_, open)) = cgroup.dirs.iter().find(|_| filter.id().is_some()) {
-                assert!(is_installed(open.as_fd(), &program::compile(&old)).unwrap(), "{position}");
-            }
-        }
-        cgroup.change_as(&change).unwrap();
-        assert_ne!(snapshot(&dirs), files);
-        cgroup.destroy(Remaining::Kill, SOON).unwrap();
-        child.wait().unwrap();
-    }
-}
-
-#[test]
-fn a_start_of_a_unit_that_fails_at_any_step_leaves_nothing() {
-    let _alone = alone();
-    let host = Host::detect().unwrap();
-    let Some(unit) = Unit::new(&host, "start") else { return };
-    let (path, nothing, change) = (unit.path(), Resources::default(), resources(&host, true));
-    let policy = policy(&["c 10:232 rwm"]);
-    let devices = DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
-    let named = Some(UnitWant { name: &unit.name, description: "Ringfence test" });
-    let create =
-        Want { create: true, statistics: STATISTICS, unit: named, ..want(&path, &nothing, &change, devices) };
-    let plan = Cgroup::plan_with(&host, &create, &mut Dirs::new(&host, Vec::new())).unwrap();
-    for position in 0..=plan.steps.len() {
-        let failing = failing_at(&plan, position);
-        let fail = |processes: Processes<'_>| {
-            let mut dirs = Dirs::new(&host, Vec::new());
-            let error = carry_out(&failing, &mut dirs, Earlier::Unknown, processes).unwrap_err();
-            assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}\n{plan}");
-            assert!(
-                std::error::Error::source(&error).is_none_or(|source| source.is::<std::io::Error>()),
-                "{error:?}"
-            );
-            assert!(unit.is_gone(), "{position} of\n{plan}");
-        };
-        // One that ran goes back to where it came from, one of ours is killed.
-        let mut child = sleeper();
-        let home = cgroups_of(child.id());
-        fail(Processes::Running(&[child.id()]));
-        assert_eq!(cgroups_of(child.id()), home, "{position} of\n{plan}");
-        assert!(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let command = Command::new("true");
-        let waiting = command.hold().unwrap();
-        fail(Processes::Waiting(&[waiting.pid()]));
-        drop(waiting);
-    }
-    let mut child = sleeper();
-    let (made, _) = Cgroup::create_as(&host, &create, Processes::Running(&[child.id()])).unwrap();
-    made.destroy(Remaining::Kill, SOON).unwrap();
-    assert!(unit.is_gone());
-    child.wait().unwrap();
 }

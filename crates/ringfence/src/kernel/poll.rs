@@ -17,6 +17,12 @@ impl Deadline {
         Self(now.checked_add(timeout).unwrap_or(now + Duration::from_secs(31_536_000)))
     }
 
+    /// The same, or this long from now if that is sooner.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn at_most(self, timeout: Duration) -> Self {
+        Self(self.0.min(Self::after(timeout).0))
+    }
+
     pub(crate) fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
+use std::time::Duration;
 
 use futures_core::Stream;
 use serde::Serialize;
@@ -22,6 +23,8 @@ use crate::kernel::poll::Deadline;
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+/// How long one answer may take: a systemd that executes itself anew may never give it.
+const ANSWER: Duration = Duration::from_secs(15);
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// Why a call failed.
@@ -99,7 +102,7 @@ impl Bus {
             .name("ringfence-bus".to_owned())
             .spawn(move || zbus::block_on(serve(&address, &ended, &sender)))
             .map_err(|error| Failure::Broken(error.to_string()))?;
-        match receiver.recv_timeout(deadline.left()) {
+        match receiver.recv_timeout(deadline.at_most(ANSWER).left()) {
             Ok(opened) => Ok(Self {
                 connection: opened?,
                 jobs,
@@ -161,7 +164,7 @@ impl Bus {
         #[cfg(test)]
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(method);
         let call = self.connection.call_method(Some(DESTINATION), object, Some(interface), method, body);
-        let answer = wait(call, deadline).ok_or(Failure::TimedOut)??;
+        let answer = wait(call, deadline.at_most(ANSWER)).ok_or(Failure::TimedOut)??;
         Ok(answer.body().deserialize()?)
     }
 
@@ -175,7 +178,7 @@ impl Bus {
 impl Drop for Bus {
     fn drop(&mut self) {
         // Ends the thread.
-        wait(self.connection.clone().close(), Deadline::after(std::time::Duration::from_secs(1)));
+        wait(self.connection.clone().close(), Deadline::after(Duration::from_secs(1)));
     }
 }
 

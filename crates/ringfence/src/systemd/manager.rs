@@ -15,8 +15,8 @@ use crate::resources::CpuSet;
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const JOB: &str = "org.freedesktop.systemd1.Job";
 
-/// How long one request may take, a job included.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one request may take, a job and all repetitions included.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the end of a job is waited for before systemd is asked what became of it: its signal is lost when it executes
 /// itself anew at the wrong moment.
 const NOTICE: Duration = Duration::from_secs(2);
@@ -75,6 +75,7 @@ impl Manager {
     ) -> Result<Started> {
         let deadline = Deadline::after(PATIENCE);
         let what = format!("cannot start {unit}");
+        let mut asked_before = false;
         loop {
             let bus = self.connected(deadline)?;
             let mut told = message(properties, false);
@@ -99,8 +100,14 @@ impl Manager {
             drop(watch);
             match failure {
                 Failure::Refused { name, .. } if name.ends_with(".UnitExists") => {
-                    if self.is_in_the_way(&bus, unit, description, pids, deadline)? {
-                        return Ok(Started::Already);
+                    let there = self.what_is_there(&bus, unit, description, pids, deadline)?;
+                    match there {
+                        // By an attempt of which we were not told.
+                        Some(Started::Already) if pids.is_empty() && asked_before => {
+                            return Ok(Started::Anew);
+                        }
+                        Some(started) => return Ok(started),
+                        None => {}
                     }
                 }
                 // The slice is being stopped at this moment, with the last unit that was in it.
@@ -116,7 +123,10 @@ impl Manager {
                     return Err(Failure::Refused { name, message }.while_doing(&what));
                 }
                 // What became of it shows when it is asked for again.
-                Failure::Broken(_) if !deadline.is_over() => deadline.sleep(PAUSE),
+                Failure::Broken(_) | Failure::TimedOut if !deadline.is_over() => {
+                    asked_before = true;
+                    deadline.sleep(PAUSE);
+                }
                 failure => return Err(failure.while_doing(&what)),
             }
             if deadline.is_over() {
@@ -126,15 +136,16 @@ impl Manager {
         }
     }
 
-    /// A unit of the name is loaded: `true` if it is one of ours that runs, `false` if it may be gone at the next attempt.
-    fn is_in_the_way(
+    /// A unit of the name is loaded: one of ours that runs, with the processes or without; or one that may be gone at the
+    /// next attempt.
+    fn what_is_there(
         &self,
         bus: &Bus,
         unit: &str,
         description: &str,
         pids: &[u32],
         deadline: Deadline,
-    ) -> Result<bool> {
+    ) -> Result<Option<Started>> {
         let what = format!("cannot start {unit}");
         let looked_up = || -> Result<Option<(String, String)>, Failure> {
             let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
@@ -146,15 +157,14 @@ impl Manager {
         let (state, theirs) = match looked_up() {
             Ok(Some(known)) => known,
             // It is gone, or will be.
-            Ok(None) | Err(Failure::Broken(_)) => return Ok(false),
+            Ok(None) | Err(Failure::Broken(_) | Failure::TimedOut) => return Ok(None),
             Err(failure) => return Err(failure.while_doing(&what)),
         };
         match state.as_str() {
             "failed" => {
                 _ = bus.call::<_, ()>("ResetFailedUnit", &unit, deadline);
-                Ok(false)
+                Ok(None)
             }
-            "active" if theirs == description => Ok(true),
             "active" => {
                 type Process = (String, u32, String);
                 let inside = bus.call::<_, Vec<Process>>("GetUnitProcesses", &unit, deadline);
@@ -162,20 +172,22 @@ impl Manager {
                     Ok(list) => list.unwrap_or_default().into_iter().map(|(_, pid, _)| pid).collect(),
                     Err(failure) => return Err(failure.while_doing(&what)),
                 };
-                if !inside.is_empty() && inside.iter().all(|pid| !pids.contains(pid))
-                    || unit.ends_with(".slice")
-                {
+                let has_ours = !pids.is_empty() && pids.iter().all(|pid| inside.contains(pid));
+                if theirs == description {
+                    return Ok(Some(if has_ours { Started::Anew } else { Started::Already }));
+                }
+                if !inside.is_empty() || unit.ends_with(".slice") {
                     let why = format!("systemd has such a unit already, and it is not ours ({theirs:?})");
                     return Err(Error::new(ErrorKind::AlreadyExists, why)
                         .with_setting("unit")
                         .with_value(unit));
                 }
                 deadline.sleep(PAUSE);
-                Ok(false)
+                Ok(None)
             }
             _ => {
                 deadline.sleep(PAUSE);
-                Ok(false)
+                Ok(None)
             }
         }
     }
@@ -263,7 +275,7 @@ impl Manager {
         loop {
             let bus = self.connected(deadline)?;
             match request(&bus, deadline) {
-                Err(Failure::Broken(_)) if !deadline.is_over() => deadline.sleep(PAUSE),
+                Err(Failure::Broken(_) | Failure::TimedOut) if !deadline.is_over() => deadline.sleep(PAUSE),
                 done => return done.map_err(|failure| failure.while_doing(what)),
             }
         }
