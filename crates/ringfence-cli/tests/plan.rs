@@ -439,3 +439,32 @@ fn a_plan_for_another_host_takes_no_numbers_from_this_machine() {
     let error = planned("/dev/kmsg").exits(2).error();
     assert_eq!((&error["setting"], &error["value"]), (&"devices".into(), &"/dev/kmsg".into()), "{error}");
 }
+
+#[test]
+fn on_a_host_with_systemd_everything_is_in_the_call_that_starts_the_unit() {
+    let sandbox = Sandbox::named("unit");
+    let planned = |host: &str| {
+        sandbox.json("plan", &["--driver", "auto", "--memory", "256M", "--pids", "10", "--host", host])
+    };
+    for (host, operations) in
+        [("v2+systemd", &["start_unit", "device_filter"][..]), ("v1+systemd", &["start_unit"])]
+    {
+        let plan = planned(host);
+        assert_eq!(plan["driver"], "systemd");
+        let steps = plan["steps"].as_array().unwrap();
+        let first = steps.iter().position(|step| step["op"] == "start_unit").unwrap();
+        let told: Vec<_> = steps[first..].iter().map(|step| step["op"].as_str().unwrap()).collect();
+        assert_eq!(told, operations, "{plan}");
+        let start = &steps[first];
+        assert_eq!(start["unit"], format!("ringfence-{}.scope", sandbox.id));
+        assert_eq!(start["slice"], "ringfence.slice");
+        let properties = &start["properties"];
+        assert_eq!((&properties["MemoryMax"], &properties["TasksMax"]), (&json!(256 << 20), &json!(10)));
+        assert_eq!(properties["Delegate"], true);
+        // Before it, what systemd does not make: on v1, the other hierarchies.
+        let own = steps[..first].iter().map(|step| step["path"].as_str().unwrap());
+        let managed = ["/cpu/", "/cpuacct/", "/memory/", "/pids/", "/blkio/", "/devices/", "/systemd/"];
+        assert!(own.into_iter().all(|path| !managed.iter().any(|name| path.contains(name))), "{plan}");
+    }
+    assert_eq!(planned("v2")["driver"], "cgroupfs");
+}

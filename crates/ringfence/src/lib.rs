@@ -3,7 +3,7 @@
 //! A virtual container (a Kata-style pod, a microVM, any VM sandbox) is a virtual machine on a Linux host: a VMM process,
 //! its vCPU and I/O threads, helpers. Ringfence puts all of it into cgroups, opens to it exactly the devices that a
 //! hypervisor needs, applies OCI `LinuxResources`, measures, freezes, and takes everything away again without leaving
-//! anything behind: on cgroup v1, hybrid and v2.
+//! anything behind: on cgroup v1, hybrid and v2, by itself or, where a path names a unit (`slice:prefix:name`), with systemd.
 //!
 //! What will be done is a value, worked out before anything is touched, for this host or for any other:
 //!

@@ -9,5 +9,6 @@ pub(crate) mod undo;
 
 #[cfg(test)]
 mod on_a_kernel;
+#[cfg(feature = "systemd")]
 #[cfg(test)]
 mod on_systemd;

@@ -17,23 +17,19 @@ use crate::host::Host;
 use crate::path::SystemdName;
 use crate::plan::{DeviceWant, UnitWant, Want};
 use crate::resources::Resources;
-use crate::skip::skip;
+use crate::systemd::on_systemd::alone;
 
-/// A unit of systemd for a test, stopped however it ends; `None` where there is no systemd.
+/// A unit of systemd for a test, stopped however it ends.
 struct Unit<'a> {
     host: &'a Host,
     name: SystemdName,
 }
 
 impl<'a> Unit<'a> {
-    fn new(host: &'a Host, what: &str) -> Option<Self> {
-        if !host.systemd_is_reachable() {
-            skip("there is no systemd here");
-            return None;
-        }
+    fn new(host: &'a Host, what: &str) -> Self {
         let id = std::process::id();
         let slice = format!("rf_{id}_{what}.slice");
-        Some(Self { host, name: SystemdName::new(&slice, "rf", &id.to_string()).unwrap() })
+        Self { host, name: SystemdName::new(&slice, "rf", &format!("{id}-{what}")).unwrap() }
     }
 
     fn path(&self) -> String {
@@ -71,8 +67,8 @@ fn cgroups_of(pid: u32) -> String {
 
 #[test]
 fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
-    let host = Host::detect().unwrap();
-    let Some(unit) = Unit::new(&host, "change") else { return };
+    let Some((host, _alone)) = alone() else { return };
+    let unit = Unit::new(&host, "change");
     let (path, nothing) = (unit.path(), Resources::default());
     let named = Some(UnitWant { name: &unit.name, description: "Ringfence test" });
     for (flipped, second) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -118,8 +114,8 @@ fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
 
 #[test]
 fn a_start_of_a_unit_that_fails_at_any_step_leaves_nothing() {
-    let host = Host::detect().unwrap();
-    let Some(unit) = Unit::new(&host, "start") else { return };
+    let Some((host, _alone)) = alone() else { return };
+    let unit = Unit::new(&host, "start");
     let (path, nothing, change) = (unit.path(), Resources::default(), resources(&host, true));
     let policy = policy(&["c 10:232 rwm"]);
     let devices = DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };

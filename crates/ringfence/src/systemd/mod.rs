@@ -9,7 +9,7 @@ mod without;
 
 #[cfg(feature = "systemd")]
 #[cfg(test)]
-mod on_systemd;
+pub(crate) mod on_systemd;
 pub(crate) mod property;
 
 #[cfg(feature = "systemd")]
