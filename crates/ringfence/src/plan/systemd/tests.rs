@@ -1,5 +1,6 @@
 use serde_json::{Value as Json, json};
 
+use super::properties::from_bfq;
 use super::*;
 use crate::devices::filter::Override;
 use crate::devices::runtime_defaults;
