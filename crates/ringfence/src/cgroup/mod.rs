@@ -34,8 +34,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::ProcessIdentity;
-use crate::kernel::spawn;
 use crate::kernel::spawn::{Inside, join_self};
+use crate::kernel::{proc, spawn};
 use crate::path::{CgroupPath, SystemdName};
 use crate::plan::{self, Action, DeviceWant, Dir, Plan, UnitWant, Verify, Want};
 use crate::report::Report;
@@ -179,11 +179,12 @@ impl Cgroup {
         if let Some(unit) = want.unit.filter(|unit| unit.name.is_slice() != processes.pids().is_empty()) {
             return Err(wrong_for_unit(unit.name));
         }
-        // systemd makes the parents, and the processes may be gone by then.
-        let retries = if want.unit.is_some() { 0 } else { CREATE_RETRIES };
-        for _ in 0..retries {
+        // Those that wait are killed where a unit that had started for them could not be had.
+        let are_there = || processes.pids().iter().all(|pid| proc::is_running(*pid));
+        for _ in 0..CREATE_RETRIES {
             match Self::try_create(host, want, processes) {
-                Err(error) if error.is_one_of(&[Errno::NOENT, Errno::NODEV, Errno::ACCESS]) => {}
+                Err(error)
+                    if error.is_one_of(&[Errno::NOENT, Errno::NODEV, Errno::ACCESS]) && are_there() => {}
                 done => return done,
             }
         }
