@@ -357,18 +357,23 @@ fn real_input_and_output_is_slowed_as_asked_and_counted() {
         if write { sample.write_bytes } else { sample.read_bytes }.unwrap_or(0)
     };
     for write in [false, true].into_iter().filter(|write| own || !write) {
-        let before = counted(write);
-        let free = transfer(&vm, &node, 2, write);
         let rate = |rate| match write {
             false => Resources::new().io_read_bps(device, rate),
             true => Resources::new().io_write_bps(device, rate),
         };
-        vm.change(&rate(Limit::Value(MIB))).unwrap();
-        let slowed = transfer(&vm, &node, 2, write);
-        // 2 MiB at 1 MiB/s; the first slice may be free.
-        assert!(slowed > 1.0 && slowed > 2.0 * free, "write {write}: {free:.2} s free, {slowed:.2} s slowed");
-        let bytes = counted(write) - before;
-        assert!((4 * MIB..5 * MIB).contains(&bytes), "write {write}: {bytes} bytes counted");
+        // 2 MiB at 1 MiB/s; the first slice may be free. On a machine that is busy meanwhile, what is free may be slow.
+        let is_slowed = (0..3).any(|_| {
+            let before = counted(write);
+            vm.change(&rate(Limit::Value(1 << 40))).unwrap();
+            let free = transfer(&vm, &node, 2, write);
+            vm.change(&rate(Limit::Value(MIB))).unwrap();
+            let slowed = transfer(&vm, &node, 2, write);
+            assert!(slowed > 1.0, "write {write}: {free:.2} s free, {slowed:.2} s slowed");
+            let bytes = counted(write) - before;
+            assert!((4 * MIB..5 * MIB).contains(&bytes), "write {write}: {bytes} bytes counted");
+            slowed > 2.0 * free
+        });
+        assert!(is_slowed, "write {write}");
         vm.change(&rate(Limit::Value(1 << 40))).unwrap();
     }
 }
