@@ -24,7 +24,6 @@ use crate::kernel::proc;
 use crate::path::{DEFAULT_SLICE, DRAINED, SystemdName};
 use crate::plan::{self, Dir};
 use crate::systemd::Started;
-use crate::systemd::property::{INFINITY, Property};
 
 /// By which the scopes of drained processes are known.
 const DRAINED_DESCRIPTION: &str = "Ringfence: drained processes";
@@ -302,13 +301,7 @@ impl Cgroup {
     fn drain_to_scope(&self, unit: &SystemdName, pids: &BTreeSet<u32>, outcome: &mut Outcome) -> Vec<Error> {
         let drained = unit.drained();
         let list: Vec<u32> = pids.iter().copied().collect();
-        let properties = [
-            Property::text("Description", DRAINED_DESCRIPTION),
-            Property::text("Slice", unit.slice()),
-            Property::yes("Delegate"),
-            Property::text("CollectMode", "inactive-or-failed"),
-            Property::number("TasksMax", INFINITY),
-        ];
+        let properties = plan::scope(DRAINED_DESCRIPTION, unit.slice());
         let started = self
             .host
             .manager()

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags};
+use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
 use rustix::process::Resource;
 
 use super::{Base, Bus, Ceiling, Facts, Hypervisor, Node, Pressure, User};
-use crate::host::{Controller, Host};
+use crate::host::{Controller, Host, is_read_only, runtime_directory};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::{hypervisor, proc};
 use crate::resources::HugePageSize;
@@ -55,7 +55,7 @@ impl Facts {
             iommu_groups: fs::read_dir("/sys/kernel/iommu_groups").map_or(0, Iterator::count),
             process_1: Some(text("/proc/1/comm")).filter(|name| !name.is_empty()),
             systemd_version: host.as_ref().ok().filter(|host| host.systemd).and_then(systemd_version),
-            bus: bus(host.as_ref().is_ok_and(|host| host.rootless), user.id),
+            bus: bus(host.as_ref().is_ok_and(|host| host.rootless)),
             user,
             host,
         }
@@ -70,10 +70,6 @@ fn text(path: impl AsRef<Path>) -> String {
 
 fn words(text: &str) -> Vec<String> {
     text.split_ascii_whitespace().map(str::to_owned).collect()
-}
-
-fn is_read_only(path: &Path) -> bool {
-    rustix::fs::statvfs(path).is_ok_and(|at| at.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Whether this process may, with the privileges it has now.
@@ -224,10 +220,9 @@ fn systemd_version(host: &Host) -> Option<u32> {
 }
 
 /// The bus of the system, or of the user.
-fn bus(rootless: bool, user: u32) -> Bus {
+fn bus(rootless: bool) -> Bus {
     let socket = if rootless {
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty());
-        runtime.map_or_else(|| format!("/run/user/{user}").into(), PathBuf::from).join("bus")
+        PathBuf::from(runtime_directory()).join("bus")
     } else {
         "/run/dbus/system_bus_socket".into()
     };

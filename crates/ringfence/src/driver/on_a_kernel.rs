@@ -10,7 +10,7 @@ use super::cgroupfs::carry_out;
 use super::dirs::Dirs;
 use super::systemd::Processes;
 use crate::Remaining;
-use crate::cgroup::{Cgroup, STATISTICS};
+use crate::cgroup::{Cgroup, Filter, STATISTICS};
 use crate::devices::filter::{Earlier, Override, is_installed};
 use crate::devices::program;
 use crate::devices::{DeviceNumber, DevicePolicy, DeviceRule, runtime_defaults};
@@ -95,7 +95,24 @@ pub(super) fn snapshot(dirs: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
     found
 }
 
-pub(super) fn differences(now: &BTreeMap<PathBuf, String>, then: &BTreeMap<PathBuf, String>) -> Vec<String> {
+/// Every file is as it was, and so is the device program.
+#[track_caller]
+pub(super) fn nothing_changed(
+    cgroup: &Cgroup,
+    filter: &Filter,
+    files: &BTreeMap<PathBuf, String>,
+    devices: &DevicePolicy,
+    what: &str,
+) {
+    let dirs: BTreeSet<PathBuf> = cgroup.paths().into_values().collect();
+    let different = differences(&snapshot(&dirs), files);
+    assert!(different.is_empty(), "{different:#?}: {what}");
+    if let Some((_, open)) = cgroup.dirs.iter().find(|_| filter.id().is_some()) {
+        assert!(is_installed(open.as_fd(), &program::compile(devices)).unwrap(), "{what}");
+    }
+}
+
+fn differences(now: &BTreeMap<PathBuf, String>, then: &BTreeMap<PathBuf, String>) -> Vec<String> {
     let changed = then.iter().filter(|(path, text)| now.get(*path) != Some(text));
     changed.map(|(path, text)| format!("{}: {text:?}, now {:?}", path.display(), now.get(path))).collect()
 }
@@ -208,11 +225,7 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
                     std::error::Error::source(&error)
                 );
                 assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}");
-                let different = differences(&snapshot(&dirs), &files);
-                assert!(different.is_empty(), "{position}: {different:#?}\n{plan}");
-                if let Some((_, open)) = cgroup.dirs.iter().find(|_| filter.id().is_some()) {
-                    assert!(is_installed(open.as_fd(), &program::compile(&old)).unwrap(), "{position}");
-                }
+                nothing_changed(&cgroup, &filter, &files, &old, &format!("{position} of\n{plan}"));
             }
             cgroup.change_as(&change).unwrap();
             assert_ne!(snapshot(&dirs), files);

@@ -1,18 +1,17 @@
 //! All or nothing with systemd: each step of a unit's start and of its change is made to fail in turn.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
 use super::cgroupfs::carry_out;
 use super::dirs::Dirs;
-use super::on_a_kernel::{SOON, differences, failing_at, policy, resources, snapshot, want};
+use super::on_a_kernel::{SOON, failing_at, nothing_changed, policy, resources, snapshot, want};
 use super::systemd::Processes;
 use crate::Remaining;
 use crate::cgroup::{Cgroup, Command, STATISTICS};
-use crate::devices::filter::{Earlier, Override, is_installed};
-use crate::devices::{DevicePolicy, program};
+use crate::devices::DevicePolicy;
+use crate::devices::filter::{Earlier, Override};
 use crate::host::Host;
 use crate::path::SystemdName;
 use crate::plan::{DeviceWant, UnitWant, Want};
@@ -99,11 +98,7 @@ fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
             let error = carry_out(&failing, &mut open, filter.as_earlier(), Processes::NONE).unwrap_err();
             assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}\n{plan}");
             assert!(!format!("{:?}", std::error::Error::source(&error)).contains("undone"), "{error:?}");
-            let different = differences(&snapshot(&dirs), &files);
-            assert!(different.is_empty(), "{position}: {different:#?}\n{plan}");
-            if let Some((_, open)) = cgroup.dirs.iter().find(|_| filter.id().is_some()) {
-                assert!(is_installed(open.as_fd(), &program::compile(&old)).unwrap(), "{position}");
-            }
+            nothing_changed(&cgroup, &filter, &files, &old, &format!("{position} of\n{plan}"));
         }
         cgroup.change_as(&change).unwrap();
         assert_ne!(snapshot(&dirs), files);

@@ -102,7 +102,8 @@ pub(super) fn read_file(path: &str) -> Result<Vec<u8>, Errno> {
     Ok(bytes)
 }
 
-fn is_read_only(root: &Path) -> bool {
+/// Whether a file system is mounted read-only.
+pub(crate) fn is_read_only(root: &Path) -> bool {
     rustix::fs::statvfs(root).is_ok_and(|mounted| mounted.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 

@@ -58,7 +58,8 @@ fn address(user: bool) -> String {
     std::env::var(variable).ok().filter(|address| !address.is_empty()).unwrap_or(otherwise)
 }
 
-fn runtime_directory() -> String {
+/// `$XDG_RUNTIME_DIR`.
+pub(crate) fn runtime_directory() -> String {
     let given = std::env::var("XDG_RUNTIME_DIR").ok().filter(|directory| !directory.is_empty());
     // Where pam_systemd would have put it.
     given.unwrap_or_else(|| format!("/run/user/{}", rustix::process::geteuid().as_raw()))

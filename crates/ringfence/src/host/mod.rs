@@ -20,7 +20,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use manager::SharedManager;
+pub(crate) use detect::is_read_only;
+pub(crate) use manager::{SharedManager, runtime_directory};
 pub(crate) use roots::Roots;
 
 #[cfg(fuzzing)]

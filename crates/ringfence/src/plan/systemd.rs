@@ -79,9 +79,7 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
         }
         let precedes = |partner: &str| files.iter().skip(position).flatten().any(|file| file == partner);
         let goes_before = match &step.action {
-            Action::Write { dir, file, .. } if draft.want.create => {
-                !is_managed_at(draft.host, dir.hierarchy) && file.as_ref() != "cgroup.subtree_control"
-            }
+            Action::Write { dir, .. } if draft.want.create => !is_managed_at(draft.host, dir.hierarchy),
             Action::Write { file, .. } => {
                 ORDERED.iter().any(|(known, partner)| *known == file.as_ref() && precedes(partner))
             }
@@ -145,7 +143,7 @@ fn report_what_users_cannot(draft: &mut Draft<'_>, steps: &mut Vec<Step>) {
     let host = draft.host;
     steps.retain(|step| {
         let Action::Write { dir, value, .. } = &step.action else { return true };
-        if version_at(host, dir.hierarchy) == Version::V2 {
+        if host.version_of(dir.hierarchy) == Version::V2 {
             return true;
         }
         if let Some(setting) = step.setting.clone().filter(|setting| setting != "devices") {
@@ -153,10 +151,6 @@ fn report_what_users_cannot(draft: &mut Draft<'_>, steps: &mut Vec<Step>) {
         }
         false
     });
-}
-
-fn version_at(host: &Host, hierarchy: usize) -> Version {
-    host.hierarchies.get(hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version)
 }
 
 fn file_of(step: &Step) -> Option<&str> {
@@ -205,21 +199,15 @@ fn start(draft: &Draft<'_>, unit: UnitWant<'_>, told: Vec<Told>) -> (Vec<Step>, 
         }
     }
     let name = unit.name;
-    let mut properties = vec![Property::text("Description", unit.description)];
-    if !name.is_slice() {
-        properties.extend([
-            Property::text("Slice", name.slice()),
-            Property::yes("Delegate"),
-            // A process that dies before the job would leave a failed unit in the way.
-            Property::text("CollectMode", "inactive-or-failed"),
-        ]);
-    }
+    let mut properties = if name.is_slice() {
+        vec![Property::text("Description", unit.description), every_task()]
+    } else {
+        scope(unit.description, name.slice())
+    };
     properties.push(Property::new("DefaultDependencies", Value::Bool(false)));
     // Without it a later change would move the processes, in v1's blkio.
     properties
         .extend(["CPUAccounting", "MemoryAccounting", "TasksAccounting", "IOAccounting"].map(Property::yes));
-    // The manager's default is some thousand tasks.
-    properties.push(Property::number("TasksMax", INFINITY));
     let start = Action::StartUnit {
         unit: name.unit(),
         slice: name.slice().to_owned(),
@@ -230,6 +218,23 @@ fn start(draft: &Draft<'_>, unit: UnitWant<'_>, told: Vec<Told>) -> (Vec<Step>, 
     let mut start = Step::new(start);
     start.undo = Undo::StopUnit;
     (own, start)
+}
+
+/// What every scope of ours is told.
+pub(crate) fn scope(description: &str, slice: &str) -> Vec<Property> {
+    vec![
+        Property::text("Description", description),
+        Property::text("Slice", slice),
+        Property::yes("Delegate"),
+        // A process that dies before the job would leave a failed unit in the way.
+        Property::text("CollectMode", "inactive-or-failed"),
+        every_task(),
+    ]
+}
+
+/// The manager's default is some thousand tasks.
+fn every_task() -> Property {
+    Property::number("TasksMax", INFINITY)
 }
 
 /// Controllers that systemd does not know are enabled for the unit by us, in what it has made above; it leaves them alone.
@@ -258,7 +263,7 @@ fn by_property(
     if dir.path != draft.want.path || !is_managed_at(draft.host, dir.hierarchy) {
         return None;
     }
-    let version = version_at(draft.host, dir.hierarchy);
+    let version = draft.host.version_of(dir.hierarchy);
     let mut step = step.clone();
     if let (Some((then, now)), Version::V1) = (bandwidth, version)
         && matches!(file.as_ref(), "cpu.cfs_quota_us" | "cpu.cfs_period_us")
@@ -381,17 +386,17 @@ fn allowed(policy: &DevicePolicy) -> Option<(Vec<Property>, DevicePolicy)> {
         };
         entries.push((name, exception.access.to_string()));
     }
-    let strict =
-        vec![Property::text("DevicePolicy", "strict"), Property::new("DeviceAllow", Value::Devices(entries))];
-    Some((strict, policy.clone()))
+    Some((strict(entries), policy.clone()))
 }
 
 /// With the policy `auto` there would be no cgroup for devices.
 fn every_device() -> (Vec<Property>, DevicePolicy) {
     let entries = ["char-*", "block-*"].map(|name| (name.to_owned(), "rwm".to_owned())).to_vec();
-    let strict =
-        vec![Property::text("DevicePolicy", "strict"), Property::new("DeviceAllow", Value::Devices(entries))];
-    (strict, DevicePolicy::every_number())
+    (strict(entries), DevicePolicy::every_number())
+}
+
+fn strict(entries: Vec<(String, String)>) -> Vec<Property> {
+    vec![Property::text("DevicePolicy", "strict"), Property::new("DeviceAllow", Value::Devices(entries))]
 }
 
 /// The path of the unit's cgroup, as it is printed: in the hierarchy in which systemd keeps its units.

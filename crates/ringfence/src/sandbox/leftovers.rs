@@ -46,7 +46,7 @@ impl Store {
             Error::kernel("cannot open the root", Dir::new(hierarchy, base).full(host), errno)
         })?;
         let mut found = Vec::new();
-        let version = host.hierarchies.get(hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version);
+        let version = host.version_of(hierarchy);
         self.search(&root, version, base, &mut found);
         found.extend(empty_default_parent(host, &default_parent));
         found.extend(empty_default_slice(host));
