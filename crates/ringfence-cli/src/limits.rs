@@ -8,7 +8,7 @@ use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use nix::errno::Errno;
 use nix::unistd::{Group, User};
 use ringfence::devices::DeviceKind;
-use ringfence::resources::{SpecFile, parse_cpus, parse_limit};
+use ringfence::resources::{Cpu, SpecFile, parse_cpus, parse_limit};
 use ringfence::{
     CgroupPath, CpuSet, DeviceNode, DeviceRule, Error, ErrorKind, Limit, Overhead, Profile, Report,
     Resources, Result, SandboxConfig, SandboxId,
@@ -54,7 +54,8 @@ pub struct Creation {
     #[arg(long)]
     pub profile: Option<Profile>,
 
-    /// Where the hypervisor's own threads are: together with the guest's CPUs [default: together]
+    /// Where the hypervisor's own threads are: together with the guest's CPUs, or nested in a part of their own, so that --cpus
+    /// and --cpuset-cpus hold for the guest's CPUs alone [default: nested for the profile of a hypervisor, else together]
     #[arg(long, value_name = "WHERE", value_parser = overhead)]
     pub overhead: Option<Overhead>,
 
@@ -101,7 +102,8 @@ fn owner(text: &str) -> Result<(u32, u32)> {
 fn overhead(text: &str) -> Result<Overhead> {
     match text {
         "together" => Ok(Overhead::Together),
-        other => Err(Error::invalid("overhead", other, "only `together` exists in this version")),
+        "nested" => Ok(Overhead::Nested),
+        other => Err(Error::invalid("overhead", other, "together or nested")),
     }
 }
 
@@ -166,6 +168,10 @@ pub struct Limits {
     #[arg(long, value_name = "N", value_parser = cpus)]
     cpus: Option<Limit>,
 
+    /// Most CPU time of the hypervisor's own threads, where they are nested: CPUs with fractions; or max
+    #[arg(long, value_name = "N", value_parser = cpus)]
+    overhead_cpus: Option<Limit>,
+
     /// Share of CPU time beside others, 2 to 262144 (cgroup v1's scale) [kernel's default: 1024]
     #[arg(long, value_name = "N", conflicts_with = "cpu_weight", value_parser = |text: &str| number("cpu.shares", text))]
     cpu_shares: Option<u64>,
@@ -202,6 +208,13 @@ pub struct Limits {
 
 /// The period of `--cpus`, in microseconds.
 const PERIOD_US: u64 = 100_000;
+
+fn put_quota(cpu: &mut Cpu, cpus: Option<Limit>) {
+    if let Some(quota) = cpus {
+        cpu.quota = Some(quota);
+        cpu.period = if quota == Limit::Max { cpu.period } else { Some(PERIOD_US) };
+    }
+}
 
 fn cpus(text: &str) -> Result<Limit> {
     parse_cpus(text).map_err(|error| error.with_setting("cpu.quota"))
@@ -254,15 +267,19 @@ impl Limits {
         self.put(resources);
     }
 
+    /// Those of the overhead by itself.
+    pub fn overhead(&self) -> Resources {
+        let mut overhead = Resources::default();
+        put_quota(&mut overhead.cpu, self.overhead_cpus);
+        overhead
+    }
+
     fn put(&self, resources: &mut Resources) {
         let Resources { memory, cpu, pids, block_io, unified, .. } = resources;
         memory.limit = self.memory.or(memory.limit);
         memory.reservation = self.memory_reservation.or(memory.reservation);
         memory.swap = self.memory_swap.or(memory.swap);
-        if let Some(quota) = self.cpus {
-            cpu.quota = Some(quota);
-            cpu.period = if quota == Limit::Max { cpu.period } else { Some(PERIOD_US) };
-        }
+        put_quota(cpu, self.cpus);
         if self.cpu_shares.or(self.cpu_weight).is_some() {
             cpu.shares = self.cpu_shares;
             cpu.weight = self.cpu_weight;
@@ -311,9 +328,12 @@ impl Wanted {
             .resources(resources)
             .unread(unread)
             .profile(self.creation.profile.unwrap_or_default())
-            .overhead(self.creation.overhead.unwrap_or_default())
+            .overhead_resources(self.limits.overhead())
             .evacuate(self.creation.evacuate)
             .unsupported(context.unsupported());
+        if let Some(overhead) = self.creation.overhead {
+            config = config.overhead(overhead);
+        }
         if let Some(parent) = &self.creation.parent {
             config = config.parent(parent.clone());
         }

@@ -218,6 +218,9 @@ mod tests {
         for line in [
             "ringfence create a --memory 1G --cpus 0.5 --profile qemu --strict",
             "ringfence -o json create a --path /x/y --overhead together",
+            "ringfence create a --overhead nested --overhead-cpus 0.5",
+            "ringfence exec a --part overhead -- ls",
+            "ringfence attach a --thread --part vcpu 1 2",
             "ringfence run a --keep -- sleep 1",
             "ringfence run --detach a -- sleep 1 --memory x",
             "ringfence exec a -- ls -l",
@@ -248,7 +251,7 @@ mod tests {
             "ringfence run a --keep --detach -- sleep 1",
             "ringfence attach a",
             "ringfence rm a --kill --drain",
-            "ringfence create a --overhead nested",
+            "ringfence create a --overhead nowhere",
             "ringfence ls --timeout -1",
             "ringfence explain a",
             "ringfence explain a memory.nonsense",

@@ -1,17 +1,25 @@
 //! `attach`: running processes join a sandbox.
 
 use clap::Args;
-use ringfence::{Error, ErrorKind, Result, SandboxId};
+use ringfence::{Error, ErrorKind, Part, Result, SandboxId};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::Exit;
 
-/// Move running processes, with all their threads, into a sandbox
+/// Move running processes, with all their threads, into a sandbox; or threads of its processes into a part
 #[derive(Debug, Args)]
 pub struct Attach {
     /// Name of the sandbox
     id: SandboxId,
+
+    /// Move them to this part: vcpu or overhead [default: overhead, where the sandbox has parts]
+    #[arg(long)]
+    part: Option<Part>,
+
+    /// Move single threads, by thread ID, of processes that are inside already
+    #[arg(long)]
+    thread: bool,
 
     /// Processes to move: all of them, or none
     #[arg(required = true, value_name = "PID")]
@@ -27,7 +35,16 @@ impl Attach {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
-        sandbox.join_all(&self.pids).map_err(not_the_sandbox)?;
+        let part = self.part.or_else(|| sandbox.default_part());
+        match part {
+            Some(part) if self.thread => sandbox.join_threads(part, &self.pids),
+            None if self.thread => {
+                let why = "nothing: threads are told apart where the overhead is nested, and this sandbox has no parts";
+                Err(Error::invalid("thread", "true", why))
+            }
+            part => sandbox.join_part(part, &self.pids),
+        }
+        .map_err(not_the_sandbox)?;
         // A unit of systemd may have started with them.
         entry.save(&sandbox.state())?;
         context.output.done(&json!({"id": self.id, "attached": self.pids}), "")?;

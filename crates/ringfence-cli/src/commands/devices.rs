@@ -115,7 +115,7 @@ impl Change {
             .collect::<Result<_>>()?;
         let change = Resources::new().devices(rules);
         let (entry, sandbox) = context.open(&host, &self.id)?;
-        let options = options(context, Default::default());
+        let options = options(context, Default::default(), Default::default());
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
         let report = sandbox.change_with(&change, options)?;
         entry.save(&sandbox.state())?;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use ringfence::{Result, SandboxId};
+use ringfence::{Part, Result, SandboxId};
 
 use crate::commands::run::command;
 use crate::context::Context;
@@ -19,6 +19,10 @@ pub struct Exec {
     /// Name of the sandbox
     id: SandboxId,
 
+    /// Start it in this part: vcpu or overhead [default: overhead, where the sandbox has parts]
+    #[arg(long)]
+    part: Option<Part>,
+
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -29,7 +33,8 @@ impl Exec {
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
         let supervisor = Supervisor::new()?;
-        let child = sandbox.spawn(&command(&self.command, false)?)?;
+        let part = self.part.or_else(|| sandbox.default_part());
+        let child = sandbox.spawn_in(part, &command(&self.command, false)?)?;
         // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
         entry.save(&sandbox.state())?;
         drop((entry, sandbox));

@@ -59,7 +59,7 @@ impl Plan {
         }
         let (mut change, unread) = set::change(limits)?;
         change.devices = devices.rules(node_on(host))?;
-        Sandbox::restore(host, state)?.plan_change(&change, set::options(context, unread))
+        Sandbox::restore(host, state)?.plan_change(&change, set::options(context, unread, limits.overhead()))
     }
 }
 

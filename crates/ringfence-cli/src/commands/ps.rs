@@ -22,18 +22,20 @@ impl Ps {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
         let state = context.state(&host, &self.id)?;
-        let cgroup =
-            alive(&host, &state)?.map(|sandbox| unless_gone(sandbox.cgroup())).transpose()?.flatten();
-        let tasks = cgroup.map(|cgroup| cgroup.tasks(self.threads)).transpose()?.unwrap_or_default();
+        let sandbox = alive(&host, &state)?;
+        let tasks = sandbox.map(|sandbox| unless_gone(sandbox.tasks(self.threads))).transpose()?.flatten();
+        let tasks = tasks.unwrap_or_default();
         context.output.list(&tasks, || table(&tasks))?;
         Ok(Exit::Done)
     }
 }
 
 fn table(tasks: &[Task]) -> Table {
-    let mut table = Table::new(["PID", "TID", "NAME", "CGROUP"]);
-    for Task { pid, tid, name, cgroup } in tasks {
-        table.row([pid.to_string(), tid.to_string(), name.clone(), cgroup.clone()]);
+    let mut table = Table::new(["PID", "TID", "NAME", "PART", "CGROUP"]);
+    for Task { pid, tid, name, part, index, cgroup } in tasks {
+        let part = part.map_or("-".to_owned(), |part| part.to_string());
+        let part = index.map_or(part.clone(), |index| format!("{part} {index}"));
+        table.row([pid.to_string(), tid.to_string(), name.clone(), part, cgroup.clone()]);
     }
     table
 }

@@ -25,12 +25,13 @@ pub struct Set {
 impl Set {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let (change, unread) = change(&self.limits)?;
-        if change.is_empty() && unread.is_empty() {
+        let overhead = self.limits.overhead();
+        if change.is_empty() && unread.is_empty() && overhead.is_empty() {
             return Err(Error::new(ErrorKind::InvalidInput, "no limit is given: see `ringfence set --help`"));
         }
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
-        let options = ChangeOptions { force: self.force, ..options(context, unread) };
+        let options = ChangeOptions { force: self.force, ..options(context, unread, overhead) };
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
         let report = sandbox.change_with(&change, options)?;
         entry.save(&sandbox.state())?;
@@ -53,6 +54,6 @@ pub fn change(limits: &Limits) -> Result<(Resources, Report)> {
 }
 
 /// How the global options want a change to be made.
-pub fn options(context: &Context, unread: Report) -> ChangeOptions {
-    ChangeOptions { force: false, unsupported: context.unsupported(), unread }
+pub fn options(context: &Context, unread: Report, overhead: Resources) -> ChangeOptions {
+    ChangeOptions { force: false, unsupported: context.unsupported(), unread, overhead }
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ringfence::{
-    DevicePolicy, DeviceRule, Mode, Phase, ProcessIdentity, Report, Resources, Result, Sandbox, SandboxId,
-    State, Status,
+    DevicePolicy, DeviceRule, Mode, Part, Phase, ProcessIdentity, Report, Resources, Result, Sandbox,
+    SandboxId, State, Status,
 };
 use serde::Serialize;
 
@@ -45,7 +45,7 @@ pub struct Shown<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     holder: Option<Holder>,
     paths: BTreeMap<String, PathBuf>,
-    parts: &'a BTreeMap<String, String>,
+    parts: &'a BTreeMap<Part, String>,
     resources: &'a Resources,
     devices: &'a DevicePolicy,
     claims: &'a BTreeMap<String, Vec<DeviceRule>>,
@@ -122,6 +122,9 @@ impl fmt::Display for Shown<'_> {
         for (number, (controller, directory)) in self.paths.iter().enumerate() {
             let heading = if number == 0 { "cgroups" } else { "" };
             writeln!(f, "{heading:<10}{controller:<13} {}", directory.display())?;
+        }
+        for (part, path) in self.parts {
+            writeln!(f, "{:<10}{part:<13} /{path}", "part")?;
         }
         let limits = self.resources.to_oci_json().map_err(|_| fmt::Error)?;
         writeln!(f, "{:<10}{limits}", "asked for")?;

@@ -1,10 +1,11 @@
 //! `stats`: what sandboxes use.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
-use ringfence::stats::Stats as Sample;
-use ringfence::{Host, Limit, Result, Sandbox, SandboxId, StatsReader};
+use ringfence::stats::{CpuStats, Stats as Sample};
+use ringfence::{Host, Limit, Part, Result, Sandbox, SandboxId, StatsReader};
 use serde::Serialize;
 
 use crate::context::{Context, seconds as parse_seconds, unless_gone};
@@ -30,6 +31,40 @@ struct Sampled {
     id: SandboxId,
     #[serde(flatten)]
     sample: Sample,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    parts: BTreeMap<Part, SampledPart>,
+}
+
+#[derive(Debug, Serialize)]
+struct SampledPart {
+    cpu: CpuStats,
+}
+
+/// The readers of one sandbox: of the whole, and of each part.
+struct Readers {
+    id: SandboxId,
+    whole: StatsReader,
+    parts: BTreeMap<Part, StatsReader>,
+}
+
+impl Readers {
+    fn of(host: &Host, context: &Context, id: &SandboxId) -> Result<Self> {
+        let state = context.state(host, id)?;
+        let parts: Vec<_> = state.parts.keys().copied().collect();
+        let sandbox = Sandbox::restore(host, state)?;
+        let reader = |part| Ok((part, sandbox.part_stats_reader(part)?));
+        let parts = parts.into_iter().map(reader).collect::<Result<_>>()?;
+        Ok(Self { id: id.clone(), whole: sandbox.stats_reader()?, parts })
+    }
+
+    fn sample(&mut self) -> Result<Sampled> {
+        let sample = self.whole.sample()?.clone();
+        let part = |(part, reader): (&Part, &mut StatsReader)| {
+            Ok((*part, SampledPart { cpu: reader.sample()?.cpu.clone() }))
+        };
+        let parts = self.parts.iter_mut().map(part).collect::<Result<_>>()?;
+        Ok(Sampled { id: self.id.clone(), sample, parts })
+    }
 }
 
 impl Stats {
@@ -39,10 +74,10 @@ impl Stats {
         loop {
             let mut sampled = Vec::new();
             let mut left = Vec::new();
-            for (id, mut reader) in readers {
-                if let Some(sample) = unless_gone(reader.sample().cloned())? {
-                    sampled.push(Sampled { id: id.clone(), sample });
-                    left.push((id, reader));
+            for mut reader in readers {
+                if let Some(sample) = unless_gone(reader.sample())? {
+                    sampled.push(sample);
+                    left.push(reader);
                 }
             }
             match self.interval {
@@ -60,11 +95,8 @@ impl Stats {
     }
 
     /// Of the sandboxes that were named, which must be there; or of all that are.
-    fn readers(&self, context: &Context, host: &Host) -> Result<(Vec<(SandboxId, StatsReader)>, Exit)> {
-        let reader = |id: &SandboxId| {
-            let sandbox = Sandbox::restore(host, context.state(host, id)?)?;
-            Ok((id.clone(), sandbox.stats_reader()?))
-        };
+    fn readers(&self, context: &Context, host: &Host) -> Result<(Vec<Readers>, Exit)> {
+        let reader = |id: &SandboxId| Readers::of(host, context, id);
         if self.ids.is_empty() {
             return context.each(host, |id| unless_gone(reader(id)));
         }
@@ -79,7 +111,7 @@ fn table(sampled: &[Sampled]) -> Table {
         Some(Limit::Value(value)) => bytes(value),
         other => or_dash(other),
     };
-    for Sampled { id, sample } in sampled {
+    for Sampled { id, sample, parts } in sampled {
         table.row([
             id.to_string(),
             or_dash(sample.cpu.usage_us.map(seconds)),
@@ -90,6 +122,12 @@ fn table(sampled: &[Sampled]) -> Table {
             or_dash(sample.memory.swap_current.map(bytes)),
             or_dash(sample.pids.current),
         ]);
+        for (part, SampledPart { cpu }) in parts {
+            let (usage, throttled) =
+                (or_dash(cpu.usage_us.map(seconds)), or_dash(cpu.throttled_us.map(seconds)));
+            let none = || "-".to_owned();
+            table.row([format!("{id}/{part}"), usage, throttled, none(), none(), none(), none(), none()]);
+        }
     }
     table
 }

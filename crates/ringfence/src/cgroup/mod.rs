@@ -230,7 +230,7 @@ impl Cgroup {
         Ok(Self::with(host.as_seen_at(path), path, dirs))
     }
 
-    fn with(host: Host, path: &str, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
+    pub(crate) fn with(host: Host, path: &str, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
         let (path, filter, started) = (path.to_owned(), Mutex::default(), Mutex::default());
         Self { host, path, dirs, ours: false, parent_is_default: false, unit: None, filter, started }
     }
@@ -371,6 +371,37 @@ impl Cgroup {
         Some((hierarchy.version, open))
     }
 
+    /// The directories of a cgroup below this one.
+    pub(crate) fn directories_of(&self, path: &str) -> Result<Vec<(Dir, Arc<CgroupDir>)>> {
+        Self::open_all(&self.host, path, &mut Dirs::new(&self.host, Vec::new()))
+    }
+
+    /// The place of a part, for whoever goes there: its directory in each hierarchy that has one, else that of the whole.
+    pub(crate) fn seat(&self, part: &str) -> Result<Self> {
+        let parts = self.directories_of(part)?;
+        if parts.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, "this part of the sandbox is gone").with_value(part));
+        }
+        let mut seat = Self::with(self.host.clone(), &self.path, self.dirs.clone());
+        (seat.ours, seat.unit) = (true, self.unit.clone());
+        for (dir, open) in parts {
+            if let Some(place) = seat.dirs.iter_mut().find(|(known, _)| known.hierarchy == dir.hierarchy) {
+                *place = (dir, open);
+            }
+        }
+        Ok(seat)
+    }
+
+    /// Joins the parts alone: the process is in the whole already.
+    pub(crate) fn take_seat(&self, pid: u32) -> Result<()> {
+        for (dir, open) in self.dirs.iter().filter(|(dir, _)| dir.path != self.path) {
+            open.join(pid).map_err(|errno| {
+                join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs"))
+            })?;
+        }
+        Ok(())
+    }
+
     /// The processes in the cgroup and in cgroups below it.
     pub fn processes(&self) -> Result<BTreeSet<u32>> {
         let mut pids: BTreeSet<u32> = self.started().iter().map(|process| process.pid).collect();
@@ -424,7 +455,8 @@ impl Cgroup {
         }
         let origin = Origin::of(pid)?;
         if let Some(unit) = self.unit_of_user() {
-            return self.host.manager()?.attach(&unit.unit(), &[pid]);
+            self.host.manager()?.attach(&unit.unit(), &[pid])?;
+            return self.take_seat(pid);
         }
         for (position, (dir, open)) in self.dirs.iter().enumerate() {
             if let Err(errno) = open.join(pid) {
@@ -447,6 +479,7 @@ impl Cgroup {
         if let Some(unit) = self.unit_of_user() {
             let waiting = command.hold()?;
             self.host.manager()?.attach(&unit.unit(), &[waiting.pid()])?;
+            self.take_seat(waiting.pid())?;
             return command.go(waiting);
         }
         let born_inside = self.host.capabilities.clone_into_cgroup;

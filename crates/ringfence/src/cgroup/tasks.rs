@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::cgroup::Cgroup;
 use crate::error::Result;
 use crate::kernel::proc;
+use crate::sandbox::Part;
 
 /// One process, or one thread of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -15,6 +16,12 @@ pub struct Task {
     pub tid: u32,
     /// The kernel's name of it (`comm`).
     pub name: String,
+    /// The part of the sandbox in which it is, where that has parts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+    /// The number of the vCPU that it runs, if it was found to run one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
     /// The path of its cgroup, from the root of the hierarchy.
     pub cgroup: String,
 }
@@ -27,7 +34,8 @@ impl Cgroup {
             let cgroup = if self.exists() { format!("/{}", self.path) } else { own_cgroup(pid) };
             for tid in if threads { proc::threads(pid) } else { vec![pid] } {
                 if let Some(name) = proc::name(tid) {
-                    tasks.push(Task { pid, tid, name, cgroup: cgroup.clone() });
+                    let (part, index) = (None, None);
+                    tasks.push(Task { pid, tid, name, part, index, cgroup: cgroup.clone() });
                 }
             }
         }

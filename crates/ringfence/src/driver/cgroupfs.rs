@@ -97,8 +97,8 @@ impl Run<'_, '_> {
     fn step(&mut self, step: &Step) -> Result<(), Failed> {
         match &step.action {
             Action::MakeDir { dir, ancestor } => self.make_dir(dir, *ancestor).map_err(Failed::from),
-            Action::EnableControllers { dir, required, wanted, evacuate } => {
-                self.enable(dir, required, wanted, *evacuate).map_err(Failed::from)
+            Action::EnableControllers { dir, required, wanted, evacuate, threads } => {
+                self.enable(dir, required, wanted, *evacuate, *threads).map_err(Failed::from)
             }
             Action::Write { dir, file, value } => self.write(step, dir, file, value),
             Action::DeviceFilter { dir, policy, overriding } => {
@@ -153,6 +153,7 @@ impl Run<'_, '_> {
         required: &[Controller],
         wanted: &[Controller],
         evacuate: bool,
+        threads: bool,
     ) -> Result<()> {
         let file = "cgroup.subtree_control";
         let open = self.open(dir)?;
@@ -162,6 +163,7 @@ impl Run<'_, '_> {
         };
         let all = [required, wanted].concat();
         let threaded = all.iter().all(|controller| THREADED.contains(controller));
+        let takes_children = |open: &CgroupDir| if threads { Ok(()) } else { takes_children(open) };
         let mut result = if threaded { takes_children(&open) } else { Ok(()) }
             .and_then(|()| open.write(file, &words(&all)));
         if result == Err(Errno::BUSY) && evacuate {

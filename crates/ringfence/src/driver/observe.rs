@@ -17,8 +17,8 @@ pub(crate) fn observe(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Resu
         if set.is_empty() {
             return Ok(observed);
         }
-        for (hierarchy, file) in set.files {
-            let dir = Dir::new(hierarchy, want.path);
+        for (hierarchy, path, file) in set.files {
+            let dir = Dir::new(hierarchy, path);
             let open = dirs
                 .get(&dir)
                 .map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
@@ -31,7 +31,7 @@ pub(crate) fn observe(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Resu
                     return Err(Error::kernel("cannot read what is in force", path, errno));
                 }
             };
-            observed.insert(hierarchy, want.path, file, content);
+            observed.insert(hierarchy, &dir.path, file, content);
         }
         if let Some((hierarchy, files)) = set.inherited {
             observe_ancestors(host, dirs, &Dir::new(hierarchy, want.path), &files, &mut observed)?;

@@ -239,6 +239,17 @@ impl Host {
         self.hierarchies.get(hierarchy).map_or(Version::V1, |hierarchy| hierarchy.version)
     }
 
+    /// Whether parts of a sandbox, with threads in them, have a directory of their own in a hierarchy: where CPU time and
+    /// CPUs are given out, which are what threads can have by themselves.
+    pub(crate) fn has_parts(&self, hierarchy: usize) -> bool {
+        const BY_THREAD: [Controller; 3] = [Controller::Cpu, Controller::Cpuacct, Controller::Cpuset];
+        self.hierarchies.get(hierarchy).is_some_and(|known| {
+            // The v2 tree accounts for CPU time wherever it is alone.
+            known.version == Version::V2 && self.mode == Mode::V2
+                || known.controllers.iter().any(|controller| BY_THREAD.contains(controller))
+        })
+    }
+
     /// The version 2 hierarchy, with its place in [`Host::hierarchies`].
     pub fn unified(&self) -> Option<(usize, &Hierarchy)> {
         self.hierarchies.iter().enumerate().find(|(_, hierarchy)| hierarchy.version == Version::V2)

@@ -16,20 +16,25 @@ use crate::resources::Limit;
 /// What must be read before planning.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReadSet {
-    /// Files of the cgroup itself.
-    pub(crate) files: BTreeSet<(usize, Cow<'static, str>)>,
+    /// Files of the cgroup itself and of its parts: hierarchy, path and file.
+    pub(crate) files: BTreeSet<(usize, String, Cow<'static, str>)>,
     /// v1 cpusets: these two files of the nearest ancestors, up to the first where both have a value.
     pub(crate) inherited: Option<(usize, [&'static str; 2])>,
 }
 
 impl ReadSet {
+    pub(super) fn extend(&mut self, other: Self) {
+        self.files.extend(other.files);
+        self.inherited = self.inherited.or(other.inherited);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
 /// What was read: by hierarchy, path and file. Of a cgroup that is yet to be made, nothing is: the kernel's defaults hold.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Observed {
     /// `None`: there is no such file.
     files: BTreeMap<(usize, String, Cow<'static, str>), Option<String>>,
@@ -50,6 +55,18 @@ impl Observed {
 
     pub(crate) fn inherited_is_known(&mut self) {
         self.inherited = true;
+    }
+
+    /// The same when these steps were taken, for what is made below.
+    pub(super) fn after(&self, steps: &[Step]) -> Self {
+        let mut then = self.clone();
+        for step in steps {
+            if let Action::Write { dir, file, value } = &step.action {
+                then.insert(dir.hierarchy, &dir.path, file.clone(), Some(value.clone()));
+                then.inherited_is_known();
+            }
+        }
+        then
     }
 
     pub(super) fn get(&self, hierarchy: usize, path: &str, file: &str) -> Option<&str> {
@@ -114,6 +131,7 @@ impl<'a> Draft<'a> {
     /// Whether the cgroup can be in a hierarchy.
     pub(super) fn takes(&self, hierarchy: usize) -> bool {
         self.host.takes(hierarchy, self.want.path)
+            && (self.want.threads_of.is_none() || self.host.has_parts(hierarchy))
     }
 
     /// Why there is no place for a controller.
@@ -132,7 +150,8 @@ impl<'a> Draft<'a> {
         }
         let known = self.observed.look_up(hierarchy, self.want.path, file);
         if known.is_none() {
-            self.missing.borrow_mut().files.insert((hierarchy, file.to_owned().into()));
+            let file = (hierarchy, self.want.path.to_owned(), file.to_owned().into());
+            self.missing.borrow_mut().files.insert(file);
         }
         known?.as_deref()
     }

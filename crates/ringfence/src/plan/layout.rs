@@ -9,6 +9,9 @@ use crate::interface::controller_of;
 /// What comes before the values of a new cgroup: its directory in every hierarchy, so that a process that joins is
 /// counted, frozen and found in each. On v2 controllers are enabled on the way down, while the levels are empty.
 pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
+    if let Some(whole) = draft.want.threads_of {
+        return make_threaded(draft, whole);
+    }
     let mut steps = Vec::new();
     let base = draft.host.base_of(draft.want.path);
     for (index, hierarchy) in
@@ -24,7 +27,13 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
             {
                 let evacuate = draft.want.evacuate && above.path == base;
                 let (required, wanted) = (required.clone(), wanted.clone());
-                steps.push(Step::new(Action::EnableControllers { dir: above, required, wanted, evacuate }));
+                steps.push(Step::new(Action::EnableControllers {
+                    dir: above,
+                    required,
+                    wanted,
+                    evacuate,
+                    threads: false,
+                }));
             }
             let ancestor = dir != draft.leaf(index);
             let mut step = Step::new(Action::MakeDir { dir, ancestor });
@@ -33,6 +42,45 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// The same for a part into which threads go: on v2 it is switched before anything is enabled, which makes the whole the
+/// domain of its threads.
+fn make_threaded(draft: &Draft<'_>, whole: &str) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (index, hierarchy) in
+        draft.host.hierarchies.iter().enumerate().filter(|(index, _)| draft.takes(*index))
+    {
+        let dir = draft.leaf(index);
+        let mut make = Step::new(Action::MakeDir { dir: dir.clone(), ancestor: false });
+        make.undo = Undo::RemoveDir;
+        steps.push(make);
+        if hierarchy.version == Version::V1 {
+            continue;
+        }
+        let (file, value) = ("cgroup.type".into(), "threaded".to_owned());
+        let mut switch = Step::new(Action::Write { dir: dir.clone(), file, value });
+        switch.on(
+            Errno::OPNOTSUPP,
+            Reaction::Explain("it cannot have threads: a cgroup beside it holds processes"),
+        );
+        steps.push(switch);
+        let (required, wanted) = controllers(draft, &draft.steps, index, hierarchy);
+        let above = levels(&dir, draft.host.base_of(whole)).into_iter().filter_map(|dir| dir.parent());
+        for dir in above.filter(|dir| lies_in(&dir.path, whole)) {
+            let (required, wanted) = (required.clone(), wanted.clone());
+            if !(required.is_empty() && wanted.is_empty()) {
+                let (evacuate, threads) = (false, true);
+                steps.push(Step::new(Action::EnableControllers { dir, required, wanted, evacuate, threads }));
+            }
+        }
+    }
+    steps
+}
+
+/// Whether a path is that of a cgroup, or below it.
+fn lies_in(path: &str, whole: &str) -> bool {
+    path.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// What comes before the values of a change: on v2 it may need a controller that nothing has needed before, which is
@@ -54,7 +102,8 @@ pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
     }
     let enable = |dir: Dir| {
         let (required, wanted, evacuate) = (required.clone(), Vec::new(), false);
-        Step::new(Action::EnableControllers { dir, required, wanted, evacuate })
+        let threads = draft.want.threads_of.is_some_and(|whole| lies_in(&dir.path, whole));
+        Step::new(Action::EnableControllers { dir, required, wanted, evacuate, threads })
     };
     levels(&draft.leaf(index), draft.host.base_of(draft.want.path))
         .iter()

@@ -32,7 +32,7 @@ use std::fmt;
 use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{Controller, Host};
+use crate::host::{Controller, Host, Version};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -115,10 +115,37 @@ pub(crate) struct Want<'a> {
     pub(crate) statistics: &'a [Controller],
     /// The user to whom the new cgroup is delegated.
     pub(crate) owner: Option<Owner>,
+    /// Its threaded parts, made and changed with it.
+    pub(crate) parts: &'a [PartWant],
+    /// The cgroup of which this is a threaded part itself.
+    pub(crate) threads_of: Option<&'a str>,
     pub(crate) unsupported: Unsupported,
 }
 
+/// What is wanted of a part of a cgroup, into which threads go.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PartWant {
+    /// Below the root of each hierarchy.
+    pub(crate) path: String,
+    /// As in [`Want`].
+    pub(crate) base: Resources,
+    pub(crate) change: Resources,
+}
+
 impl<'a> Want<'a> {
+    /// The same, for a part of this.
+    fn of_part(&self) -> Self {
+        Self {
+            unit: None,
+            devices: None,
+            evacuate: false,
+            statistics: &[Controller::Cpu],
+            parts: &[],
+            threads_of: Some(self.path),
+            ..*self
+        }
+    }
+
     /// A change of limits, and nothing else.
     pub(crate) fn change(path: &'a str, base: &'a Resources, change: &'a Resources) -> Self {
         Self {
@@ -133,6 +160,8 @@ impl<'a> Want<'a> {
             evacuate: false,
             statistics: &[],
             owner: None,
+            parts: &[],
+            threads_of: None,
             unsupported: Unsupported::Report,
         }
     }
@@ -158,8 +187,60 @@ pub(crate) fn plan(host: &Host, want: &Want<'_>, observed: &Observed) -> Result<
     })
 }
 
-/// The steps and the report; and what was looked for and not observed yet.
+/// The steps of the cgroup and of its parts, and the report; and what was looked for and not observed yet.
 fn think_out(host: &Host, want: &Want<'_>, observed: &Observed) -> (Result<(Vec<Step>, Report)>, ReadSet) {
+    let (whole, mut missing) = think_out_one(host, want, observed);
+    let (mut steps, mut report) = match whole {
+        Ok(whole) => whole,
+        Err(error) => return (Err(error), missing),
+    };
+    // A new one is found to be as its steps make it.
+    let found = if want.create { &observed.after(&steps) } else { observed };
+    for part in want.parts {
+        let (base, change) = (&part.base, &part.change);
+        let part = Want { path: &part.path, base, change, ..want.of_part() };
+        let (done, lacking) = think_out_one(host, &part, found);
+        missing.extend(lacking);
+        match done {
+            Ok((more, about)) => {
+                steps.extend(more);
+                report.append(about);
+            }
+            Err(error) => return (Err(error), missing),
+        }
+    }
+    if !want.create {
+        around_parts(host, want, observed, &mut steps);
+    }
+    (Ok((steps, report)), missing)
+}
+
+/// Memory nodes of v1: no part can have what the whole has not, so that the whole has the old ones and the new ones while its
+/// parts change.
+fn around_parts(host: &Host, want: &Want<'_>, observed: &Observed, steps: &mut Vec<Step>) {
+    let is_it = |step: &&mut Step| match &step.action {
+        Action::Write { dir, file, .. } => {
+            dir.path == want.path && host.version_of(dir.hierarchy) == Version::V1 && file.ends_with("mems")
+        }
+        _ => false,
+    };
+    let Some(step) = steps.iter_mut().find(is_it).filter(|_| !want.parts.is_empty()) else { return };
+    let last = step.clone();
+    if let Action::Write { dir, file, value } = &mut step.action
+        && let Some(now) = observed.get(dir.hierarchy, want.path, file)
+        && !now.is_empty()
+    {
+        *value = format!("{now},{value}");
+        steps.push(last);
+    }
+}
+
+/// The same of one of them.
+fn think_out_one(
+    host: &Host,
+    want: &Want<'_>,
+    observed: &Observed,
+) -> (Result<(Vec<Step>, Report)>, ReadSet) {
     let (mut base, mut change) = (want.base.clone(), want.change.clone());
     // What was wanted before is in force: what nobody could read of it was refused then.
     _ = base.take_named_fields();

@@ -59,8 +59,15 @@ pub(crate) enum Action {
     /// Makes the directory. An ancestor may exist already, the cgroup itself may not.
     MakeDir { dir: Dir, ancestor: bool },
     /// Enables controllers for the children of `dir`: all at once, one at a time on failure. Those that are only `wanted`
-    /// (for statistics) may be refused; the `required` ones carry limits.
-    EnableControllers { dir: Dir, required: Vec<Controller>, wanted: Vec<Controller>, evacuate: bool },
+    /// (for statistics) may be refused; the `required` ones carry limits. For `threads`, those below are threaded and
+    /// processes may be in `dir`.
+    EnableControllers {
+        dir: Dir,
+        required: Vec<Controller>,
+        wanted: Vec<Controller>,
+        evacuate: bool,
+        threads: bool,
+    },
     /// Writes one value to one file.
     Write { dir: Dir, file: Cow<'static, str>, value: String },
     /// Loads and attaches the eBPF program of the policy, atomically in the place of our earlier one.

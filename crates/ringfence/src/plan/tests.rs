@@ -53,7 +53,7 @@ fn observed(host: &Host, want: &Want<'_>, now: &[(&'static str, &str)]) -> Obser
         if set.files.is_empty() {
             return observed;
         }
-        for (index, file) in set.files {
+        for (index, _, file) in set.files {
             let known = now.iter().chain([&ENABLED]).find(|(name, _)| *name == file);
             let content = known.map(|(_, content)| (*content).to_owned());
             observed.insert(index, want.path, file, content);
@@ -351,7 +351,7 @@ fn a_plan_reads_only_what_ordering_and_undo_require() {
     let nothing = Resources::default();
     let needed = |host: &Host, change: &Resources, create: bool| -> Vec<_> {
         let set = needs(host, &want(&nothing, change, create), &Observed::default());
-        set.files.into_iter().map(|(_, file)| file.into_owned()).collect()
+        set.files.into_iter().map(|(_, _, file)| file.into_owned()).collect()
     };
     let pids = Resources::new().pids_limit(5);
     assert_eq!(needed(&v2(), &pids, true), [""; 0]);

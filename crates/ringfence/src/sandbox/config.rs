@@ -6,12 +6,12 @@ use super::Store;
 use super::state::{Anew, State};
 use crate::cgroup::STATISTICS;
 use crate::devices::Profile;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Host};
-use crate::path::CgroupPath;
+use crate::path::{CgroupPath, SystemdName};
 use crate::plan::{Owner, Unsupported, Want};
 use crate::report::Report;
-use crate::resources::Resources;
+use crate::resources::{Cpu, Resources};
 
 /// Where the VMM's own threads are: those that do not run the guest's CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,38 @@ pub enum Overhead {
     /// With the workload, in one cgroup; limits hold for both as a whole.
     #[default]
     Together,
+    /// In a part of its own beside that of the vCPUs, below the cgroup of the whole: a limit of CPU time, and CPUs, hold for
+    /// the vCPUs alone. The default of the VMM profiles.
+    Nested,
+}
+
+impl Overhead {
+    /// Where nobody says: [`Nested`](Self::Nested) for a VMM of which it is known which threads run vCPUs.
+    pub fn of_profile(profile: Profile) -> Self {
+        match profile {
+            Profile::None | Profile::Default => Self::Together,
+            _ => Self::Nested,
+        }
+    }
+
+    /// Refuses limits of the overhead that it cannot have by itself.
+    pub(super) fn allows(self, limits: &Resources) -> Result<()> {
+        if limits.is_empty() {
+            return Ok(());
+        }
+        if self == Self::Together {
+            let why = "the overhead has limits of its own where it has a part of its own: overhead nested";
+            return Err(Error::new(ErrorKind::InvalidInput, why).with_setting("overhead"));
+        }
+        let Cpu { quota, period, burst, cpus, .. } = limits.cpu.clone();
+        let by_thread =
+            Resources { cpu: Cpu { quota, period, burst, cpus, ..Cpu::default() }, ..Resources::default() };
+        if *limits != by_thread {
+            let why = "of threads only CPU bandwidth and CPUs can be limited: memory and the rest are charged to processes";
+            return Err(Error::new(ErrorKind::InvalidInput, why).with_setting("overhead"));
+        }
+        limits.validate()
+    }
 }
 
 /// What a sandbox should be: a path, resources, a profile, and what to do where the host lacks something.
@@ -29,7 +61,8 @@ pub struct SandboxConfig {
     pub(crate) path: CgroupPath,
     pub(crate) resources: Resources,
     pub(crate) profile: Profile,
-    pub(crate) overhead: Overhead,
+    overhead: Option<Overhead>,
+    pub(crate) overhead_resources: Resources,
     pub(crate) unsupported: Unsupported,
     parent: Option<CgroupPath>,
     name_prefix: Option<String>,
@@ -48,7 +81,8 @@ impl SandboxConfig {
             path,
             resources: Resources::default(),
             profile: Profile::Default,
-            overhead: Overhead::Together,
+            overhead: None,
+            overhead_resources: Resources::default(),
             unsupported: Unsupported::Report,
             parent: None,
             name_prefix: None,
@@ -73,9 +107,16 @@ impl SandboxConfig {
         self
     }
 
-    /// Where the VMM's own threads are.
+    /// Where the VMM's own threads are; by the profile unless given, see [`Overhead::of_profile`].
     pub fn overhead(mut self, overhead: Overhead) -> Self {
-        self.overhead = overhead;
+        self.overhead = Some(overhead);
+        self
+    }
+
+    /// Limits of the VMM's own threads, where they have a part of their own: CPU bandwidth and CPUs. Memory and block I/O
+    /// are charged to processes, not to threads, and are limited for the whole.
+    pub fn overhead_resources(mut self, resources: Resources) -> Self {
+        self.overhead_resources = resources;
         self
     }
 
@@ -142,6 +183,27 @@ impl SandboxConfig {
     /// The path below the root of each hierarchy; `""` where no cgroup can be made.
     pub(crate) fn resolve(&self, host: &Host) -> Result<String> {
         host.locate(&self.path, self.parent.as_ref(), self.name_prefix.as_deref())
+    }
+
+    /// Where the VMM's own threads are to be. A slice has no threads.
+    ///
+    /// # Errors
+    /// Limits for what has no part of its own, or that no part can have; parts of a slice.
+    pub(super) fn overhead_at(&self) -> Result<Overhead> {
+        let is_slice = self.path.as_systemd().is_some_and(SystemdName::is_slice);
+        let overhead = match self.overhead {
+            Some(Overhead::Nested) if is_slice => {
+                return Err(Error::invalid(
+                    "overhead",
+                    "nested",
+                    "together, for a slice: no threads go into it",
+                ));
+            }
+            None if is_slice => Overhead::Together,
+            given => given.unwrap_or_else(|| Overhead::of_profile(self.profile)),
+        };
+        overhead.allows(&self.overhead_resources)?;
+        Ok(overhead)
     }
 
     pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew) -> Want<'a> {

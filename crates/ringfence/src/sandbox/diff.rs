@@ -48,6 +48,14 @@ impl Sandbox {
         for ((hierarchy, file), value) in &values {
             differences.extend(file_differs(cgroup, &Dir::new(*hierarchy, &state.cgroup), file, value)?);
         }
+        for (part, path) in &state.parts {
+            let seat = cgroup.seat(path)?;
+            for ((hierarchy, file), value) in plan.values(path) {
+                let found = file_differs(&seat, &Dir::new(hierarchy, path), file, &value)?;
+                let named = |other: Difference| Difference { key: format!("{part}/{}", other.key), ..other };
+                differences.extend(found.into_iter().map(named));
+            }
+        }
         // The kernel shows another weight while the cgroup is idle.
         if values.iter().any(|((_, file), value)| *file == "cpu.idle" && value == "1") {
             differences.retain(|difference| !matches!(difference.key.as_str(), "cpu.weight" | "cpu.shares"));

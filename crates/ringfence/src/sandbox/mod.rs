@@ -2,9 +2,11 @@
 
 mod config;
 mod diff;
+mod layout;
 mod leftovers;
 mod state;
 mod store;
+mod threads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,10 +20,13 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{Overhead, SandboxConfig};
 pub use diff::Difference;
+pub use layout::Part;
+use layout::Shares;
 pub use leftovers::Leftover;
 use state::Anew;
 pub use state::{Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
+pub use threads::Placed;
 
 use crate::cgroup::{Cgroup, Child, Command, Filter, Outcome, Remaining, send, stop_default_slice};
 use crate::devices::filter::Override;
@@ -34,7 +39,7 @@ use crate::host::{Host, Version};
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::{CgroupPath, SystemdName};
 use crate::plan::convert::swap_to_v2;
-use crate::plan::{self, DeviceWant, Observed, Plan, Unsupported, Want};
+use crate::plan::{self, DeviceWant, Observed, PartWant, Plan, Unsupported, Want};
 use crate::report::Report;
 use crate::resources::{Limit, Resources};
 use crate::stats::StatsReader;
@@ -77,6 +82,8 @@ pub struct ChangeOptions {
     pub unsupported: Unsupported,
     /// The fields of the document, from which the change was read, that nobody reads: part of the report.
     pub unread: Report,
+    /// What is to become different for the overhead, where it has a part of its own.
+    pub overhead: Resources,
 }
 
 /// A virtual machine's cgroup, with its device policy and the state from which another process restores it.
@@ -105,10 +112,16 @@ impl Sandbox {
     pub fn intent(host: &Host, config: &SandboxConfig) -> Result<State> {
         config.resources.validate()?;
         let cgroup = config.resolve(host)?;
+        let overhead = config.overhead_at()?;
         let (base, missing) = base_rules(config.profile, host)?;
         let (devices, denied) =
             DevicePolicy::with_base(&config.resources.devices, &base, &config.profile.required(host))?;
         let mut report = joined(joined(config.unread.clone(), missing), denied);
+        let parts = layout::paths(host, overhead, &cgroup, config.path.is_systemd());
+        if parts.is_empty() && overhead == Overhead::Nested {
+            let why = "no hierarchy for CPU time or CPUs is at hand: all limits hold for the whole";
+            report.add("overhead", "nested", why);
+        }
         if cgroup.is_empty() {
             report.add("cgroup", &config.path, format!("{}: {IN_OUR_OWN}", host.why_nothing()));
         }
@@ -128,8 +141,10 @@ impl Sandbox {
             device_program: None,
             override_device_programs: config.override_device_programs,
             claims: BTreeMap::new(),
-            overhead: config.overhead,
-            parts: BTreeMap::new(),
+            overhead,
+            overhead_resources: config.overhead_resources.clone(),
+            parts,
+            vcpus: BTreeMap::new(),
             holder: None,
             started: Vec::new(),
             report,
@@ -302,6 +317,7 @@ impl Sandbox {
         let report = joined(planned.report, changed);
         state.report.supersede(&tried, &report);
         state.resources = planned.resources;
+        state.overhead_resources = planned.overhead_resources;
         state.devices = planned.devices;
         Ok(report)
     }
@@ -319,19 +335,38 @@ impl Sandbox {
         }
     }
 
-    /// Joins running processes with all their threads: all of them, or none.
+    /// Joins running processes with all their threads: all of them, or none. Where the sandbox has parts, they go to the
+    /// overhead.
     pub fn join_all(&self, pids: &[u32]) -> Result<()> {
+        self.join_part(self.default_part(), pids)
+    }
+
+    /// Where processes go of which nothing is said: to the overhead, where there are parts.
+    pub fn default_part(&self) -> Option<Part> {
+        self.locked().parts.contains_key(&Part::Overhead).then_some(Part::Overhead)
+    }
+
+    /// The same, into a part.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
+    pub fn join_part(&self, part: impl Into<Option<Part>>, pids: &[u32]) -> Result<()> {
+        let part = part.into();
         let mut state = self.locked();
-        for _ in 0..RACES {
-            let Some(cgroup) = self.present(&state)? else {
-                match self.start(&mut state, Processes::Running(pids)) {
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                    done => return done.map(drop),
+        let mut races = 0;
+        loop {
+            if let Some(cgroup) = self.present(&state)? {
+                return seat(&cgroup, &state, part)?.join_all(pids);
+            }
+            races += 1;
+            match self.start(&mut state, Processes::Running(pids)) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && races < RACES => {}
+                started => {
+                    let seat = seat(&started?, &state, part)?;
+                    return pids.iter().try_for_each(|pid| seat.take_seat(*pid));
                 }
-            };
-            return cgroup.join_all(pids);
+            }
         }
-        self.start(&mut state, Processes::Running(pids)).map(drop)
     }
 
     /// Joins a running process with all its threads.
@@ -339,12 +374,23 @@ impl Sandbox {
         self.join_all(&[pid])
     }
 
-    /// Starts a command inside; it never runs outside, not for an instant.
+    /// Starts a command inside; it never runs outside, not for an instant. Where the sandbox has parts, it is born among the
+    /// vCPUs, limited as they are, until [`Sandbox::place_vcpus`] tells its threads apart.
     pub fn spawn(&self, command: &Command) -> Result<Child> {
+        let part = self.locked().parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
+        self.spawn_in(part, command)
+    }
+
+    /// The same, in a part.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
+    pub fn spawn_in(&self, part: impl Into<Option<Part>>, command: &Command) -> Result<Child> {
+        let part = part.into();
         let mut state = self.locked();
         for _ in 0..RACES {
             if let Some(cgroup) = self.present(&state)? {
-                match cgroup.spawn(command) {
+                match seat(&cgroup, &state, part).and_then(|seat| seat.spawn(command)) {
                     // A scope that ended at this moment.
                     Err(error)
                         if state.path.is_systemd()
@@ -353,25 +399,26 @@ impl Sandbox {
                     spawned => return spawned,
                 }
             }
-            match self.spawn_first(&mut state, command) {
+            match self.spawn_first(&mut state, part, command) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 spawned => return spawned,
             }
         }
-        self.spawn_first(&mut state, command)
+        self.spawn_first(&mut state, part, command)
     }
 
     /// Starts a command with the scope around it.
-    fn spawn_first(&self, state: &mut State, command: &Command) -> Result<Child> {
+    fn spawn_first(&self, state: &mut State, part: Option<Part>, command: &Command) -> Result<Child> {
         let waiting = command.hold()?;
-        self.start(state, Processes::Waiting(&[waiting.pid()]))?;
+        let cgroup = self.start(state, Processes::Waiting(&[waiting.pid()]))?;
+        seat(&cgroup, state, part)?.take_seat(waiting.pid())?;
         command.go(waiting)
     }
 
     /// Starts a command that does nothing but live: it keeps a scope of systemd alive, and is no reason for
     /// [`Remaining::Refuse`] to refuse.
     pub fn hold(&self, command: &Command) -> Result<Child> {
-        let child = self.spawn(command)?;
+        let child = self.spawn_in(self.default_part(), command)?;
         self.locked().placeholder = ProcessIdentity::of(child.pid());
         Ok(child)
     }
@@ -381,12 +428,25 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a scope of systemd in which nothing runs.
     pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
-        self.cgroup()?.join_hook()
+        let state = self.locked();
+        let part = state.parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
+        seat(&self.present_or_not_found(&state)?, &state, part)?.join_hook()
     }
 
     /// A reader of statistics that keeps its descriptors between samples.
     pub fn stats_reader(&self) -> Result<StatsReader> {
         self.cgroup()?.stats_reader()
+    }
+
+    /// A reader of what one part uses: CPU time and throttling.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
+    pub fn part_stats_reader(&self, part: Part) -> Result<StatsReader> {
+        let state = self.locked();
+        let cgroup = self.present_or_not_found(&state)?;
+        let path = part_path(&state, part)?;
+        Cgroup::with(self.host.clone(), path, cgroup.directories_of(path)?).stats_reader()
     }
 
     /// The value in effect, and which ancestor decides it. See [`Cgroup::explain`].
@@ -469,6 +529,22 @@ impl Sandbox {
 /// How often a scope may start or end at the very moment at which it is asked for.
 const RACES: usize = 5;
 
+/// Where a process goes: into a part, or into the whole.
+fn seat(cgroup: &Arc<Cgroup>, state: &State, part: Option<Part>) -> Result<Arc<Cgroup>> {
+    match part {
+        Some(part) => cgroup.seat(part_path(state, part)?).map(Arc::new),
+        None => Ok(Arc::clone(cgroup)),
+    }
+}
+
+fn part_path(state: &State, part: Part) -> Result<&str> {
+    let path = state.parts.get(&part);
+    path.map(String::as_str).ok_or_else(|| {
+        let why = "nothing: this sandbox has no parts, its overhead is together with the workload";
+        Error::invalid("part", part, why)
+    })
+}
+
 /// The cgroup of a state, if it is there.
 fn open(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
     Ok(open_leftover(host, state)?.filter(|cgroup| state.cgroup.is_empty() || cgroup.is_there()))
@@ -493,6 +569,10 @@ fn open_leftover(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
 /// What a change leaves as the state.
 struct Changed {
     resources: Resources,
+    overhead_resources: Resources,
+    /// What is to become different, as it lies on the whole and its parts.
+    shares: Shares,
+    parts: Vec<PartWant>,
     devices: DevicePolicy,
     report: Report,
 }
@@ -507,24 +587,32 @@ impl Changed {
         resources.merge(change, version);
         // A half that is given may contradict the half that stays.
         resources.validate()?;
+        let mut overhead_resources = state.overhead_resources.clone();
+        overhead_resources.merge(&options.overhead, version);
+        state.overhead.allows(&overhead_resources)?;
+        let shares = state.shares_of(change, &options.overhead);
+        let parts = layout::parts(&state.parts, &state.shares(), &shares);
         if let Some(swap) = resources.memory.swap {
             swap_to_v2(resources.memory.limit.unwrap_or(Limit::Max), swap)?;
         }
         let unread = options.unread.clone();
         if change.devices.is_empty() {
-            return Ok(Self { resources, devices: state.devices.clone(), report: unread });
+            let devices = state.devices.clone();
+            return Ok(Self { resources, overhead_resources, shares, parts, devices, report: unread });
         }
         DeviceRule::drop_superseded(&mut resources.devices);
         let base = || base_rules(state.profile, host).map(|(base, _)| base);
         let (devices, report) =
             state.devices.changed(&change.devices, base, &state.profile.required(host))?;
-        Ok(Self { resources, devices, report: joined(unread, report) })
+        let report = joined(unread, report);
+        Ok(Self { resources, overhead_resources, shares, parts, devices, report })
     }
 
     /// All of it, in a unit that is yet to be started.
     fn plan_anew(&self, host: &Host, state: &State, unsupported: Unsupported) -> Result<Plan> {
         let (resources, devices) = (self.resources.clone(), self.devices.clone());
-        let then = State { resources, devices, ..state.clone() };
+        let overhead_resources = self.overhead_resources.clone();
+        let then = State { resources, overhead_resources, devices, ..state.clone() };
         let anew = then.anew();
         plan::plan(host, &Want { unsupported, ..then.want(&anew) }, &Observed::default())
     }
@@ -537,7 +625,8 @@ impl Changed {
         change: &'a Resources,
         options: &ChangeOptions,
     ) -> Want<'a> {
-        let mut want = Want::change(&state.cgroup, &state.resources, change);
+        let mut want = Want::change(&state.cgroup, &anew.shares.whole, &self.shares.whole);
+        want.parts = &self.parts;
         want.unit = state.unit(anew);
         want.burst_by_default = state.burst_by_default;
         want.force = options.force;

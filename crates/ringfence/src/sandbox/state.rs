@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Overhead;
+use super::layout::{self, Shares};
+use super::{Overhead, Part};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Mode;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
-use crate::plan::{DeviceWant, Owner, UnitWant, Want};
+use crate::plan::{DeviceWant, Owner, PartWant, UnitWant, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -67,9 +68,15 @@ pub struct State {
     pub claims: BTreeMap<String, Vec<DeviceRule>>,
     /// Where the VMM's own threads are.
     pub overhead: Overhead,
+    /// Limits of the overhead by itself.
+    #[serde(default, skip_serializing_if = "Resources::is_empty")]
+    pub overhead_resources: Resources,
     /// Parts of the sandbox with limits of their own: name → path below the root of each hierarchy.
     #[serde(default)]
-    pub parts: BTreeMap<String, String>,
+    pub parts: BTreeMap<Part, String>,
+    /// The threads that run vCPUs, as far as they were found: index → thread ID.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vcpus: BTreeMap<u32, u32>,
     /// The process that answers for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<ProcessIdentity>,
@@ -97,6 +104,8 @@ pub struct State {
 #[derive(Debug)]
 pub(super) struct Anew {
     nothing: Resources,
+    pub(super) shares: Shares,
+    parts: Vec<PartWant>,
     description: String,
 }
 
@@ -104,7 +113,10 @@ impl State {
     /// For [`State::want`].
     pub(super) fn anew(&self) -> Anew {
         let kept = self.mark.as_ref().map_or(String::new(), |mark| format!(" ({mark})"));
-        Anew { nothing: Resources::default(), description: format!("Ringfence sandbox {}{kept}", self.path) }
+        let shares = self.shares();
+        let parts = layout::parts(&self.parts, &Shares::default(), &shares);
+        let description = format!("Ringfence sandbox {}{kept}", self.path);
+        Anew { nothing: Resources::default(), shares, parts, description }
     }
 
     /// The unit of systemd that carries the cgroup.
@@ -123,7 +135,8 @@ impl State {
             burst_by_default: self.burst_by_default,
             unit: self.unit(anew),
             owner: self.owner,
-            ..Want::change(&self.cgroup, &anew.nothing, &self.resources)
+            parts: &anew.parts,
+            ..Want::change(&self.cgroup, &anew.nothing, &anew.shares.whole)
         }
     }
 

@@ -1,0 +1,191 @@
+//! The layout of a sandbox: which limit is the whole's, and which a part's. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Overhead, State};
+use crate::error::{Error, Result};
+use crate::host::{Host, Version};
+use crate::plan::PartWant;
+use crate::resources::{Cpu, Resources};
+
+/// A part of a sandbox, into which threads go: a threaded cgroup below that of the whole on v2, and the same in the
+/// hierarchies of cpu, cpuacct and cpuset on v1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The threads that run the guest's CPUs, with the quota, the period, the burst and the CPUs of the workload.
+    Vcpu,
+    /// All else: the VMM's main thread, its I/O threads, vhost workers, helpers such as virtiofsd.
+    Overhead,
+}
+
+impl Part {
+    /// Both, in the order in which they are made.
+    pub const ALL: [Self; 2] = [Self::Vcpu, Self::Overhead];
+
+    /// The name of its directory.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vcpu => "vcpu",
+            Self::Overhead => "overhead",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Part {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|part| part.as_str() == text);
+        found.ok_or_else(|| Error::invalid("part", text, "vcpu or overhead"))
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The names of v2 files whose values are those of the vCPUs.
+const OF_VCPUS: [&str; 3] = ["cpu.max", "cpu.max.burst", "cpuset.cpus"];
+
+/// Limits as the whole has them, and as each part has them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Shares {
+    pub(super) whole: Resources,
+    vcpu: Resources,
+    overhead: Resources,
+}
+
+impl Shares {
+    /// All of it is the whole's where there are no parts.
+    ///
+    /// Else the vCPUs have the bandwidth and the CPUs of the workload; real-time bandwidth and memory nodes are everybody's,
+    /// since no part can have what the whole has not; the rest is the whole's.
+    pub(super) fn of(has_parts: bool, resources: &Resources, overhead: &Resources) -> Self {
+        let mut whole = resources.clone();
+        if !has_parts {
+            return Self { whole, ..Self::default() };
+        }
+        let Cpu { quota, period, burst, realtime_runtime, realtime_period, cpus, mems, .. } =
+            resources.cpu.clone();
+        let mut vcpu = Resources::default();
+        let mut overhead = overhead.clone();
+        overhead.cpu.mems.clone_from(&mems);
+        vcpu.cpu =
+            Cpu { quota, period, burst, realtime_runtime, realtime_period, cpus, mems, ..Cpu::default() };
+        (whole.cpu.quota, whole.cpu.period, whole.cpu.burst, whole.cpu.cpus) = (None, None, None, None);
+        for name in OF_VCPUS {
+            vcpu.unified.extend(whole.unified.remove_entry(name));
+        }
+        Self { whole, vcpu, overhead }
+    }
+
+    fn part(&self, part: Part) -> &Resources {
+        match part {
+            Part::Vcpu => &self.vcpu,
+            Part::Overhead => &self.overhead,
+        }
+    }
+}
+
+/// What is wanted of each part, from the shares before and those that change.
+pub(super) fn parts(paths: &BTreeMap<Part, String>, base: &Shares, change: &Shares) -> Vec<PartWant> {
+    let want = |(part, path): (&Part, &String)| PartWant {
+        path: path.clone(),
+        base: base.part(*part).clone(),
+        change: change.part(*part).clone(),
+    };
+    paths.iter().map(want).collect()
+}
+
+/// The paths of the parts, as far as this host has a place for them.
+pub(super) fn paths(host: &Host, overhead: Overhead, cgroup: &str, is_unit: bool) -> BTreeMap<Part, String> {
+    // A user's systemd has no say on v1, nor has the user.
+    let is_ours = |index| !(is_unit && host.rootless && host.version_of(index) == Version::V1);
+    let has_place = |index| is_ours(index) && host.takes(index, cgroup) && host.has_parts(index);
+    if overhead != Overhead::Nested || !(0..host.hierarchies.len()).any(has_place) {
+        return BTreeMap::new();
+    }
+    Part::ALL.into_iter().map(|part| (part, format!("{cgroup}/{part}"))).collect()
+}
+
+impl State {
+    /// Limits as they lie on the whole and its parts.
+    pub(super) fn shares(&self) -> Shares {
+        self.shares_of(&self.resources, &self.overhead_resources)
+    }
+
+    /// The same, for others.
+    pub(super) fn shares_of(&self, resources: &Resources, overhead: &Resources) -> Shares {
+        Shares::of(!self.parts.is_empty(), resources, overhead)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::Mode;
+    use crate::resources::Limit;
+
+    #[test]
+    fn bandwidth_and_cpus_go_to_the_vcpus_and_the_rest_stays_with_the_whole() {
+        let mut resources = Resources::default();
+        resources.memory.limit = Some(Limit::Value(1 << 30));
+        resources.pids.limit = Some(Limit::Value(50));
+        resources.cpu = Cpu {
+            weight: Some(200),
+            quota: Some(Limit::Value(50_000)),
+            period: Some(100_000),
+            burst: Some(1),
+            cpus: Some("0".parse().unwrap()),
+            mems: Some("0".parse().unwrap()),
+            ..Cpu::default()
+        };
+        let lines = [("cpu.max.burst", "5"), ("memory.high", "7")];
+        resources.unified = lines.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut overhead = Resources::default();
+        overhead.cpu.quota = Some(Limit::Value(10_000));
+
+        let Shares { whole, vcpu, overhead: given } = Shares::of(true, &resources, &overhead);
+        assert_eq!((whole.memory.limit, whole.pids.limit), (resources.memory.limit, resources.pids.limit));
+        assert_eq!(whole.cpu, Cpu { weight: Some(200), mems: resources.cpu.mems.clone(), ..Cpu::default() });
+        assert_eq!(vcpu.cpu, Cpu { weight: None, ..resources.cpu.clone() });
+        assert_eq!((vcpu.memory, vcpu.pids), Default::default());
+        assert_eq!(whole.unified.keys().collect::<Vec<_>>(), ["memory.high"]);
+        assert_eq!(vcpu.unified.keys().collect::<Vec<_>>(), ["cpu.max.burst"]);
+        overhead.cpu.mems.clone_from(&resources.cpu.mems);
+        assert_eq!(given, overhead);
+        // Nothing is lost where there are no parts.
+        assert_eq!(Shares::of(false, &resources, &overhead).whole, resources);
+    }
+
+    #[test]
+    fn parts_have_a_place_where_there_is_a_hierarchy_for_threads() {
+        for mode in [Mode::V1, Mode::Hybrid, Mode::V2] {
+            let host = Host::standard(mode, false);
+            let found = paths(&host, Overhead::Nested, "ringfence/a", false);
+            assert_eq!(found[&Part::Vcpu], "ringfence/a/vcpu");
+            assert_eq!(found[&Part::Overhead], "ringfence/a/overhead");
+            assert!(paths(&host, Overhead::Together, "ringfence/a", false).is_empty());
+            // Without a cgroup.
+            assert!(paths(&host, Overhead::Nested, "", false).is_empty());
+        }
+    }
+}

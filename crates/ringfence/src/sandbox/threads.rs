@@ -1,0 +1,218 @@
+//! Which thread is in which part, and putting them there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::{Part, Sandbox, State};
+use crate::cgroup::{Cgroup, Task};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::Version;
+use crate::kernel::dir::CgroupDir;
+use crate::kernel::proc;
+use crate::plan::Dir;
+
+/// A thread that is made while threads are placed starts where the one that made it is: it is found by the next pass.
+const PASSES: usize = 100;
+
+/// What [`Sandbox::place_vcpus`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Placed {
+    /// Threads that run vCPUs, all in their part now.
+    pub vcpus: usize,
+    /// Other threads, in that of the overhead.
+    pub overhead: usize,
+    /// How many of them were elsewhere before.
+    pub moved: usize,
+}
+
+/// The directories of one hierarchy in which threads are told apart.
+struct Parts {
+    version: Version,
+    whole: Arc<CgroupDir>,
+    parts: BTreeMap<Part, (Dir, Arc<CgroupDir>)>,
+}
+
+/// The threads of each directory.
+struct Threads {
+    whole: BTreeSet<u32>,
+    parts: BTreeMap<Part, BTreeSet<u32>>,
+}
+
+impl Parts {
+    fn file(&self) -> &'static str {
+        match self.version {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.threads",
+        }
+    }
+
+    fn list(&self, dir: &CgroupDir) -> Result<BTreeSet<u32>, Errno> {
+        Ok(dir.read(self.file())?.lines().filter_map(|tid| tid.parse().ok()).collect())
+    }
+
+    fn threads(&self) -> Result<Threads> {
+        let listed = |dir: &CgroupDir| {
+            self.list(dir).map_err(|errno| Error::kernel("cannot list the threads", self.file(), errno))
+        };
+        let parts = self.parts.iter().map(|(part, (_, dir))| Ok((*part, listed(dir)?)));
+        Ok(Threads { whole: listed(&self.whole)?, parts: parts.collect::<Result<_>>()? })
+    }
+
+    /// Moves a thread; whether it was there to be moved.
+    fn put(&self, cgroup: &Cgroup, part: Part, tid: u32) -> Result<bool> {
+        let Some((dir, open)) = self.parts.get(&part) else { return Ok(false) };
+        match open.write(self.file(), &tid.to_string()) {
+            Ok(()) => Ok(true),
+            Err(Errno::SRCH) => Ok(false),
+            Err(errno) => {
+                let why = match errno {
+                    Errno::OPNOTSUPP => "its process is not in this sandbox: attach that first",
+                    Errno::INVAL => {
+                        "this thread cannot be moved (a kernel thread, or real-time without budget)"
+                    }
+                    _ => "cannot move the thread",
+                };
+                let path = dir.full(&cgroup.host).join(self.file());
+                Err(Error::kernel(why, path, errno).with_setting("tid").with_value(tid))
+            }
+        }
+    }
+}
+
+impl Sandbox {
+    /// Puts threads of which the caller knows that they run vCPUs, each with its index, into the part of the vCPUs, and all
+    /// others into that of the overhead; again and again until a pass finds none to move.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] where the sandbox has no parts, and for a thread that is not inside.
+    pub fn place_vcpus(&self, vcpus: &[(u32, u32)]) -> Result<Placed> {
+        let mut state = self.locked();
+        let cgroup = self.present_or_not_found(&state)?;
+        let hierarchies = parts_of(&cgroup, &state)?;
+        let wanted: BTreeSet<u32> = vcpus.iter().map(|(_, tid)| *tid).collect();
+        let inside = cgroup.processes()?;
+        for (_, tid) in vcpus {
+            let process = proc::process_of(*tid);
+            if !process.is_some_and(|pid| inside.contains(&pid)) {
+                return Err(Error::invalid("tid", tid, "the ID of a thread of a process in this sandbox"));
+            }
+        }
+        let mut moved = BTreeSet::new();
+        for _ in 0..PASSES {
+            let before = moved.len();
+            let mut is_settled = true;
+            for parts in &hierarchies {
+                for (tid, part) in misplaced(&parts.threads()?, &wanted) {
+                    if parts.put(&cgroup, part, tid)? {
+                        is_settled = false;
+                        moved.insert(tid);
+                    }
+                }
+            }
+            if is_settled && moved.len() == before {
+                let all = hierarchies.first().map(Parts::threads).transpose()?;
+                let count = |part| all.as_ref().and_then(|all| all.parts.get(&part)).map_or(0, BTreeSet::len);
+                state.vcpus = vcpus.iter().copied().collect();
+                let (vcpus, overhead) = (count(Part::Vcpu), count(Part::Overhead));
+                return Ok(Placed { vcpus, overhead, moved: moved.len() });
+            }
+        }
+        let why = format!("new threads appear faster than they can be placed ({} were)", moved.len());
+        Err(Error::new(ErrorKind::TimedOut, why).with_value(&state.cgroup))
+    }
+
+    /// Puts the calling thread into a part: for a VMM that lives in the process of its runtime, whose threads are then in
+    /// different sandboxes (v1), or whose process is in this one already (v2).
+    pub fn join_current_thread(&self, part: Part) -> Result<()> {
+        self.join_threads(part, &[rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()])
+    }
+
+    /// Puts running threads into a part.
+    ///
+    /// # Errors
+    /// On v2 the process of each must be inside: threads of one process cannot be in different domains.
+    pub fn join_threads(&self, part: Part, tids: &[u32]) -> Result<()> {
+        let state = self.locked();
+        let cgroup = self.present_or_not_found(&state)?;
+        let hierarchies = parts_of(&cgroup, &state)?;
+        for tid in tids {
+            for parts in &hierarchies {
+                if !parts.put(&cgroup, part, *tid)? {
+                    let error = Error::kernel("there is no such thread, or no more", "/proc", Errno::SRCH);
+                    return Err(error.with_setting("tid").with_value(tid));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The processes inside, or all their threads, each with the part in which it is.
+    pub fn tasks(&self, threads: bool) -> Result<Vec<Task>> {
+        let state = self.locked();
+        let Some(cgroup) = self.present(&state)? else { return Ok(Vec::new()) };
+        let mut tasks = cgroup.tasks(threads)?;
+        let first = if state.parts.is_empty() { None } else { parts_of(&cgroup, &state)?.into_iter().next() };
+        let Some(known) = first.map(|parts| parts.threads()).transpose()? else { return Ok(tasks) };
+        for task in &mut tasks {
+            let found = known.parts.iter().find(|(_, tids)| tids.contains(&task.tid));
+            let Some((part, _)) = found else { continue };
+            task.part = Some(*part);
+            task.index = state.vcpus.iter().find(|(_, tid)| **tid == task.tid).map(|(index, _)| *index);
+            if let Some(path) = state.parts.get(part) {
+                task.cgroup = format!("/{path}");
+            }
+        }
+        Ok(tasks)
+    }
+}
+
+/// Threads that are not where they belong, and where that is.
+fn misplaced(now: &Threads, vcpus: &BTreeSet<u32>) -> Vec<(u32, Part)> {
+    let none = BTreeSet::new();
+    let of = |part| now.parts.get(&part).unwrap_or(&none);
+    let others = now.whole.iter().chain(of(Part::Vcpu)).filter(|tid| !vcpus.contains(tid));
+    let theirs = now.whole.iter().chain(of(Part::Overhead)).filter(|tid| vcpus.contains(tid));
+    others.map(|tid| (*tid, Part::Overhead)).chain(theirs.map(|tid| (*tid, Part::Vcpu))).collect()
+}
+
+/// The hierarchies in which the sandbox has parts, open.
+fn parts_of(cgroup: &Cgroup, state: &State) -> Result<Vec<Parts>> {
+    if state.parts.is_empty() {
+        let why = "the sandbox has no parts: its overhead is together with the workload";
+        return Err(Error::new(ErrorKind::InvalidInput, why).with_setting("overhead").with_value("together"));
+    }
+    let mut hierarchies: BTreeMap<usize, Parts> = BTreeMap::new();
+    for (part, path) in &state.parts {
+        for (dir, open) in cgroup.directories_of(path)? {
+            let Some((_, whole)) = cgroup.dirs.iter().find(|(known, _)| known.hierarchy == dir.hierarchy)
+            else {
+                continue;
+            };
+            let parts = hierarchies.entry(dir.hierarchy).or_insert_with(|| Parts {
+                version: cgroup.version(&dir),
+                whole: Arc::clone(whole),
+                parts: BTreeMap::new(),
+            });
+            parts.parts.insert(*part, (dir, open));
+        }
+    }
+    Ok(hierarchies.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_whole_or_in_the_wrong_part_is_misplaced() {
+        let set = |tids: &[u32]| tids.iter().copied().collect::<BTreeSet<u32>>();
+        let parts = BTreeMap::from([(Part::Vcpu, set(&[1, 2, 3])), (Part::Overhead, set(&[4, 5]))]);
+        let now = Threads { whole: set(&[6, 7]), parts };
+        let found: BTreeSet<_> = misplaced(&now, &set(&[1, 4, 6])).into_iter().collect();
+        let to = |tids: &[u32], part| tids.iter().map(|tid| (*tid, part)).collect::<Vec<_>>();
+        let expected = [to(&[2, 3, 7], Part::Overhead), to(&[4, 6], Part::Vcpu)].concat();
+        assert_eq!(found, expected.into_iter().collect());
+    }
+}
