@@ -59,6 +59,23 @@ fn a_command_of_std_joins_by_the_hook_before_it_is_executed() {
 }
 
 #[test]
+fn after_everything_was_killed_the_next_process_lives() {
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "again", Resources::new());
+    for _ in 0..3 {
+        let child = vm.spawn(&sleeper()).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(is_inside(child.pid(), &vm), "{:?}", memberships(child.pid()));
+        assert_eq!(vm.kill(SOON).unwrap(), BTreeSet::from([child.pid()]));
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(9));
+        if by_systemd() {
+            // It ended with its last process.
+            return;
+        }
+    }
+}
+
+#[test]
 fn a_running_process_joins_with_all_its_threads() {
     let host = Host::detect().unwrap();
     let vm = Guarded::new(&host, "join", Resources::new());

@@ -183,6 +183,7 @@ impl Command {
             Stage::Stdio => Error::kernel("cannot set up standard input and output", program, errno),
             Stage::Join if errno == Errno::ACCESS => Error::kernel(NOT_WITHIN_DELEGATED, program, errno),
             Stage::Join => Error::kernel("the child cannot join its cgroup", program, errno),
+            Stage::Born => Error::kernel("the child was killed before it ran", program, errno),
             Stage::Stuck => {
                 let why = "the child never came to exec: its cgroup was frozen; it was killed";
                 Error::kernel(why, program, errno).with_kind(ErrorKind::TimedOut)

@@ -34,7 +34,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::ProcessIdentity;
-use crate::kernel::spawn::{Inside, join_self};
+use crate::kernel::spawn::{Inside, Stage, join_self};
 use crate::kernel::{proc, spawn};
 use crate::path::{CgroupPath, SystemdName};
 use crate::plan::{self, Action, DeviceWant, Dir, Plan, UnitWant, Verify, Want};
@@ -482,13 +482,19 @@ impl Cgroup {
             self.take_seat(waiting.pid())?;
             return command.go(waiting);
         }
-        let born_inside = self.host.capabilities.clone_into_cgroup;
-        let unified = self.unified().filter(|_| born_inside);
-        let join = self.join_files(born_inside)?;
-        let inside = Inside { unified: unified.map(|open| open.as_fd()), join: &join };
         let image = command.image()?;
-        let (pid, pidfd) =
-            spawn::spawn(&image, &inside).map_err(|(stage, errno)| command.failed(stage, errno))?;
+        let start = |born_inside: bool| {
+            let unified = self.unified().filter(|_| born_inside);
+            let join = self.join_files(born_inside)?;
+            let inside = Inside { unified: unified.map(|open| open.as_fd()), join: &join };
+            Ok(spawn::spawn(&image, &inside))
+        };
+        let started = match start(self.host.capabilities.clone_into_cgroup)? {
+            // It can still join by itself.
+            Err((Stage::Born, _)) => start(false)?,
+            started => started,
+        };
+        let (pid, pidfd) = started.map_err(|(stage, errno)| command.failed(stage, errno))?;
         let child = Child::new(pid, pidfd);
         if !self.exists() {
             // One that has ended already is none.

@@ -4,7 +4,8 @@
 use std::ffi::CString;
 use std::mem::{size_of, size_of_val};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::null;
+use std::ptr::{NonNull, null, null_mut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -50,6 +51,9 @@ pub(crate) enum Stage {
     Exec,
     /// The child never came to exec.
     Stuck,
+    /// The child was killed before it ran. Since Linux 6.14, and stable kernels of that time, that is the fate of what is
+    /// born into a cgroup whose `cgroup.kill` was ever written: the kernel compares the count of that with the parent's.
+    Born,
 }
 
 impl Stage {
@@ -88,11 +92,21 @@ fn start(image: &Image, inside: &Inside<'_>, waits: bool) -> Result<Started, (St
     let stdio = image.stdio.each_ref().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd));
     let report = writer.as_raw_fd();
     let both = gate.as_ref().map(|(inner, outer)| (inner.as_raw_fd(), outer.as_raw_fd()));
-    let child = Child { image, argv: &argv, envp: &envp, join: &join, stdio, report, gate: both };
+    let sign = inside.unified.map(|_| Sign::new()).transpose().map_err(fork_failed)?;
+    let child = Child {
+        image,
+        argv: &argv,
+        envp: &envp,
+        join: &join,
+        stdio,
+        report,
+        gate: both,
+        sign: sign.as_ref(),
+    };
 
     let (pid, pidfd) = fork(inside.unified, &child).map_err(fork_failed)?;
     drop(writer);
-    Ok(Started { pid, pidfd: Some(pidfd), reader, gate: gate.map(|(_, outer)| outer) })
+    Ok(Started { pid, pidfd: Some(pidfd), reader, gate: gate.map(|(_, outer)| outer), sign })
 }
 
 /// A child that is on its way to exec, or waits for leave to go on. Dropped, it is killed and collected.
@@ -103,6 +117,39 @@ pub(crate) struct Started {
     pidfd: Option<OwnedFd>,
     reader: OwnedFd,
     gate: Option<OwnedFd>,
+    sign: Option<Sign>,
+}
+
+/// Memory that is shared with a child, in which it says that it ran.
+#[derive(Debug)]
+struct Sign(NonNull<AtomicBool>);
+
+// SAFETY: it owns its page, and all that is done to it is atomic.
+unsafe impl Send for Sign {}
+// SAFETY: as above.
+unsafe impl Sync for Sign {}
+
+impl Sign {
+    fn new() -> Result<Self, Errno> {
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping of zeroes, at a place that the kernel chooses: an `AtomicBool` that is false.
+        let page = unsafe { libc::mmap(null_mut(), size_of::<AtomicBool>(), protection, flags, -1, 0) };
+        let page = if page == libc::MAP_FAILED { None } else { NonNull::new(page.cast()) };
+        page.map(Self).ok_or_else(last_errno)
+    }
+
+    fn get(&self) -> &AtomicBool {
+        // SAFETY: mapped until it is dropped.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Sign {
+    fn drop(&mut self) {
+        // SAFETY: this mapping is its own, and nobody borrows from it any more.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<AtomicBool>()) };
+    }
 }
 
 impl Started {
@@ -117,6 +164,9 @@ impl Started {
             _ = rustix::io::write(gate, &[0]);
         }
         outcome(&self.reader)?;
+        if self.sign.as_ref().is_some_and(|sign| !sign.get().load(Ordering::Acquire)) {
+            return Err((Stage::Born, Errno::CANCELED));
+        }
         self.pidfd.take().map(|pidfd| (self.pid, pidfd)).ok_or((Stage::Fork, Errno::SRCH))
     }
 }
@@ -244,10 +294,14 @@ struct Child<'a> {
     report: RawFd,
     /// The end that it reads, for leave to go on, and its copy of the one that is written.
     gate: Option<(RawFd, RawFd)>,
+    sign: Option<&'a Sign>,
 }
 
 impl Child<'_> {
     fn run(&self) -> ! {
+        if let Some(sign) = self.sign {
+            sign.get().store(true, Ordering::Release);
+        }
         let (stage, errno) = self.prepare().unwrap_or_else(|failure| failure);
         let [a, b, c, d] = errno.raw_os_error().to_ne_bytes();
         let said = [stage, a, b, c, d];

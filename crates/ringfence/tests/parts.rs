@@ -1,0 +1,291 @@
+//! A sandbox in parts, on a real kernel: a process with threads of its own kinds stands in for a VMM.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // clippy.toml frees only #[test] functions.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ringfence::{
+    ChangeOptions, Child, Command, ErrorKind, Host, Limit, Overhead, Part, Remaining, Resources, Sandbox,
+    SandboxConfig, State, null,
+};
+use support::{Guarded, MIB, SOON, by_systemd, path};
+
+/// Says to the test binary that it is to stand in for a VMM.
+const STAND_IN: &str = "RINGFENCE_TEST_STAND_IN";
+
+/// Not a test: a process with two threads that spin, called as QEMU calls those of vCPUs, one that sleeps for I/O, and a main
+/// thread that answers in a file how long it slept each time.
+#[test]
+fn stand_in() {
+    let Some(ticks) = std::env::var_os(STAND_IN).map(PathBuf::from) else { return };
+    let named = |name: &str, work: fn()| {
+        std::thread::Builder::new().name(name.to_owned()).spawn(work).unwrap();
+    };
+    for vcpu in ["CPU 0/TCG", "CPU 1/TCG"] {
+        named(vcpu, || {
+            loop {
+                std::hint::spin_loop();
+            }
+        });
+    }
+    named("IO io0", || {
+        loop {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let mut longest = Duration::ZERO;
+    loop {
+        let before = Instant::now();
+        std::thread::sleep(Duration::from_millis(10));
+        longest = longest.max(before.elapsed());
+        let next = ticks.with_extension("next");
+        fs::write(&next, longest.as_millis().to_string()).unwrap();
+        fs::rename(&next, &ticks).unwrap();
+    }
+}
+
+/// A stand-in that runs in a sandbox, born among the vCPUs.
+struct Vmm {
+    child: Child,
+    ticks: PathBuf,
+}
+
+impl Vmm {
+    fn start(vm: &Sandbox) -> Self {
+        let ticks = std::env::temp_dir().join(support::name("ticks"));
+        let variables = std::env::vars_os().chain([(STAND_IN.into(), ticks.clone().into())]);
+        let command = Command::new(std::env::current_exe().unwrap()).args(["--exact", "stand_in"]);
+        let command = command.env(variables).stdin(null().unwrap()).stdout(null().unwrap());
+        let vmm = Self { child: vm.spawn(&command).unwrap(), ticks };
+        let deadline = Instant::now() + SOON;
+        while vmm.vcpus().len() < 2 || !vmm.ticks.exists() {
+            assert!(Instant::now() < deadline, "it does not come up");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        vmm
+    }
+
+    fn threads(&self) -> BTreeMap<u32, String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.pid())).unwrap().flatten();
+        let named = tasks.filter_map(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            Some((task.file_name().to_str()?.parse().ok()?, name.trim_end().to_owned()))
+        });
+        named.collect()
+    }
+
+    /// Index and thread of each vCPU.
+    fn vcpus(&self) -> Vec<(u32, u32)> {
+        let index = |name: &str| name.strip_prefix("CPU ")?.split('/').next()?.parse().ok();
+        self.threads().into_iter().filter_map(|(tid, name)| Some((index(&name)?, tid))).collect()
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        _ = self.child.signal(9);
+        _ = self.child.wait();
+        _ = fs::remove_file(&self.ticks);
+    }
+}
+
+fn nested(host: &Host, what: &str, resources: Resources, overhead: Resources) -> Guarded {
+    let config = SandboxConfig::new(path(what)).resources(resources).overhead(Overhead::Nested);
+    Guarded::make(host, &config.overhead_resources(overhead))
+}
+
+/// The directory of a part in the hierarchy of a controller, and whether that is of v1.
+fn dir(vm: &Guarded, part: Part, controller: &str) -> (PathBuf, bool) {
+    let (whole, is_v1) = vm.dir(controller);
+    (whole.join(part.as_str()), is_v1)
+}
+
+fn file(vm: &Guarded, part: Part, controller: &str, v1: &str, v2: &str) -> Option<String> {
+    let (dir, is_v1) = dir(vm, part, controller);
+    Some(fs::read_to_string(dir.join(if is_v1 { v1 } else { v2 })).ok()?.trim_end().to_owned())
+}
+
+fn quota(vm: &Guarded, part: Part) -> String {
+    let found = file(vm, part, "cpu", "cpu.cfs_quota_us", "cpu.max").unwrap();
+    let first = found.split(' ').next().unwrap().to_owned();
+    if first == "max" { "-1".to_owned() } else { first }
+}
+
+/// The path of a thread in the hierarchy of the cpu controller.
+fn cgroup_of(tid: u32) -> String {
+    let text = fs::read_to_string(format!("/proc/{tid}/cgroup")).unwrap();
+    let found = |line: &&str| {
+        let names = line.split(':').nth(1).unwrap();
+        names.split(',').any(|name| name == "cpu")
+    };
+    let line = text.lines().find(found).or(text.lines().find(|line| line.starts_with("0::")));
+    line.unwrap().splitn(3, ':').nth(2).unwrap().to_owned()
+}
+
+#[test]
+fn each_limit_lies_where_it_counts_and_changes_there() {
+    let host = Host::detect().unwrap();
+    let limits = Resources::new()
+        .memory_limit(64 * MIB)
+        .pids_limit(40)
+        .cpu_shares(512)
+        .cpu_quota(60_000)
+        .cpu_period(100_000)
+        .cpuset_cpus("0".parse().unwrap());
+    let overhead = Resources::new().cpu_quota(20_000).cpu_period(100_000);
+    let vm = nested(&host, "limits", limits, overhead);
+    assert_eq!((quota(&vm, Part::Vcpu), quota(&vm, Part::Overhead)), ("60000".into(), "20000".into()));
+    let whole = vm.file("cpu", "cpu.cfs_quota_us", "cpu.max").unwrap();
+    assert!(whole == "-1" || whole.starts_with("max"), "{whole}");
+    assert_eq!(vm.number("memory", "memory.limit_in_bytes", "memory.max"), Limit::Value(64 * MIB));
+    assert_eq!(vm.number("pids", "pids.max", "pids.max"), Limit::Value(40));
+    assert_eq!(file(&vm, Part::Vcpu, "cpuset", "cpuset.cpus", "cpuset.cpus").unwrap(), "0");
+    let others = file(&vm, Part::Overhead, "cpuset", "cpuset.cpus", "cpuset.cpus.effective").unwrap();
+    assert_ne!(others, "0");
+    // A burst comes with each quota.
+    if let Some(burst) = file(&vm, Part::Vcpu, "cpu", "cpu.cfs_burst_us", "cpu.max.burst") {
+        assert_eq!(burst, "60000");
+    }
+    assert_eq!(vm.diff().unwrap(), []);
+
+    let options = || ChangeOptions { overhead: Resources::new().cpu_quota(Limit::Max), ..Default::default() };
+    let change = Resources::new().cpu_quota(70_000).memory_limit(80 * MIB).cpuset_mems("0".parse().unwrap());
+    vm.change_with(&change, options()).unwrap();
+    assert_eq!((quota(&vm, Part::Vcpu), quota(&vm, Part::Overhead)), ("70000".into(), "-1".into()));
+    assert_eq!(vm.number("memory", "memory.limit_in_bytes", "memory.max"), Limit::Value(80 * MIB));
+    assert_eq!(vm.diff().unwrap(), []);
+
+    // What the kernel refuses of a part leaves everything as it was.
+    let refused = Resources::new().memory_limit(90 * MIB).cpuset_cpus("0,4000".parse().unwrap());
+    vm.change_with(&refused, options()).unwrap_err();
+    assert_eq!(vm.number("memory", "memory.limit_in_bytes", "memory.max"), Limit::Value(80 * MIB));
+    assert_eq!(vm.diff().unwrap(), []);
+
+    // And is seen when somebody else changes it.
+    let (part, is_v1) = dir(&vm, Part::Vcpu, "cpu");
+    let (name, value) = if is_v1 { ("cpu.cfs_quota_us", "80000") } else { ("cpu.max", "80000 100000") };
+    fs::write(part.join(name), value).unwrap();
+    let found: Vec<_> = vm.diff().unwrap().into_iter().map(|difference| difference.key).collect();
+    assert_eq!(found, [format!("vcpu/{name}")]);
+}
+
+#[test]
+fn threads_are_told_apart_and_only_the_vcpus_are_held_to_their_quota() {
+    let host = Host::detect().unwrap();
+    let vm =
+        nested(&host, "threads", Resources::new().cpu_quota(20_000).cpu_period(100_000), Resources::new());
+    let vmm = Vmm::start(&vm);
+    // From its first instant it is among the vCPUs, which are limited.
+    let part = |part: Part| format!("/{}", vm.state().parts[&part]);
+    assert_eq!(cgroup_of(vmm.child.pid()), part(Part::Vcpu));
+
+    let placed = vm.place_vcpus(&vmm.vcpus()).unwrap();
+    assert_eq!(placed.vcpus, 2, "{placed:?}");
+    let vcpus: BTreeSet<u32> = vmm.vcpus().into_iter().map(|(_, tid)| tid).collect();
+    for (tid, name) in vmm.threads() {
+        let wanted = if vcpus.contains(&tid) { Part::Vcpu } else { Part::Overhead };
+        assert_eq!(cgroup_of(tid), part(wanted), "{tid} {name}");
+    }
+    for task in vm.tasks(true).unwrap().iter().filter(|task| task.pid == vmm.child.pid()) {
+        let wanted = if vcpus.contains(&task.tid) { Part::Vcpu } else { Part::Overhead };
+        assert_eq!((task.part, &task.cgroup), (Some(wanted), &part(wanted)), "{task:?}");
+        assert_eq!(task.index, vmm.vcpus().iter().find(|(_, tid)| *tid == task.tid).map(|(index, _)| *index));
+    }
+    // What is where it belongs stays there.
+    assert_eq!(vm.place_vcpus(&vmm.vcpus()).unwrap().moved, 0);
+    assert_eq!(vm.processes().unwrap(), BTreeSet::from([vmm.child.pid()]));
+
+    let mut readers = Part::ALL.map(|part| vm.part_stats_reader(part).unwrap());
+    let mut sample = || {
+        let [vcpu, overhead] = &mut readers;
+        (vcpu.sample().unwrap().cpu.clone(), overhead.sample().unwrap().cpu.clone())
+    };
+    let (started, (vcpu_before, overhead_before)) = (Instant::now(), sample());
+    std::thread::sleep(Duration::from_secs(3));
+    let (vcpu, overhead) = sample();
+    let elapsed = u64::try_from(started.elapsed().as_micros()).unwrap();
+    let used = vcpu.usage_us.unwrap() - vcpu_before.usage_us.unwrap();
+    // A fifth of a CPU, with the burst of one period and the kernel's slack.
+    assert!(used < elapsed * 2 / 5, "{used} of {elapsed}");
+    assert!(vcpu.throttled.unwrap() > vcpu_before.throttled.unwrap(), "{vcpu:?}");
+    assert_eq!(overhead.throttled.unwrap_or_default(), overhead_before.throttled.unwrap_or_default());
+
+    // One that is hot-plugged is found when it is looked for again.
+    vm.join_threads(Part::Overhead, &[vmm.vcpus()[0].1]).unwrap();
+    assert_eq!(vm.place_vcpus(&vmm.vcpus()).unwrap().moved, 1);
+    // One that is elsewhere is not this sandbox's.
+    let error = vm.place_vcpus(&[(0, std::process::id())]).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some("tid")), "{error}");
+}
+
+#[test]
+fn memory_is_charged_to_the_whole_and_everything_is_killed_and_removed_with_it() {
+    let host = Host::detect().unwrap();
+    let vm = nested(&host, "whole", Resources::new().memory_limit(256 * MIB), Resources::new());
+    let vmm = Vmm::start(&vm);
+    vm.place_vcpus(&vmm.vcpus()).unwrap();
+    let mut reader = vm.stats_reader().unwrap();
+    assert!(reader.sample().unwrap().memory.current.unwrap() > 0);
+    vm.freeze(SOON).unwrap();
+    let ticks = fs::read_to_string(&vmm.ticks).unwrap();
+    vm.thaw(SOON).unwrap();
+    assert!(!ticks.is_empty());
+    // Another process of this test takes it over.
+    let state: State = serde_json::from_value(serde_json::to_value(vm.state()).unwrap()).unwrap();
+    let again = Sandbox::restore(&host, state).unwrap();
+    assert_eq!(again.place_vcpus(&vmm.vcpus()).unwrap().moved, 0);
+    let outcome = vm.destroy(Remaining::Kill, SOON).unwrap();
+    assert_eq!(outcome.killed, BTreeSet::from([vmm.child.pid()]));
+}
+
+#[test]
+fn a_command_and_a_process_go_where_they_are_told_to() {
+    let host = Host::detect().unwrap();
+    let vm = nested(&host, "told", Resources::new(), Resources::new());
+    let part = |part: Part| format!("/{}", vm.state().parts[&part]);
+    for to in Part::ALL {
+        let child = vm.spawn_in(to, &support::sleeper()).unwrap();
+        assert_eq!(cgroup_of(child.pid()), part(to));
+        let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        vm.join_part(to, &[other.id()]).unwrap();
+        assert_eq!(cgroup_of(other.id()), part(to));
+        for child in [child.pid(), other.id()] {
+            assert!(vm.processes().unwrap().contains(&child));
+        }
+        vm.kill(SOON).unwrap();
+        child.wait().unwrap();
+        other.wait().unwrap();
+        if by_systemd() {
+            return;
+        }
+    }
+    // Of which nothing is said goes to the overhead, and stays its own limits' way.
+    let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    vm.join(other.id()).unwrap();
+    assert_eq!(cgroup_of(other.id()), part(Part::Overhead));
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn a_sandbox_without_parts_says_so() {
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "plain", Resources::new());
+    let invalid = |error: ringfence::Error| {
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    };
+    invalid(vm.place_vcpus(&[]).unwrap_err());
+    invalid(vm.spawn_in(Part::Vcpu, &support::sleeper()).unwrap_err());
+    invalid(vm.join_part(Part::Overhead, &[std::process::id()]).unwrap_err());
+    invalid(vm.part_stats_reader(Part::Vcpu).map(drop).unwrap_err());
+    let options = ChangeOptions { overhead: Resources::new().cpu_quota(50_000), ..Default::default() };
+    invalid(vm.change_with(&Resources::new(), options).unwrap_err());
+    let memory = SandboxConfig::new(path("memory")).overhead(Overhead::Nested);
+    let memory = memory.overhead_resources(Resources::new().memory_limit(MIB));
+    invalid(Sandbox::create(&host, &memory).map(drop).unwrap_err());
+}
