@@ -175,6 +175,25 @@ fn each_limit_lies_where_it_counts_and_changes_there() {
 }
 
 #[test]
+fn cpus_that_nothing_had_before_are_given_to_vcpus_that_run() {
+    let host = Host::detect().unwrap();
+    let vm = nested(&host, "cpus", Resources::new().pids_limit(50), Resources::new());
+    let vmm = Vmm::start(&vm);
+    vm.place_vcpus(&vmm.vcpus()).unwrap();
+    vm.change(&Resources::new().cpuset_cpus("1".parse().unwrap())).unwrap();
+    let allowed = |tid: u32| {
+        let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        line.trim().to_owned()
+    };
+    for (_, tid) in vmm.vcpus() {
+        assert_eq!(allowed(tid), "1");
+    }
+    assert_ne!(allowed(vmm.child.pid()), "1");
+    assert_eq!(vm.diff().unwrap(), []);
+}
+
+#[test]
 fn threads_are_told_apart_and_only_the_vcpus_are_held_to_their_quota() {
     let host = Host::detect().unwrap();
     let vm =

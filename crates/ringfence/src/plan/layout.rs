@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::{Action, Dir, Draft, OWNER, Reaction, Step, Undo};
+use super::{Action, Dir, Draft, OWNER, PartWant, Reaction, Step, Undo};
 use crate::host::{Controller, Hierarchy, Version};
 use crate::interface::controller_of;
 
@@ -19,7 +19,17 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
     {
         let (required, wanted) = match hierarchy.version {
             Version::V1 => Default::default(),
-            Version::V2 => controllers(draft, &draft.steps, index, hierarchy),
+            Version::V2 => {
+                let (mut required, mut wanted) = controllers(draft, &draft.steps, index, hierarchy);
+                if draft.want.parts.iter().any(PartWant::has_cpuset)
+                    && hierarchy.controllers.contains(&Controller::Cpuset)
+                    && !required.contains(&Controller::Cpuset)
+                {
+                    required.push(Controller::Cpuset);
+                    wanted.retain(|controller| *controller != Controller::Cpuset);
+                }
+                (required, wanted)
+            }
         };
         for dir in levels(&draft.leaf(index), base) {
             if let Some(above) = dir.parent()

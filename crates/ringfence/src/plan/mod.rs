@@ -132,6 +132,14 @@ pub(crate) struct PartWant {
     pub(crate) change: Resources,
 }
 
+impl PartWant {
+    /// Whether it has CPUs or memory nodes of its own.
+    fn has_cpuset(&self) -> bool {
+        let Resources { cpu, unified, .. } = &self.change;
+        cpu.cpus.is_some() || cpu.mems.is_some() || unified.keys().any(|name| name.starts_with("cpuset."))
+    }
+}
+
 impl<'a> Want<'a> {
     /// The same, for a part of this.
     fn of_part(&self) -> Self {
