@@ -503,7 +503,7 @@ mod tests {
             ("--pids", "1.5", "pids.limit"),
             ("--io-weight", "x", "blockIO.weight"),
             ("--unified", "=1", "unified"),
-            ("--overhead", "nested", "overhead"),
+            ("--overhead", "nowhere", "overhead"),
         ] {
             let error = parse(&[option, value]).unwrap_err();
             let source = std::error::Error::source(&error).unwrap();

@@ -58,10 +58,11 @@ fn an_ordinary_user_runs_a_virtual_machine_within_its_limits() {
         fs::read(place.runtime().join("console")).is_ok_and(|said| said == GREETING[..GREETING.len() - 1])
     });
 
-    // It is where it should be in every hierarchy, as the kernel tells root.
+    // It is where it should be in every hierarchy, as the kernel tells root: among the vCPUs where threads are told apart.
     let own = format!(":/{}/ringfence/{}", place.name, place.sandbox.id);
     let seen = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    assert_eq!(seen.lines().filter(|line| line.ends_with(&own)).count(), hierarchies().len(), "{seen}");
+    let inside = |line: &&str| line.ends_with(&own) || line.ends_with(&format!("{own}/vcpu"));
+    assert_eq!(seen.lines().filter(inside).count(), hierarchies().len(), "{seen}");
     assert!(fs::read_to_string(format!("/proc/{pid}/status")).unwrap().contains("\nUid:\t1000\t1000"));
     let file = |controller: &str, v1: &str, v2: &str| {
         let dir = hierarchy_of(controller).point.join(&own[2..]);
@@ -70,12 +71,12 @@ fn an_ordinary_user_runs_a_virtual_machine_within_its_limits() {
     };
     assert_eq!(file("memory", "memory.limit_in_bytes", "memory.max"), (192 << 20).to_string());
     assert_eq!(file("pids", "pids.max", "pids.max"), "32");
-    let quota = file("cpu", "cpu.cfs_quota_us", "cpu.max");
+    let quota = file("cpu", "vcpu/cpu.cfs_quota_us", "vcpu/cpu.max");
     assert_eq!(quota.split(' ').next(), Some("20000"));
 
     // The guest spins, and is stopped at a fifth of a CPU again and again; its memory is charged.
     let stats = || place.script("ringfence stats $ID -o json").exits(0).json()[0].clone();
-    until("throttled", || stats()["cpu"]["throttled"].as_u64() > Some(3));
+    until("throttled", || stats()["parts"]["vcpu"]["cpu"]["throttled"].as_u64() > Some(3));
     let now = stats();
     assert!(now["memory"]["current"].as_u64() > Some(1 << 20), "{now}");
     assert!(now["pids"]["current"].as_u64() >= Some(2), "{now}");
