@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Systemd,
     /// The program to start was not found (ENOENT), or cannot be executed.
     Program,
+    /// The VMM refused, could not be reached, or answered something else than asked.
+    Vmm,
     /// The stored state cannot be read.
     State,
 }
@@ -53,6 +55,7 @@ impl ErrorKind {
             Self::Kernel => "kernel",
             Self::Systemd => "systemd",
             Self::Program => "program",
+            Self::Vmm => "vmm",
             Self::State => "state",
         }
     }

@@ -67,6 +67,7 @@ mod skip;
 pub mod stats;
 mod systemd;
 mod text;
+mod threads;
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
@@ -83,6 +84,10 @@ pub use sandbox::{
     SandboxConfig, State, Status, Store,
 };
 pub use stats::StatsReader;
+pub use threads::{
+    Expect, Finder, Helper, IoThread, KernelThread, KernelThreadKind, NamePattern, Qmp, ThreadNames,
+    VcpuThread, Vmm, VmmThreads,
+};
 
 /// The example in the README compiles.
 #[cfg(doctest)]

@@ -37,6 +37,7 @@ impl ProcessIdentity {
 /// The fields of `/proc/PID/stat` that we use.
 pub(crate) struct Stat {
     pub(crate) state: char,
+    pub(crate) parent: u32,
     pub(crate) flags: u64,
     pub(crate) start_time: u64,
 }
@@ -54,13 +55,14 @@ impl Stat {
         // The state is field 3 of the line and the first one here.
         Some(Self {
             state: fields.first()?.chars().next()?,
+            parent: fields.get(1)?.parse().ok()?,
             flags: fields.get(6)?.parse().ok()?,
             start_time: fields.get(19)?.parse().ok()?,
         })
     }
 
     /// A process whose first thread has ended is a zombie only when its other threads have too.
-    fn is_running(&self, pid: u32) -> bool {
+    pub(crate) fn is_running(&self, pid: u32) -> bool {
         !matches!(self.state, 'Z' | 'X') || threads(pid).iter().any(|tid| *tid != pid)
     }
 
@@ -130,7 +132,7 @@ mod tests {
     fn a_program_name_with_parentheses_and_spaces_does_not_confuse_the_fields() {
         let line = b"42 (a) R (b c) S 1 42 42 0 -1 2097216 1 0 0 0 0 0 0 0 20 0 1 0 987654 0 0\n";
         let stat = Stat::parse(line).unwrap();
-        assert_eq!((stat.state, stat.start_time), ('S', 987_654));
+        assert_eq!((stat.state, stat.parent, stat.start_time), ('S', 1, 987_654));
         assert!(stat.is_kernel_thread());
     }
 
