@@ -11,7 +11,7 @@ use ringfence::devices::DeviceKind;
 use ringfence::resources::{Cpu, SpecFile, parse_cpus, parse_limit};
 use ringfence::{
     CgroupPath, CpuSet, DeviceNode, DeviceRule, Error, ErrorKind, Limit, Overhead, Profile, Report,
-    Resources, Result, SandboxConfig, SandboxId,
+    Resources, Result, SandboxConfig, SandboxId, ThreadNames, VcpuHints,
 };
 
 use crate::context::{Context, Driver};
@@ -59,6 +59,9 @@ pub struct Creation {
     #[arg(long, value_name = "WHERE", value_parser = overhead)]
     pub overhead: Option<Overhead>,
 
+    #[command(flatten)]
+    pub vcpus: VcpuOptions,
+
     /// Delegate the cgroup to a user, who may then make cgroups below it: UID:GID or names; USER alone takes the group along
     #[arg(long, value_name = "UID:GID", value_parser = owner)]
     pub owner: Option<(u32, u32)>,
@@ -67,6 +70,32 @@ pub struct Creation {
     /// root, or of that cgroup, to a leaf, so that limits are possible
     #[arg(long)]
     pub evacuate: bool,
+}
+
+/// How the threads of the guest's CPUs are found.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sandbox")]
+pub struct VcpuOptions {
+    /// How many CPUs the guest has: as many threads are waited for [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    vcpus: Option<u32>,
+
+    /// Ask QEMU for them, by the socket of its monitor: -qmp unix:SOCKET,server=on,wait=off
+    #[arg(long, value_name = "SOCKET")]
+    qmp: Option<PathBuf>,
+
+    /// Know them by name: as qemu (debug-threads=on), cloud-hypervisor, firecracker, stratovirt, crosvm, openvmm or
+    /// dragonball names them, or a pattern with {} for the number, such as vcpu{} [default: the profile's]
+    #[arg(long, value_name = "NAME|PATTERN", conflicts_with = "qmp")]
+    vmm: Option<ThreadNames>,
+}
+
+impl VcpuOptions {
+    pub fn hints(&self) -> VcpuHints {
+        let mut hints = VcpuHints::default();
+        (hints.count, hints.qmp, hints.names) = (self.vcpus, self.qmp.clone(), self.vmm.clone());
+        hints
+    }
 }
 
 /// `UID:GID`, by number or by name; `USER` with the group that it has in the user database.
@@ -130,13 +159,17 @@ impl Creation {
 
     /// The first of these options that was given.
     pub fn given(&self) -> Option<&'static str> {
-        let Self { path, parent, name_prefix, profile, overhead, owner, evacuate } = self;
+        let Self { path, parent, name_prefix, profile, overhead, vcpus, owner, evacuate } = self;
+        let VcpuOptions { vcpus, qmp, vmm } = vcpus;
         let given = [
             ("--path", path.is_some()),
             ("--parent", parent.is_some()),
             ("--name-prefix", name_prefix.is_some()),
             ("--profile", profile.is_some()),
             ("--overhead", overhead.is_some()),
+            ("--vcpus", vcpus.is_some()),
+            ("--qmp", qmp.is_some()),
+            ("--vmm", vmm.is_some()),
             ("--owner", owner.is_some()),
             ("--evacuate", *evacuate),
         ];
@@ -329,6 +362,7 @@ impl Wanted {
             .unread(unread)
             .profile(self.creation.profile.unwrap_or_default())
             .overhead_resources(self.limits.overhead())
+            .vcpu_hints(self.creation.vcpus.hints())
             .evacuate(self.creation.evacuate)
             .unsupported(context.unsupported());
         if let Some(overhead) = self.creation.overhead {

@@ -1,9 +1,10 @@
 //! What is printed: results on stdout as tables or JSON, diagnostics on stderr.
 
-use std::cell::Cell;
 use std::error::Error as _;
 use std::fmt::{self, Display};
 use std::io::{self, ErrorKind as IoErrorKind, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
 use ringfence::{Error, ErrorKind, Report, Result};
@@ -50,13 +51,13 @@ pub struct Output {
     color: Color,
     quiet: bool,
     verbose: bool,
-    closed: Cell<bool>,
+    closed: Arc<AtomicBool>,
 }
 
 impl Output {
     /// `format` is `None` where nobody asked for one.
     pub fn new(format: Option<Format>, color: Color) -> Self {
-        Self { format, color, quiet: false, verbose: false, closed: Cell::new(false) }
+        Self { format, color, quiet: false, verbose: false, closed: Arc::default() }
     }
 
     /// The same, which says less or more than results and errors.
@@ -75,7 +76,7 @@ impl Output {
 
     /// Nobody reads any more.
     pub fn is_closed(&self) -> bool {
-        self.closed.get()
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// One thing.
@@ -122,7 +123,9 @@ impl Output {
         let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
         let mut stdout = io::stdout().lock();
         match write!(stdout, "{text}{newline}").and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == IoErrorKind::BrokenPipe => self.closed.set(true),
+            Err(error) if error.kind() == IoErrorKind::BrokenPipe => {
+                self.closed.store(true, Ordering::Relaxed)
+            }
             Err(error) => {
                 return Err(Error::new(ErrorKind::Kernel, "cannot write the results").with_source(error));
             }

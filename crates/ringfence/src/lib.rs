@@ -81,7 +81,7 @@ pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
 pub use sandbox::{
     ChangeOptions, Difference, Entry, Leftover, Overhead, Part, Phase, Placed, STATE_VERSION, Sandbox,
-    SandboxConfig, State, Status, Store,
+    SandboxConfig, State, Status, Store, VcpuHints,
 };
 pub use stats::StatsReader;
 pub use threads::{

@@ -222,7 +222,7 @@ fn threads_are_told_apart_and_only_the_vcpus_are_held_to_their_quota() {
     let mut readers = Part::ALL.map(|part| vm.part_stats_reader(part).unwrap());
     let mut sample = || {
         let [vcpu, overhead] = &mut readers;
-        (vcpu.sample().unwrap().cpu.clone(), overhead.sample().unwrap().cpu.clone())
+        (vcpu.sample().unwrap().cpu, overhead.sample().unwrap().cpu)
     };
     let (started, (vcpu_before, overhead_before)) = (Instant::now(), sample());
     std::thread::sleep(Duration::from_secs(3));

@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 pub mod attach;
+pub mod classify;
 pub mod convert;
 pub mod create;
 pub mod devices;

@@ -1,15 +1,16 @@
 //! `run`: a sandbox for the lifetime of one command.
 
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use ringfence::{
-    Child, Command, Entry, Error, ErrorKind, Host, ProcessIdentity, Remaining, Result, Sandbox, SandboxId,
-    null,
+    Child, Command, Entry, Error, ErrorKind, Host, ProcessIdentity, Profile, Remaining, Result, Sandbox,
+    SandboxId, State, null,
 };
 use serde_json::json;
 
-use crate::commands::{create, rm};
+use crate::commands::{classify, create, rm};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::limits::Wanted;
@@ -56,21 +57,39 @@ impl Run {
             }
         };
         match supervisor {
-            None => self.detached(context, &entry, &sandbox, &child),
+            None => {
+                self.detached(context, &entry, &sandbox, &child)?;
+                let state = sandbox.state();
+                drop((entry, sandbox));
+                if is_worth_looking(&state) {
+                    classify::at_start(context, &host, &self.id, || false);
+                }
+                Ok(Exit::Done)
+            }
             Some(supervisor) => {
                 // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
                 let state = sandbox.state();
                 entry.save(&state)?;
                 context.output.report_always(&state.report);
                 drop((entry, sandbox));
-                let status = supervisor.wait(&child)?;
+                let has_ended = AtomicBool::new(false);
+                let status = std::thread::scope(|scope| {
+                    if is_worth_looking(&state) {
+                        let has_ended = || has_ended.load(Ordering::Relaxed);
+                        let host = &host;
+                        scope.spawn(move || classify::at_start(context, host, &self.id, has_ended));
+                    }
+                    let status = supervisor.wait(&child);
+                    has_ended.store(true, Ordering::Relaxed);
+                    status
+                })?;
                 self.end(context, &host, &me)?;
                 Ok(status.into())
             }
         }
     }
 
-    fn detached(&self, context: &Context, entry: &Entry, sandbox: &Sandbox, child: &Child) -> Result<Exit> {
+    fn detached(&self, context: &Context, entry: &Entry, sandbox: &Sandbox, child: &Child) -> Result<()> {
         // One that has ended already answers for nothing: we stay the holder, and gc finds us gone.
         if let Some(holder) = ProcessIdentity::of(child.pid()) {
             sandbox.set_holder(Some(holder));
@@ -78,8 +97,7 @@ impl Run {
         }
         let report = sandbox.state().report;
         context.output.report(&report);
-        context.output.object(&json!({"id": self.id, "pid": child.pid(), "report": report}), child.pid())?;
-        Ok(Exit::Done)
+        context.output.object(&json!({"id": self.id, "pid": child.pid(), "report": report}), child.pid())
     }
 
     /// Others may have changed the sandbox meanwhile, or removed it, or made another one of the same name.
@@ -94,6 +112,11 @@ impl Run {
         }
         rm::remove_recorded(context, host, entry, state, Remaining::Kill).map(drop)
     }
+}
+
+/// Whether the threads of vCPUs can be told from the others, and somebody said how: QEMU names them only when it is told to.
+fn is_worth_looking(state: &State) -> bool {
+    !state.parts.is_empty() && (!state.vcpu_hints.is_empty() || state.profile != Profile::Qemu)
 }
 
 /// A command as it was typed.

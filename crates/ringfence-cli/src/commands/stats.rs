@@ -60,7 +60,7 @@ impl Readers {
     fn sample(&mut self) -> Result<Sampled> {
         let sample = self.whole.sample()?.clone();
         let part = |(part, reader): (&Part, &mut StatsReader)| {
-            Ok((*part, SampledPart { cpu: reader.sample()?.cpu.clone() }))
+            Ok((*part, SampledPart { cpu: reader.sample()?.cpu }))
         };
         let parts = self.parts.iter_mut().map(part).collect::<Result<_>>()?;
         Ok(Sampled { id: self.id.clone(), sample, parts })

@@ -1,5 +1,7 @@
 //! What a sandbox should be.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::Store;
@@ -12,6 +14,7 @@ use crate::path::{CgroupPath, SystemdName};
 use crate::plan::{Owner, Unsupported, Want};
 use crate::report::Report;
 use crate::resources::{Cpu, Resources};
+use crate::threads::{Finder, ThreadNames, Vmm};
 
 /// Where the VMM's own threads are: those that do not run the guest's CPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +58,64 @@ impl Overhead {
     }
 }
 
+/// How the vCPU threads of a VMM are found: what is not said is taken from the profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct VcpuHints {
+    /// The socket of QEMU's monitor (`-qmp unix:PATH,server=on,wait=off`), which knows them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qmp: Option<PathBuf>,
+    /// How they are called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<ThreadNames>,
+    /// How many there are at least; 1 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+}
+
+impl VcpuHints {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Asks the monitor of QEMU at this socket.
+    pub fn qmp(mut self, socket: impl Into<PathBuf>) -> Self {
+        self.qmp = Some(socket.into());
+        self
+    }
+
+    /// Threads of these names.
+    pub fn names(mut self, names: impl Into<ThreadNames>) -> Self {
+        self.names = Some(names.into());
+        self
+    }
+
+    /// At least so many.
+    pub fn count(mut self, vcpus: u32) -> Self {
+        self.count = Some(vcpus);
+        self
+    }
+
+    /// These, and for the rest others.
+    pub(super) fn or(&self, others: &Self) -> Self {
+        let source = if self.qmp.is_some() || self.names.is_some() { self } else { others };
+        Self { qmp: source.qmp.clone(), names: source.names.clone(), count: self.count.or(others.count) }
+    }
+
+    /// The way to find them.
+    pub(super) fn finder(&self, profile: Profile) -> Option<Finder> {
+        let known = match profile {
+            Profile::Qemu => Some(Vmm::Qemu),
+            Profile::CloudHypervisor => Some(Vmm::CloudHypervisor),
+            Profile::Firecracker => Some(Vmm::Firecracker),
+            _ => None,
+        };
+        let named = || self.names.clone().or(known.map(ThreadNames::from)).map(Finder::from);
+        self.qmp.as_ref().map(Finder::qmp).or_else(named)
+    }
+}
+
 /// What a sandbox should be: a path, resources, a profile, and what to do where the host lacks something.
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {
@@ -63,6 +124,7 @@ pub struct SandboxConfig {
     pub(crate) profile: Profile,
     overhead: Option<Overhead>,
     pub(crate) overhead_resources: Resources,
+    pub(crate) vcpu_hints: VcpuHints,
     pub(crate) unsupported: Unsupported,
     parent: Option<CgroupPath>,
     name_prefix: Option<String>,
@@ -83,6 +145,7 @@ impl SandboxConfig {
             profile: Profile::Default,
             overhead: None,
             overhead_resources: Resources::default(),
+            vcpu_hints: VcpuHints::default(),
             unsupported: Unsupported::Report,
             parent: None,
             name_prefix: None,
@@ -117,6 +180,12 @@ impl SandboxConfig {
     /// are charged to processes, not to threads, and are limited for the whole.
     pub fn overhead_resources(mut self, resources: Resources) -> Self {
         self.overhead_resources = resources;
+        self
+    }
+
+    /// How the vCPU threads are found when the VMM runs.
+    pub fn vcpu_hints(mut self, hints: VcpuHints) -> Self {
+        self.vcpu_hints = hints;
         self
     }
 

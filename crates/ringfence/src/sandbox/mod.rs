@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-pub use config::{Overhead, SandboxConfig};
+pub use config::{Overhead, SandboxConfig, VcpuHints};
 pub use diff::Difference;
 pub use layout::Part;
 use layout::Shares;
@@ -144,6 +144,7 @@ impl Sandbox {
             overhead,
             overhead_resources: config.overhead_resources.clone(),
             parts,
+            vcpu_hints: config.vcpu_hints.clone(),
             vcpus: BTreeMap::new(),
             holder: None,
             started: Vec::new(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{self, Shares};
-use super::{Overhead, Part};
+use super::{Overhead, Part, VcpuHints};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
@@ -74,6 +74,9 @@ pub struct State {
     /// Parts of the sandbox with limits of their own: name → path below the root of each hierarchy.
     #[serde(default)]
     pub parts: BTreeMap<Part, String>,
+    /// How they are found that run vCPUs.
+    #[serde(default, skip_serializing_if = "VcpuHints::is_empty")]
+    pub vcpu_hints: VcpuHints,
     /// The threads that run vCPUs, as far as they were found: index → thread ID.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vcpus: BTreeMap<u32, u32>,

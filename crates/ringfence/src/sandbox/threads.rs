@@ -2,22 +2,30 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Part, Sandbox, State};
+use super::{Part, Sandbox, State, VcpuHints};
 use crate::cgroup::{Cgroup, Task};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Version;
 use crate::kernel::dir::CgroupDir;
+use crate::kernel::poll::Deadline;
 use crate::kernel::proc;
 use crate::plan::Dir;
+use crate::report::Report;
+use crate::threads::{Expect, VmmThreads};
 
 /// A thread that is made while threads are placed starts where the one that made it is: it is found by the next pass.
 const PASSES: usize = 100;
 
+/// How long one of several processes is looked at for the threads of a VMM.
+const LOOK: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// What [`Sandbox::place_vcpus`] did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Placed {
     /// Threads that run vCPUs, all in their part now.
     pub vcpus: usize,
@@ -25,6 +33,8 @@ pub struct Placed {
     pub overhead: usize,
     /// How many of them were elsewhere before.
     pub moved: usize,
+    /// What could not be moved.
+    pub report: Report,
 }
 
 /// The directories of one hierarchy in which threads are told apart.
@@ -82,6 +92,71 @@ impl Parts {
 }
 
 impl Sandbox {
+    /// Finds the vCPU threads of the VMM among the processes inside, again until there are as many as expected or the time
+    /// is over. What `hints` do not say was said at the creation, or is known from the profile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] where nothing says how they are found; [`ErrorKind::NotFound`] where
+    /// nothing runs; [`ErrorKind::TimedOut`] if there were too few.
+    pub fn find_vcpus(&self, hints: &VcpuHints, within: Duration) -> Result<VmmThreads> {
+        let deadline = Deadline::after(within);
+        let (finder, count) = {
+            let state = self.locked();
+            let hints = hints.or(&state.vcpu_hints);
+            (hints.finder(state.profile), hints.count)
+        };
+        let finder = finder.ok_or_else(|| {
+            let why = "the socket of QEMU's monitor (qmp), or how the threads of vCPUs are called (vmm)";
+            Error::invalid("vcpus", "unknown", why)
+        })?;
+        loop {
+            let inside = self.processes()?;
+            if inside.is_empty() {
+                return Err(Error::new(ErrorKind::NotFound, "nothing runs inside"));
+            }
+            let mut failed = None;
+            for pid in &inside {
+                // Of several, each gets a look; one alone all the time.
+                let patience = if inside.len() == 1 { deadline.left() } else { deadline.left().min(LOOK) };
+                let expect = count.map_or(Expect::any(), Expect::vcpus).within(patience);
+                match finder.find(*pid, expect) {
+                    Ok(found) => return Ok(found),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            if let Some(error) = failed.filter(|_| deadline.is_over()) {
+                return Err(error);
+            }
+            deadline.sleep(PAUSE);
+        }
+    }
+
+    /// Finds the threads of the VMM and puts each where it belongs: [`Sandbox::find_vcpus`], then
+    /// [`Sandbox::place_vcpus`]; kernel threads that work for the VMM join the overhead as far as the kernel lets them.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn classify(&self, hints: &VcpuHints, within: Duration) -> Result<Placed> {
+        self.place(&self.find_vcpus(hints, within)?)
+    }
+
+    /// Puts what was found where it belongs.
+    pub fn place(&self, found: &VmmThreads) -> Result<Placed> {
+        let vcpus: Vec<_> = found.vcpus.iter().map(|vcpu| (vcpu.index, vcpu.tid)).collect();
+        let mut placed = self.place_vcpus(&vcpus)?;
+        for thread in found.clone().with_kernel_threads().kernel_threads {
+            let joined = self.join_part(Part::Overhead, &[thread.pid]);
+            if let Err(error) = joined {
+                placed.report.note(
+                    "overhead",
+                    thread.name,
+                    format!("this kernel thread stays outside: {error}"),
+                );
+            }
+        }
+        Ok(placed)
+    }
+
     /// Puts threads of which the caller knows that they run vCPUs, each with its index, into the part of the vCPUs, and all
     /// others into that of the overhead; again and again until a pass finds none to move.
     ///
@@ -116,7 +191,7 @@ impl Sandbox {
                 let count = |part| all.as_ref().and_then(|all| all.parts.get(&part)).map_or(0, BTreeSet::len);
                 state.vcpus = vcpus.iter().copied().collect();
                 let (vcpus, overhead) = (count(Part::Vcpu), count(Part::Overhead));
-                return Ok(Placed { vcpus, overhead, moved: moved.len() });
+                return Ok(Placed { vcpus, overhead, moved: moved.len(), report: Report::default() });
             }
         }
         let why = format!("new threads appear faster than they can be placed ({} were)", moved.len());
