@@ -77,10 +77,15 @@ fn only_the_vcpus_of_a_virtual_machine_are_held_to_its_quota() {
     let Some(Machine { sandbox, socket, program }) = machine("spins", 2) else { return };
     let monitor = socket.display().to_string();
     let options =
-        ["--profile", "qemu", "--cpus", "0.3", "--memory", "256M", "--qmp", &monitor, "--vcpus", "2"];
+        ["--profile", "qemu", "--cpus", "0.5", "--memory", "256M", "--qmp", &monitor, "--vcpus", "2"];
     let words: Vec<_> = program.iter().map(String::as_str).collect();
     let running = sandbox.start(&options, &words);
     let is_sorted = || vcpus(&threads(&sandbox)) == BTreeSet::from(["CPU 0/TCG", "CPU 1/TCG"]);
+    // Another emulator below takes its time.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < deadline && (sandbox.attempt("ps", &[]).code != 0 || !is_sorted()) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
     until("the vCPUs are found", || sandbox.attempt("ps", &[]).code == 0 && is_sorted());
     told_as_it_is(&sandbox);
     let found = threads(&sandbox);
@@ -88,12 +93,16 @@ fn only_the_vcpus_of_a_virtual_machine_are_held_to_its_quota() {
     assert!(found.contains(&("IO io0".to_owned(), "overhead".to_owned())), "{found:?}");
     assert!(found.iter().all(|(_, part)| part == "vcpu" || part == "overhead"), "{found:?}");
 
-    // The first vCPU spins from its first instruction on. The monitor answers all the while.
+    // The first vCPU spins from its first instruction on, and even a busy machine has a tenth of a CPU for it. The monitor answers all the while.
+    sandbox.does("set", &["--cpus", "0.1"]);
     let parts = || sandbox.json("stats", &[])[0].clone();
     let (before, started) = (parts(), Instant::now());
     let mut monitor = Qmp::connect(&socket, Duration::from_secs(20)).unwrap();
     let mut longest = Duration::ZERO;
-    while started.elapsed() < Duration::from_secs(3) {
+    let was_throttled =
+        || parts()["parts"]["vcpu"]["cpu"]["throttled"] != before["parts"]["vcpu"]["cpu"]["throttled"];
+    let enough = |elapsed: Duration| elapsed > Duration::from_secs(3) && was_throttled();
+    while !enough(started.elapsed()) && started.elapsed() < Duration::from_secs(60) {
         let asked = Instant::now();
         assert_eq!(monitor.vcpus().unwrap().len(), 2);
         longest = longest.max(asked.elapsed());
@@ -105,7 +114,7 @@ fn only_the_vcpus_of_a_virtual_machine_are_held_to_its_quota() {
         value(&after) - value(&before)
     };
     let share = grew("vcpu", "usage_us") as f64 / elapsed.as_micros() as f64;
-    assert!(share < 0.45, "the vCPUs had {share} CPUs: {after}");
+    assert!(share < 0.25, "the vCPUs had {share} CPUs: {after}");
     assert!(grew("vcpu", "throttled") > 0, "{after}");
     assert_eq!(grew("overhead", "throttled"), 0, "{after}");
     eprintln!(
@@ -146,7 +155,7 @@ fn a_machine_that_is_joined_later_is_sorted_when_it_is_asked_for() {
         sandbox.attempt_json("classify", &["--vmm", "firecracker", "--timeout", "1"]).exits(1).error();
     assert!(error["message"].as_str().unwrap().contains("CPU 0/TCG"), "{error}");
     let monitor = socket.display().to_string();
-    let placed = sandbox.json("classify", &["--qmp", &monitor]);
+    let placed = sandbox.json("classify", &["--qmp", &monitor, "--timeout", "50"]);
     assert_eq!((&placed["vcpus"], &placed["moved"]), (&1.into(), &1.into()), "{placed}");
 
     // A thread that is taken elsewhere is brought back.

@@ -11,8 +11,9 @@ use crate::exit::Exit;
 use crate::limits::VcpuOptions;
 
 /// How long a VMM may take to make its vCPU threads, where `run` looks for them.
-const AT_START: Duration = Duration::from_secs(10);
-const AT_ONCE: Duration = Duration::from_millis(500);
+const AT_START: Duration = Duration::from_secs(30);
+/// For one look: a monitor answers slowly while the machine starts within its limits.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Find the threads that run the guest's CPUs, and move all others to the overhead
 ///
