@@ -57,6 +57,8 @@ pub mod fuzzing;
 mod host;
 mod interface;
 mod kernel;
+#[cfg(feature = "libvirt")]
+mod libvirt;
 mod path;
 mod plan;
 mod report;
@@ -75,6 +77,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use explain::Explanation;
 pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
+#[cfg(feature = "libvirt")]
+pub use libvirt::LibvirtDomain;
 pub use path::{CgroupPath, SandboxId, Subpath, SystemdName};
 pub use plan::{Owner, Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
