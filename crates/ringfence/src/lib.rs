@@ -72,6 +72,7 @@ mod text;
 mod threads;
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
+pub use convert::UnitProperties;
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
 pub use explain::Explanation;

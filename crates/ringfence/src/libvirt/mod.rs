@@ -2,6 +2,7 @@
 //!
 //! <https://libvirt.org/formatdomain.html>: `cputune`, `memtune`, `blkiotune`, `numatune`, and what `vcpu` says of CPUs.
 
+mod bandwidth;
 mod section;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +10,7 @@ use std::path::Path;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
+use self::bandwidth::Bandwidth;
 use self::section::{Section, child, set, text, whole};
 use crate::devices::DeviceNumber;
 use crate::resources::{Cpu, CpuSet, Limit, Resources};
@@ -16,9 +18,6 @@ use crate::{Error, ErrorKind, Report, Result};
 
 /// The longest document that is read, in bytes: a domain has some 10 KiB.
 const LONGEST: usize = 1 << 20;
-
-/// In µs, as libvirt has it: what the kernel can reckon with.
-const LONGEST_QUOTA_US: u64 = (1 << 44) - 1;
 
 /// From here on a size is no limit (`VIR_DOMAIN_MEMORY_PARAM_UNLIMITED`, in bytes).
 const UNLIMITED: u64 = ((1 << 53) - 1) << 10;
@@ -144,7 +143,8 @@ impl LibvirtDomain {
         let cpu = &mut self.resources.cpu;
         (cpu.quota, cpu.period) = (each.quota, each.period);
         if let Some(Limit::Value(quota)) = each.quota {
-            let together = quota.checked_mul(self.vcpus.into()).filter(|all| *all <= LONGEST_QUOTA_US);
+            let together =
+                quota.checked_mul(self.vcpus.into()).filter(|all| *all <= bandwidth::LONGEST_QUOTA_US);
             let together = together.ok_or_else(|| {
                 let why = format!("times {} vCPUs it is more than the kernel can reckon with", self.vcpus);
                 Error::invalid("cputune.quota", quota, why)
@@ -344,49 +344,6 @@ impl LibvirtDomain {
 struct Places {
     most: u32,
     default: Option<CpuSet>,
-}
-
-/// CPU time per period, in µs.
-#[derive(Clone, Copy)]
-struct Bandwidth {
-    quota: Option<Limit>,
-    period: Option<u64>,
-}
-
-impl Bandwidth {
-    /// Any negative quota is none; 0 says nothing.
-    fn read(section: Section<'_>, period: &'static str, quota: &'static str) -> Result<Self> {
-        let period = section.number(period, 1_000..=1_000_000)?;
-        let is_negative = |node: &Node<'_, '_>| {
-            text(*node).strip_prefix('-').is_some_and(|number| whole(number).is_some_and(|number| number > 0))
-        };
-        let quota = if section.one(quota)?.is_some_and(|node| is_negative(&node)) {
-            Some(Limit::Max)
-        } else {
-            section.number(quota, 1_000..=LONGEST_QUOTA_US)?.map(Limit::Value)
-        };
-        Ok(Self { quota, period })
-    }
-
-    fn says_something(self) -> bool {
-        self.quota.is_some() || self.period.is_some()
-    }
-
-    /// As `--overhead-cpus` takes it, rounded up to six decimals.
-    fn cpus(self) -> String {
-        let Some(Limit::Value(quota)) = self.quota else { return "max".to_owned() };
-        let millionths =
-            (u128::from(quota) * 1_000_000).div_ceil(self.period.unwrap_or(100_000).max(1).into());
-        let text = format!("{}.{:06}", millionths / 1_000_000, millionths % 1_000_000);
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-    }
-}
-
-impl std::fmt::Display for Bandwidth {
-    /// As in `cpu.max`.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.quota.unwrap_or(Limit::Max), self.period.unwrap_or(100_000))
-    }
 }
 
 fn cpus_of(node: Node<'_, '_>, setting: &str) -> Result<CpuSet> {
