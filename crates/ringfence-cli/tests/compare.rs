@@ -226,3 +226,46 @@ fn limits_of_oci_and_of_v1_are_converted_and_what_is_lost_is_told() {
     convert("json", "oci", &file("bad.json", "{")).exits(2);
     convert("json", "oci", "/nowhere").exits(2);
 }
+
+#[test]
+fn a_domain_of_libvirt_is_converted_and_what_it_cannot_become_is_told() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("domain.xml");
+    let convert = |options: &[&str], to: &str, xml: &str| {
+        fs::write(&path, xml).unwrap();
+        let mut command = support::ringfence();
+        command.args(options).args(["convert", "--from", "libvirt", "--to", to]).arg(&path);
+        finish(command)
+    };
+    let domain = "<domain><vcpu cpuset='0-3,^2'>2</vcpu>
+        <cputune><shares>1024</shares><quota>25000</quota><emulator_quota>50000</emulator_quota></cputune>
+        <memtune><hard_limit>65536</hard_limit><soft_limit unit='M'>32</soft_limit></memtune>
+        <blkiotune><weight>200</weight><device><path>/dev/null</path><weight>100</weight></device></blkiotune>
+        </domain>";
+    let done = convert(&["-o", "json"], "oci", domain).exits(0);
+    let cpus = json!({"shares": 1024, "quota": 50000, "cpus": "0-1,3"});
+    let memory = json!({"limit": 64 * MIB, "reservation": 32 * MIB});
+    assert_eq!(done.json(), json!({"cpu": cpus, "memory": memory, "blockIO": {"weight": 200}}));
+    for said in ["cputune.emulator_quota", "--overhead-cpus 0.5", "/dev/null"] {
+        assert!(done.stderr.contains(said), "{}", done.stderr);
+    }
+    let unified = convert(&["-o", "json"], "v2", domain).exits(0).json()["unified"].clone();
+    assert_eq!((&unified["memory.high"], &unified["cpu.max"]), (&json!("33554432"), &json!("50000 100000")));
+    let lines = convert(&[], "systemd", domain).exits(0).stdout;
+    for line in
+        ["MemoryHigh=33554432", "MemoryMax=67108864", "CPUQuotaPerSecUSec=500000", "AllowedCPUs=0-1,3"]
+    {
+        assert!(lines.lines().any(|found| found == line), "{lines}");
+    }
+    assert_eq!(
+        convert(&["-o", "json", "--strict"], "v2", domain).exits(1).error()["setting"],
+        "cputune.emulator_quota"
+    );
+    let bad =
+        convert(&["-o", "json"], "v2", "<domain><memtune><hard_limit>x</hard_limit></memtune></domain>")
+            .exits(2);
+    assert_eq!(bad.error()["setting"], "memtune.hard_limit");
+    assert!(bad.error()["path"].as_str().unwrap().ends_with("domain.xml"));
+    let bomb = convert(&[], "v2", "<!DOCTYPE d [<!ENTITY a 'aa'>]><domain>&a;</domain>").exits(2);
+    assert!(bomb.stderr.contains("not the XML of a domain"), "{}", bomb.stderr);
+}

@@ -57,6 +57,8 @@ pub mod fuzzing;
 mod host;
 mod interface;
 mod kernel;
+#[cfg(feature = "libvirt")]
+mod libvirt;
 mod path;
 mod plan;
 mod report;
@@ -70,11 +72,14 @@ mod text;
 mod threads;
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
+pub use convert::UnitProperties;
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
 pub use explain::Explanation;
 pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
+#[cfg(feature = "libvirt")]
+pub use libvirt::LibvirtDomain;
 pub use path::{CgroupPath, SandboxId, Subpath, SystemdName};
 pub use plan::{Owner, Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};

@@ -1,28 +1,31 @@
 //! `convert`: limits from one form into another.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use ringfence::devices::DeviceKind;
 use ringfence::resources::SpecFile;
-use ringfence::{Report, Resources, Result};
+use ringfence::{DeviceNode, DeviceNumber, LibvirtDomain, Report, Resources, Result};
 
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::limits::{in_file, read};
 
-/// Convert limits into the files of cgroup v2; what v2 cannot do is told on stderr
+/// Convert limits from one form into another; what gets lost is told on stderr
 ///
-/// The JSON is an OCI LinuxResources object with all of it in `unified`, as --resources takes it. Nothing is asked of this
-/// machine.
+/// Nothing is asked of this machine, but for the numbers of the block devices that a domain of libvirt names by path.
 #[derive(Debug, Args)]
 pub struct Convert {
-    /// What FILE is: oci (a LinuxResources object, or a whole config.json), or v1 (lines of FILE VALUE, as in
-    /// `grep -s . /sys/fs/cgroup/*/vm1/*`, or a JSON object of files)
+    /// What FILE is: oci (a LinuxResources object, or a whole config.json), v1 (lines of FILE VALUE, as in
+    /// `grep -s . /sys/fs/cgroup/*/vm1/*`, or a JSON object of files), or libvirt (the XML of a domain, as `virsh dumpxml`
+    /// prints it: its vcpu, cputune, memtune, blkiotune and numatune)
     #[arg(long, value_name = "FORM", hide_possible_values = true)]
     from: From,
 
-    /// What it is to become: v2
+    /// What it is to become: v2 (the files of cgroup v2; the JSON is an OCI LinuxResources object with all of it in `unified`,
+    /// as --resources takes it), systemd (properties of a unit on cgroup v2, as they are on the bus), or oci (a LinuxResources
+    /// object, for any host)
     #[arg(long, value_name = "FORM", hide_possible_values = true)]
     to: To,
 
@@ -34,11 +37,14 @@ pub struct Convert {
 enum From {
     Oci,
     V1,
+    Libvirt,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum To {
     V2,
+    Systemd,
+    Oci,
 }
 
 impl Convert {
@@ -47,17 +53,41 @@ impl Convert {
         let given = match self.from {
             From::Oci => oci(&text),
             From::V1 => Resources::from_v1_files(&text),
+            From::Libvirt => LibvirtDomain::from_xml(&text, block_device).map(|(domain, report)| {
+                (if self.to == To::Oci { domain.resources } else { domain.into_v2_resources() }, report)
+            }),
         };
-        let (resources, mut report) = given.map_err(|error| in_file(error, &self.file))?;
-        let (converted, lost) = match self.to {
-            To::V2 => resources.to_v2()?,
+        let (resources, report) = given.map_err(|error| in_file(error, &self.file))?;
+        let tell = |mut report: Report, lost: Report| {
+            report.append(lost);
+            context.unsupported().mind(&report)?;
+            context.output.report_always(&report);
+            Ok::<_, ringfence::Error>(())
         };
-        report.append(lost);
-        context.unsupported().mind(&report)?;
-        context.output.report_always(&report);
-        context.output.object(&converted, Converted(&converted))?;
+        match self.to {
+            To::V2 => {
+                let (converted, lost) = resources.to_v2()?;
+                tell(report, lost)?;
+                context.output.object(&converted, Converted(&converted))?;
+            }
+            To::Systemd => {
+                let (properties, lost) = resources.to_systemd()?;
+                tell(report, lost)?;
+                context.output.object(&properties, &properties)?;
+            }
+            To::Oci => {
+                resources.validate()?;
+                tell(report, Report::default())?;
+                context.output.object(&resources, resources.to_oci_json()?)?;
+            }
+        }
         Ok(Exit::Done)
     }
+}
+
+fn block_device(path: &Path) -> Option<DeviceNumber> {
+    let node = DeviceNode::at(path).ok().filter(|node| node.kind == DeviceKind::Block)?;
+    Some(DeviceNumber { major: node.major, minor: node.minor })
 }
 
 /// A configuration is known by its `linux` section.
