@@ -51,6 +51,8 @@ class JobResult:
     # The job's own, where it got so far as to have one.
     exit_code: int | None
     console: str
+    # What it said of its failure.
+    failure: tuple[str, ...] = ()
 
 
 def make_disk(path: Path, mib: int, tree: Path) -> None:

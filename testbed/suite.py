@@ -17,6 +17,7 @@ from modes import MODES, default_modes
 
 COMMAND = "ringfence"
 CONSOLE_LINES = 60
+FAILURE_LINES, FAILURE_WIDTH = 25, 400
 # The driver that every test is for; and another one, by which a test asks to be run once more.
 DRIVER, SYSTEMD = DRIVERS = ("cgroupfs", "systemd")
 # The modules of a library's unit tests that need a kernel, or a systemd to themselves: on v1 it removes every empty cgroup of
@@ -161,17 +162,19 @@ def job_directory(scratch: Path, mode: str, command_line: str, files: dict[str, 
 
 
 class PrefixedLines:
-    """Prints output as it comes, a whole line at a time, each with what it belongs to."""
+    """Prints output as it comes, a whole line at a time, each with what it belongs to; and keeps it."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._unfinished = b""
+        self.lines: list[str] = []
 
     def show(self, data: bytes) -> None:
         *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         for line in lines:
             if text := line.decode(errors="replace").rstrip():
                 print(f"{self._prefix} | {text}", flush=True)
+                self.lines.append(text)
 
     def finish(self) -> None:
         if self._unfinished:
@@ -190,6 +193,18 @@ def explain(result: JobResult, name: str) -> str:
     # A test that fails speaks for itself.
     tail = [] if result.verdict is Verdict.FAILED else result.console.splitlines()[-CONSOLE_LINES:]
     return "\n".join([f"{result.verdict.value}: {reason}; console: {log}", *tail, ""])
+
+
+def failure_in(lines: list[str]) -> tuple[str, ...]:
+    """What the test harness says of its failures, without backtraces; of a program that it did not end, the last lines."""
+    if "failures:" not in lines:
+        return tuple(line[:FAILURE_WIDTH] for line in lines[-FAILURE_LINES:])
+    kept, in_backtrace = [], False
+    for line in lines[lines.index("failures:") + 1 :]:
+        in_backtrace = line == "stack backtrace:" or in_backtrace and line.startswith(" ")
+        if not in_backtrace and not line.startswith("note: "):
+            kept.append(line[:FAILURE_WIDTH])
+    return tuple(kept[:FAILURE_LINES])
 
 
 @dataclass(frozen=True)
@@ -222,6 +237,7 @@ class Suite:
             result = await machine.run_job(MODES[mode], self.guests[mode], job, self.timeout, lines.show)
         lines.finish()
         if result.verdict is not Verdict.PASSED:
+            result = replace(result, failure=failure_in(lines.lines))
             lines.show(explain(result, f"{mode}-{test.row}".replace("/", "-")).encode())
         return result
 
@@ -239,3 +255,12 @@ def table(results: dict[tuple[str, str], JobResult]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def failures(results: dict[tuple[str, str], JobResult]) -> str:
+    """Each job that did not pass, and why, so that the end of a long log says it all."""
+    return "\n".join(
+        "\n".join([f"\n{row} in {mode}: {result.verdict.value}", *(f"    {line}" for line in result.failure)])
+        for (row, mode), result in results.items()
+        if result.verdict is not Verdict.PASSED
+    )

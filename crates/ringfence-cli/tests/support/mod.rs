@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees #[test] alone.
 
 pub mod place;
+pub mod planned;
 mod probe;
 pub mod systemd;
 

@@ -313,7 +313,7 @@ impl Cgroup {
             Ok(_) => {
                 let path =
                     format!("{}/{drained}", self.path.rsplit_once('/').map_or("", |(parent, _)| parent));
-                for index in (0..self.host.hierarchies.len()).filter(|index| self.is_managed(*index)) {
+                for index in plan::in_order_of_leaving(&self.host).filter(|index| self.is_managed(*index)) {
                     let to = Dir::new(index, path.trim_start_matches('/'));
                     let joined =
                         |pid: u32| Dirs::new(&self.host, Vec::new()).get(&to).and_then(|open| open.join(pid));

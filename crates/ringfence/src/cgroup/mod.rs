@@ -426,7 +426,7 @@ impl Cgroup {
         for (position, pid) in pids.iter().enumerate() {
             if let Err(error) = self.join(*pid) {
                 for origin in origins.iter().take(position) {
-                    for (dir, _) in &self.dirs {
+                    for (dir, _) in self.in_order_of_leaving() {
                         _ = origin.restore(&self.host, dir.hierarchy);
                     }
                 }
@@ -458,15 +458,21 @@ impl Cgroup {
             self.host.manager()?.attach(&unit.unit(), &[pid])?;
             return self.take_seat(pid);
         }
-        for (position, (dir, open)) in self.dirs.iter().enumerate() {
+        // It may be the last of another unit.
+        for (position, (dir, open)) in self.in_order_of_leaving().enumerate() {
             if let Err(errno) = open.join(pid) {
-                for (dir, _) in self.dirs.iter().take(position) {
+                for (dir, _) in self.in_order_of_leaving().take(position) {
                     _ = origin.restore(&self.host, dir.hierarchy);
                 }
                 return Err(join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs")));
             }
         }
         Ok(())
+    }
+
+    fn in_order_of_leaving(&self) -> impl Iterator<Item = &(Dir, Arc<CgroupDir>)> {
+        let order = plan::in_order_of_leaving(&self.host);
+        order.filter_map(|index| self.dirs.iter().find(|(dir, _)| dir.hierarchy == index))
     }
 
     /// Starts a command inside: born there on v2, joined by itself before exec on v1. It never runs outside.

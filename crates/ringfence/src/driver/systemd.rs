@@ -66,7 +66,7 @@ impl Run<'_, '_> {
                 }
             }
         }
-        self.log.started(unit, self.processes, origins);
+        self.log.started(unit, path, self.processes, origins);
         for pid in pids {
             self.join(path, *pid)?;
         }

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::interface::holds;
 use crate::kernel::proc;
-use crate::plan::{Action, Dir, Told, Undo};
+use crate::plan::{self, Action, Dir, Told, Undo};
 use crate::systemd::property::Property;
 
 /// Where a process is, in each hierarchy.
@@ -64,7 +64,7 @@ enum Done {
     Wrote(Dir, Writes),
     Filtered(Dir, DeviceFilter),
     Told { unit: String, back: Vec<Property>, files: Vec<(Dir, Writes)> },
-    Started { unit: String, kill: bool, origins: Vec<Origin> },
+    Started { unit: String, path: String, kill: bool, origins: Vec<Origin> },
 }
 
 impl Log {
@@ -90,9 +90,9 @@ impl Log {
         self.0.push(Done::Told { unit: unit.to_owned(), back, files: files.collect() });
     }
 
-    pub(super) fn started(&mut self, unit: &str, processes: Processes<'_>, origins: Vec<Origin>) {
+    pub(super) fn started(&mut self, unit: &str, path: &str, processes: Processes<'_>, origins: Vec<Origin>) {
         let kill = matches!(processes, Processes::Waiting(_));
-        self.0.push(Done::Started { unit: unit.to_owned(), kill, origins });
+        self.0.push(Done::Started { unit: unit.to_owned(), path: path.to_owned(), kill, origins });
     }
 
     /// Nothing is to be undone any more: the program that is attached now.
@@ -129,9 +129,10 @@ impl Log {
                         }
                     }
                 }
-                Done::Started { unit, kill, origins } => {
-                    failures.extend(stop(dirs.host, &unit, kill, &origins).err());
-                }
+                Done::Started { unit, path, kill, origins } => match stop(dirs.host, &unit, kill, &origins) {
+                    Ok(()) => remove_rest(dirs, &path),
+                    Err(error) => failures.push(error),
+                },
                 Done::Filtered(dir, filter) => match dirs.get(&dir) {
                     Ok(open) => failures.extend(filter.undo(open.as_fd()).err()),
                     Err(errno) => failures.push(Error::kernel("cannot open the cgroup", &dir.path, errno)),
@@ -163,7 +164,7 @@ fn stop(host: &Host, unit: &str, kill: bool, origins: &[Origin]) -> Result<()> {
             }
             continue;
         }
-        for hierarchy in 0..host.hierarchies.len() {
+        for hierarchy in plan::in_order_of_leaving(host) {
             match origin.restore(host, hierarchy) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => {
@@ -175,6 +176,14 @@ fn stop(host: &Host, unit: &str, kill: bool, origins: &[Origin]) -> Result<()> {
         }
     }
     host.manager()?.stop(unit, false).map(drop)
+}
+
+/// systemd removes the cgroups of a unit that has ended, but tries once. Best effort: where it succeeded there is nothing.
+fn remove_rest(dirs: &mut Dirs<'_>, path: &str) {
+    let host = dirs.host;
+    for (index, _) in host.hierarchies.iter().enumerate().filter(|(_, known)| plan::is_managed(known)) {
+        _ = remove(dirs, &Dir::new(index, path), false);
+    }
 }
 
 /// An ancestor that another sandbox has come to use stays. A cgroup that was made a moment ago may be busy for another.

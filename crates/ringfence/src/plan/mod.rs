@@ -25,7 +25,7 @@ use draft::Draft;
 pub(crate) use draft::{Observed, ReadSet};
 pub(crate) use step::{Action, Dir, Reaction, Undo, Verify};
 pub use step::{Plan, Step};
-pub(crate) use systemd::{Told, UnitWant, is_managed, properties_of, scope};
+pub(crate) use systemd::{Told, UnitWant, in_order_of_leaving, is_managed, properties_of, scope};
 
 use std::fmt;
 

@@ -401,10 +401,22 @@ fn strict(entries: Vec<(String, String)>) -> Vec<Property> {
 
 /// The path of the unit's cgroup, as it is printed: in the hierarchy in which systemd keeps its units.
 pub(super) fn printed(host: &Host, path: &str) -> PathBuf {
+    Dir::new(own_hierarchy(host), path).full(host)
+}
+
+/// Where systemd keeps its units, and sees that they end: v2, or where there is none its own.
+fn own_hierarchy(host: &Host) -> usize {
     let main = host.unified().map(|(index, _)| index);
     let named = || host.hierarchies.iter().position(|hierarchy| hierarchy.name.as_deref() == Some("systemd"));
     let first = || host.hierarchies.iter().position(is_managed).unwrap_or_default();
-    Dir::new(main.or_else(named).unwrap_or_else(first), path).full(host)
+    main.or_else(named).unwrap_or_else(first)
+}
+
+/// The hierarchies in the order in which a process leaves a unit: systemd's own last. When the last process has left that
+/// one, systemd removes the unit's cgroups, once, and one in which the process still is would stay.
+pub(crate) fn in_order_of_leaving(host: &Host) -> impl Iterator<Item = usize> + use<> {
+    let (own, number) = (own_hierarchy(host), host.hierarchies.len());
+    (0..number).filter(move |index| *index != own).chain((own < number).then_some(own))
 }
 
 #[cfg(test)]
