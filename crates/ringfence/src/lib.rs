@@ -79,8 +79,8 @@ pub use plan::{Owner, Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
 pub use sandbox::{
-    ChangeOptions, Difference, Entry, Leftover, Overhead, Phase, STATE_VERSION, Sandbox, SandboxConfig,
-    State, Status, Store,
+    ChangeOptions, Claim, Difference, Entry, Leftover, Overhead, Phase, STATE_VERSION, Sandbox,
+    SandboxConfig, State, Status, Store,
 };
 pub use stats::StatsReader;
 

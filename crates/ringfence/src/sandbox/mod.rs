@@ -1,5 +1,6 @@
 //! A sandbox: one virtual machine with everything on the host that serves it.
 
+mod claims;
 mod config;
 mod diff;
 mod leftovers;
@@ -16,6 +17,8 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+pub use claims::Claim;
+use claims::Devices;
 pub use config::{Overhead, SandboxConfig};
 pub use diff::Difference;
 pub use leftovers::Leftover;
@@ -127,6 +130,7 @@ impl Sandbox {
             devices,
             device_program: None,
             override_device_programs: config.override_device_programs,
+            unclaimed: None,
             claims: BTreeMap::new(),
             overhead: config.overhead,
             parts: BTreeMap::new(),
@@ -263,13 +267,23 @@ impl Sandbox {
     pub fn plan_change(&self, change: &Resources, options: ChangeOptions) -> Result<Plan> {
         let state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.host)?;
-        let mut plan = match self.present(&state)? {
+        self.think(&state, planned, change, &options)
+    }
+
+    fn think(
+        &self,
+        state: &State,
+        planned: Changed,
+        change: &Resources,
+        options: &ChangeOptions,
+    ) -> Result<Plan> {
+        let mut plan = match self.present(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
-                let want = planned.want(&cgroup, &state, &anew, change, &options);
+                let want = planned.want(&cgroup, state, &anew, change, options);
                 Cgroup::plan_with(&self.host, &want, &mut Dirs::new(&self.host, cgroup.dirs.clone()))?
             }
-            None => planned.plan_anew(&self.host, &state, options.unsupported)?,
+            None => planned.plan_anew(&self.host, state, options.unsupported)?,
         };
         plan.report = joined(planned.report, plan.report);
         Ok(plan)
@@ -284,17 +298,27 @@ impl Sandbox {
     pub fn change_with(&self, change: &Resources, options: ChangeOptions) -> Result<Report> {
         let mut state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.host)?;
+        self.carry_out(&mut state, planned, change, &options)
+    }
+
+    fn carry_out(
+        &self,
+        state: &mut State,
+        planned: Changed,
+        change: &Resources,
+        options: &ChangeOptions,
+    ) -> Result<Report> {
         options.unsupported.mind(&planned.report)?;
-        let (changed, tried) = match self.present(&state)? {
+        let (changed, tried) = match self.present(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
-                let made = cgroup.change_as(&planned.want(&cgroup, &state, &anew, change, &options))?;
+                let made = cgroup.change_as(&planned.want(&cgroup, state, &anew, change, options))?;
                 state.device_program = cgroup.filter_id();
                 made
             }
             // Everything is planned once more.
             None => {
-                let plan = planned.plan_anew(&self.host, &state, options.unsupported)?;
+                let plan = planned.plan_anew(&self.host, state, options.unsupported)?;
                 let tried = plan.writes().filter_map(|step| step.setting.clone()).collect();
                 (plan.report, tried)
             }
@@ -302,7 +326,7 @@ impl Sandbox {
         let report = joined(planned.report, changed);
         state.report.supersede(&tried, &report);
         state.resources = planned.resources;
-        state.devices = planned.devices;
+        planned.devices.keep_in(state);
         Ok(report)
     }
 
@@ -493,7 +517,7 @@ fn open_leftover(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
 /// What a change leaves as the state.
 struct Changed {
     resources: Resources,
-    devices: DevicePolicy,
+    devices: Devices,
     report: Report,
 }
 
@@ -512,18 +536,18 @@ impl Changed {
         }
         let unread = options.unread.clone();
         if change.devices.is_empty() {
-            return Ok(Self { resources, devices: state.devices.clone(), report: unread });
+            return Ok(Self { resources, devices: Devices::of(state), report: unread });
         }
         DeviceRule::drop_superseded(&mut resources.devices);
         let base = || base_rules(state.profile, host).map(|(base, _)| base);
         let (devices, report) =
-            state.devices.changed(&change.devices, base, &state.profile.required(host))?;
+            Devices::of(state).changed(&change.devices, base, &state.profile.required(host))?;
         Ok(Self { resources, devices, report: joined(unread, report) })
     }
 
     /// All of it, in a unit that is yet to be started.
     fn plan_anew(&self, host: &Host, state: &State, unsupported: Unsupported) -> Result<Plan> {
-        let (resources, devices) = (self.resources.clone(), self.devices.clone());
+        let (resources, devices) = (self.resources.clone(), self.devices.policy.clone());
         let then = State { resources, devices, ..state.clone() };
         let anew = then.anew();
         plan::plan(host, &Want { unsupported, ..then.want(&anew) }, &Observed::default())
@@ -542,15 +566,15 @@ impl Changed {
         want.burst_by_default = state.burst_by_default;
         want.force = options.force;
         want.unsupported = options.unsupported;
-        if !change.devices.is_empty() {
+        if self.devices.are_changed {
             // What cannot be listed counts as running.
             // systemd changes them while all is stopped.
             let running = want.unit.is_none()
                 && !cgroup.is_frozen().unwrap_or(false)
                 && cgroup.processes().map_or(true, |processes| !processes.is_empty());
             let overriding = Override::from_allowed(state.override_device_programs);
-            want.devices =
-                Some(DeviceWant { before: Some(&state.devices), policy: &self.devices, running, overriding });
+            let (before, policy) = (Some(&state.devices), &self.devices.policy);
+            want.devices = Some(DeviceWant { before, policy, running, overriding });
         }
         want
     }
