@@ -184,20 +184,24 @@ fn a_disk_is_read_without_what_it_lies_on_which_is_allowed_on_request() {
     sandbox.does("devices release", &["disk"]);
     assert_eq!(may_open(&sandbox, &[&over, below]), [false, false]);
 
-    // A logical volume over both is a device mapper's target over a device.
-    let mapped = format!("rf-t-{}", std::process::id());
-    let table = format!("0 2048 linear {below} 0");
-    if say("dmsetup", &["create", &mapped, "--table", &table]).is_some() {
-        let volume = format!("/dev/mapper/{mapped}");
+    // A logical volume, and a multipath disk, are device mapper's targets over a device; the UUID says which.
+    for (uuid, with_it) in [("LVM-rf", false), ("mpath-rf", true)] {
+        let name = format!("rf-t-{}", std::process::id());
+        let table = format!("0 2048 linear {below} 0");
+        let Some(_) = say("dmsetup", &["create", &name, "--uuid", uuid, "--table", &table]) else {
+            skip("no dmsetup here: the device mapper is not tried");
+            break;
+        };
+        let node = say("dmsetup", &["info", "-c", "--noheadings", "-o", "blkdevname", &name]).unwrap();
+        let volume = format!("/dev/{node}");
         sandbox.does("devices allow", &[&volume, "--claim", "volume"]);
-        assert_eq!(may_open(&sandbox, &[&volume, below]), [true, false]);
-        assert_eq!((read(&volume), read(below)), (0, 1));
+        assert_eq!(may_open(&sandbox, &[&volume, below]), [true, with_it], "{uuid}");
+        assert_eq!((read(&volume), read(below)), (0, i32::from(!with_it)), "{uuid}");
         sandbox.does("devices allow", &[&volume, "--beneath", "--claim", "volume"]);
-        assert_eq!(may_open(&sandbox, &[below]), [true]);
+        assert_eq!(may_open(&sandbox, &[below]), [true], "{uuid}");
         sandbox.does("devices release", &["volume"]);
-        say("dmsetup", &["remove", &mapped]).unwrap();
-    } else {
-        skip("no dmsetup here: the device mapper is not tried");
+        assert_eq!(may_open(&sandbox, &[&volume, below]), [false; 2], "{uuid}");
+        say("dmsetup", &["remove", &name]).unwrap();
     }
     say("losetup", &["--detach", &over]).unwrap();
 }

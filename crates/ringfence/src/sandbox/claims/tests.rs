@@ -1,4 +1,7 @@
+use proptest::prelude::*;
+
 use super::*;
+use crate::devices::{Access, DeviceKind};
 
 /// `allow c 1:11 r`, as a rule.
 fn rules(texts: &[&str]) -> Vec<DeviceRule> {
@@ -121,4 +124,43 @@ fn what_cannot_be_a_claim_is_refused_with_its_name_or_rule() {
         (error.kind(), error.setting(), error.value()),
         (ErrorKind::NotFound, Some("claim"), Some("x"))
     );
+}
+
+/// Few devices, so that rules meet: a number or every number.
+fn any_rule() -> impl Strategy<Value = DeviceRule> {
+    let number = || prop_oneof![4 => (0_u32..3).prop_map(Some), 1 => Just(None)];
+    let access = prop_oneof![Just("r"), Just("rw"), Just("rwm"), Just("w"), Just("m")];
+    (any::<bool>(), number(), number(), access).prop_map(|(is_char, major, minor, access)| {
+        let kind = if is_char { DeviceKind::Char } else { DeviceKind::Block };
+        DeviceRule::allow(kind, major, minor, access.parse::<Access>().unwrap())
+    })
+}
+
+proptest! {
+    #[test]
+    fn claims_that_come_and_go_never_touch_what_others_need(
+        base in prop::collection::vec(any_rule(), 0..5),
+        steps in prop::collection::vec((0..3_usize, any::<bool>(), prop::collection::vec(any_rule(), 1..4)), 1..12),
+    ) {
+        let (policy, _) = DevicePolicy::from_rules(&base).unwrap();
+        let mut devices = Devices { policy: policy.clone(), base: policy.clone(), claims: BTreeMap::new(), are_changed: false };
+        for (name, is_release, rules) in steps {
+            let name = ["a", "b", "c"][name];
+            let claim = if is_release { Claim::Release } else { Claim::Rules(&rules) };
+            let Ok((next, report)) = devices.clone().claimed(name, claim) else {
+                prop_assert!(is_release && !devices.claims.contains_key(name));
+                continue;
+            };
+            prop_assert!(report.is_empty(), "{report}");
+            devices = next;
+            for needed in base.iter().chain(devices.claims.values().flatten()) {
+                prop_assert!(devices.policy.check_rule(needed).allowed, "{needed} in {}", devices.policy);
+            }
+            prop_assert!(is_release || devices.claims.contains_key(name));
+        }
+        for name in devices.claims.clone().into_keys() {
+            devices = devices.release(&name);
+        }
+        prop_assert_eq!(devices.policy, policy);
+    }
 }
