@@ -134,6 +134,33 @@ fn what_is_no_device_is_refused_and_a_file_is_told_that_it_needs_none() {
 }
 
 #[test]
+fn what_cannot_be_recorded_is_taken_back() {
+    let sandbox = Sandbox::named("unkept");
+    let dev = nodes();
+    let at = |name: &str, minor| node(&dev.path().join(name), FileType::CharacterDevice, 511, minor);
+    let (first, second) = (at("x", 1), at("y", 2));
+    sandbox.create(&["--profile", "none"]);
+    sandbox.does("devices allow", &[&first, "--claim", "x"]);
+    let before = sandbox.json("devices ls", &[]);
+    // In the way of the file that the state is first written to.
+    let temporary = sandbox.state_dir().join(format!("{}.tmp", sandbox.id));
+    for (verb, arguments) in [
+        ("devices allow", &[second.as_str(), "--claim", "x"][..]),
+        ("devices allow", &[&second]),
+        ("devices deny", &["c 1:5 rw"]),
+        ("devices release", &["x"]),
+    ] {
+        fs::create_dir(&temporary).unwrap();
+        let refused = sandbox.attempt(verb, arguments);
+        fs::remove_dir(&temporary).unwrap();
+        assert!(refused.exits(1).stderr.contains("state"), "{verb}");
+        assert_eq!(may_open(&sandbox, &[&first, &second, "/dev/zero"]), [true, false, true], "{verb}");
+    }
+    assert_eq!(sandbox.json("devices ls", &[]), before);
+    sandbox.does("devices release", &["x"]);
+}
+
+#[test]
 fn a_claim_is_there_before_the_first_process_is() {
     let sandbox = Sandbox::named("early");
     let dev = nodes();

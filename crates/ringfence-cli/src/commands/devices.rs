@@ -139,14 +139,17 @@ struct Listed<'a> {
 
 fn list(context: &Context, id: &SandboxId) -> Result<Exit> {
     let State { devices, claims, .. } = context.state(&context.host()?, id)?;
-    let mut table = Table::new(["", "TYPE", "MAJOR:MINOR", "ACCESS"]);
+    let mut table = Table::new(["", "TYPE", "MAJOR:MINOR", "ACCESS", "CLAIMS"]);
     for rule in devices.to_rules() {
         let verdict = if rule.allow { "allow" } else { "deny" };
+        let is_same = |other: &DeviceRule| (other.kind, other.numbers) == (rule.kind, rule.numbers);
+        let claimed = claims.iter().filter(|(_, rules)| rules.iter().any(is_same));
         table.row([
             verdict.to_owned(),
             rule.kind.to_string(),
             rule.numbers.to_string(),
             rule.access.to_string(),
+            claimed.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
         ]);
     }
     context.output.object(&Listed { policy: &devices, claims: &claims }, context.output.table(&table))?;
@@ -173,8 +176,9 @@ impl Change {
         let change = Resources::new().devices(rules);
         let options = options(context, notes);
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
+        let before = sandbox.state();
         let report = sandbox.change_with(&change, options)?;
-        done(context, &self.id, &entry, &sandbox, &report)
+        done(context, &self.id, &entry, &sandbox, &before, &report)
     }
 }
 
@@ -189,8 +193,9 @@ fn claim_as(
 ) -> Result<Exit> {
     let options = options(context, notes);
     context.announce(|| sandbox.plan_claim(name, claim, options.clone()))?;
+    let before = sandbox.state();
     let report = sandbox.change_claim(name, claim, options)?;
-    done(context, id, entry, sandbox, &report)
+    done(context, id, entry, sandbox, &before, &report)
 }
 
 fn done(
@@ -198,10 +203,17 @@ fn done(
     id: &SandboxId,
     entry: &Entry,
     sandbox: &Sandbox,
+    before: &State,
     report: &Report,
 ) -> Result<Exit> {
     let state = sandbox.state();
-    entry.save(&state)?;
+    if let Err(error) = entry.save(&state) {
+        // Nobody would know of what is open then.
+        return Err(match sandbox.put_back_devices(before) {
+            Ok(_) => error,
+            Err(also) => error.with_source(also),
+        });
+    }
     context.output.report(report);
     let State { devices, claims, .. } = state;
     context.output.done(&json!({"id": id, "devices": devices, "claims": claims, "report": report}), "")?;

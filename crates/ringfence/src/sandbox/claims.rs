@@ -55,6 +55,17 @@ impl Sandbox {
         self.think(&state, planned, &Resources::default(), &options)
     }
 
+    /// Puts rules and claims back as they were in an earlier state of this sandbox: for a caller that changed them and then
+    /// could not keep the new state.
+    pub fn put_back_devices(&self, before: &State) -> Result<Report> {
+        let mut state = self.locked();
+        let devices = Devices { are_changed: true, ..Devices::of(before) };
+        let mut resources = state.resources.clone();
+        resources.devices.clone_from(&before.resources.devices);
+        let planned = Changed { resources, devices, report: Report::default() };
+        self.carry_out(&mut state, planned, &Resources::default(), &ChangeOptions::default())
+    }
+
     /// The claims: what each of them allows.
     pub fn claims(&self) -> BTreeMap<String, Vec<DeviceRule>> {
         self.locked().claims.clone()
