@@ -88,6 +88,28 @@ fn the_runtime_defaults_open() {
 }
 
 #[test]
+fn the_jailer_of_firecracker_makes_its_nodes_and_opens_no_more_than_firecracker_does() {
+    let sandbox = Sandbox::named("jailer");
+    let created = sandbox.attempt("create", &[support::hold(), &["--profile", "firecracker"]].concat());
+    if !fs::exists("/dev/kvm").unwrap() && !fs::exists("/dev/mshv").unwrap() {
+        assert!(created.exits(1).stderr.contains("/dev/kvm"));
+        return skip("there is no hypervisor here");
+    }
+    created.exits(0);
+    let number = |path: &str| {
+        let stat = rustix::fs::stat(path).ok()?;
+        Some(format!("{} {}", rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
+    };
+    for path in ["/dev/kvm", "/dev/net/tun", "/dev/urandom", "/dev/userfaultfd"] {
+        let Some(number) = number(path) else { continue };
+        let opens = path != "/dev/userfaultfd";
+        let script = format!("mknod c {number};open {path} rw");
+        assert_eq!(allowed(&sandbox, &script), [true, opens], "{path}");
+    }
+    assert_eq!(allowed(&sandbox, "mknod c 10 196;mknod c 1 11"), [false, false]);
+}
+
+#[test]
 fn a_default_that_the_caller_denies_is_denied() {
     let sandbox = Sandbox::named("denied-default");
     sandbox.create(&["--device-deny", "c 1:5 rwm", "--device-deny", "/dev/full:w"]);

@@ -59,6 +59,54 @@ fn a_linux_guest_boots_under_the_qemu_profile_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_guest_boots_and_what_qemu_opens_is_what_its_profile_allows() {
+    let Some([kernel, initrd]) = guest() else { return };
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skip("there is no strace");
+    }
+    let sandbox = Sandbox::named("traced");
+    let scratch = |name: &str| sandbox.scratch.path().join(name).display().to_string();
+    let (console, trace, disk) = (scratch("console"), scratch("trace"), scratch("disk"));
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let (serial, drive) = (format!("file:{console}"), format!("file={disk},format=raw,if=virtio"));
+    #[rustfmt::skip]
+    let program = [
+        "strace", "-f", "--seccomp-bpf", "-e", "trace=open,openat", "-o", &trace,
+        QEMU, "-accel", "tcg", "-cpu", "max", "-m", "192", "-nodefaults", "-no-user-config", "-display", "none",
+        "-no-reboot", "-serial", &serial, "-monitor", "pty", "-kernel", &kernel, "-initrd", &initrd, "-drive", &drive,
+        "-object", "rng-random,id=r,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=r",
+        "-append", "console=ttyS0 quiet panic=-1 idle=1000",
+    ];
+    let running = sandbox.start(&["--profile", "qemu"], &program);
+    until("the guest is up", || {
+        std::fs::read_to_string(&console).is_ok_and(|said| said.contains("guest is up"))
+    });
+    let traced = std::fs::read_to_string(&trace).unwrap();
+    assert!(!traced.contains("EPERM"), "{traced}");
+    let mut opened = std::collections::BTreeSet::new();
+    for line in traced.lines().filter(|line| !line.contains("= -1 ")) {
+        let Some(path) = line.split('"').nth(1).filter(|path| path.starts_with("/dev/")) else { continue };
+        if ringfence::DeviceRule::path(path).is_ok() {
+            let access = if line.contains("O_RDWR") { "rw" } else { "r" };
+            finish(sandbox.ringfence(&[
+                "devices",
+                "check",
+                "--id",
+                &sandbox.id,
+                &format!("{path}:{access}"),
+            ]))
+            .exits(0);
+            opened.insert(path.to_owned());
+        }
+    }
+    assert!(opened.contains("/dev/urandom") && opened.contains("/dev/ptmx"), "{opened:?}");
+    // strace keeps a signal to end to itself.
+    sandbox.does("kill", &[]);
+    wait(running, "run".to_owned());
+    sandbox.is_gone();
+}
+
+#[test]
 fn a_device_that_is_taken_away_is_what_qemu_fails_at() {
     if guest().is_none() {
         return;

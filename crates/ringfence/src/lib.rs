@@ -85,7 +85,7 @@ pub use plan::{Owner, Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
 pub use sandbox::{
-    ChangeOptions, Difference, Entry, Leftover, Overhead, Part, Phase, Placed, STATE_VERSION, Sandbox,
+    ChangeOptions, Claim, Difference, Entry, Leftover, Overhead, Part, Phase, Placed, STATE_VERSION, Sandbox,
     SandboxConfig, State, Status, Store, VcpuHints,
 };
 pub use stats::StatsReader;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use ringfence::devices::DeviceRule;
+use ringfence::devices::{Beneath, DeviceRule};
 use ringfence::{
-    DevicePolicy, Host, Mode, Profile, Resources, Result, Sandbox, SandboxConfig, SandboxId, State,
+    Claim, DevicePolicy, Entry, Host, Mode, Profile, Report, Resources, Result, Sandbox, SandboxConfig,
+    SandboxId, State,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -31,11 +32,41 @@ enum Action {
         /// Name of the sandbox
         id: SandboxId,
     },
-    /// Allow devices in a live sandbox, on top of what it may open
-    Allow(Change),
-    /// Deny devices in a live sandbox
-    Deny(Change),
+    Allow(Allow),
+    Deny(Deny),
+    /// End a claim: deny what neither the profile, nor other rules, nor another claim allows
+    Release {
+        /// Name of the sandbox
+        id: SandboxId,
+
+        /// Name of the claim
+        claim: String,
+    },
     Check(Check),
+}
+
+/// Allow devices in a live sandbox, on top of what it may open
+///
+/// What else a device at a path needs is allowed with it: /dev/vfio/vfio with a VFIO group, /dev/iommu with a VFIO device,
+/// the paths of a multipath disk. A disk image in a file needs no rule.
+///
+/// A claim counts: a device stays allowed until the last claim that needs it is released, and what the profile or other
+/// rules allow stays in any case. The same claim again changes nothing, other devices are added to it.
+#[derive(Debug, Args)]
+struct Allow {
+    #[command(flatten)]
+    change: Change,
+
+    /// Allow also the block devices on which a disk lies, recursively: whoever can open these has all that is on them
+    #[arg(long)]
+    beneath: bool,
+}
+
+/// Deny devices in a live sandbox
+#[derive(Debug, Args)]
+struct Deny {
+    #[command(flatten)]
+    change: Change,
 }
 
 #[derive(Debug, Args)]
@@ -46,6 +77,10 @@ struct Change {
     /// Devices: /dev/PATH[:rwm], or "c|b|a MAJOR:MINOR [rwm]" with *
     #[arg(required = true, value_name = "RULE")]
     rules: Vec<String>,
+
+    /// The claim that gets them, or gives them up, until `devices release`
+    #[arg(long, value_name = "NAME")]
+    claim: Option<String>,
 }
 
 /// Tell whether an access would be allowed, and by which rule: exit status 0 if it is, 4 if not
@@ -75,8 +110,21 @@ impl Devices {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         match &self.action {
             Action::Ls { id } => list(context, id),
-            Action::Allow(change) => change.run(context, true),
-            Action::Deny(change) => change.run(context, false),
+            Action::Allow(Allow { change, beneath }) => {
+                let beneath = if *beneath { Beneath::All } else { Beneath::default() };
+                change.run(context, |rule, host| {
+                    let rule = DeviceRule::parse(true, rule, node_on(host))?;
+                    Ok(rule.with_needed(beneath))
+                })
+            }
+            Action::Deny(Deny { change }) => change.run(context, |rule, host| {
+                Ok((vec![DeviceRule::parse(false, rule, node_on(host))?], Report::default()))
+            }),
+            Action::Release { id, claim } => {
+                let host = context.host()?;
+                let (entry, sandbox) = context.open(&host, id)?;
+                claim_as(context, id, &entry, &sandbox, claim, Claim::Release, Report::default())
+            }
             Action::Check(check) => check.run(context),
         }
     }
@@ -91,14 +139,17 @@ struct Listed<'a> {
 
 fn list(context: &Context, id: &SandboxId) -> Result<Exit> {
     let State { devices, claims, .. } = context.state(&context.host()?, id)?;
-    let mut table = Table::new(["", "TYPE", "MAJOR:MINOR", "ACCESS"]);
+    let mut table = Table::new(["", "TYPE", "MAJOR:MINOR", "ACCESS", "CLAIMS"]);
     for rule in devices.to_rules() {
         let verdict = if rule.allow { "allow" } else { "deny" };
+        let is_same = |other: &DeviceRule| (other.kind, other.numbers) == (rule.kind, rule.numbers);
+        let claimed = claims.iter().filter(|(_, rules)| rules.iter().any(is_same));
         table.row([
             verdict.to_owned(),
             rule.kind.to_string(),
             rule.numbers.to_string(),
             rule.access.to_string(),
+            claimed.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
         ]);
     }
     context.output.object(&Listed { policy: &devices, claims: &claims }, context.output.table(&table))?;
@@ -106,24 +157,67 @@ fn list(context: &Context, id: &SandboxId) -> Result<Exit> {
 }
 
 impl Change {
-    fn run(&self, context: &Context, allow: bool) -> Result<Exit> {
+    fn run(
+        &self,
+        context: &Context,
+        read: impl Fn(&str, &Host) -> Result<(Vec<DeviceRule>, Report)>,
+    ) -> Result<Exit> {
         let host = context.host()?;
-        let rules: Vec<_> = self
-            .rules
-            .iter()
-            .map(|rule| DeviceRule::parse(allow, rule, node_on(&host)))
-            .collect::<Result<_>>()?;
-        let change = Resources::new().devices(rules);
+        let (mut rules, mut notes) = (Vec::new(), Report::default());
+        for rule in &self.rules {
+            let (mut read, noted) = read(rule, &host)?;
+            rules.append(&mut read);
+            notes.append(noted);
+        }
         let (entry, sandbox) = context.open(&host, &self.id)?;
-        let options = options(context, Default::default(), Default::default());
+        if let Some(claim) = &self.claim {
+            return claim_as(context, &self.id, &entry, &sandbox, claim, Claim::Rules(&rules), notes);
+        }
+        let change = Resources::new().devices(rules);
+        let options = options(context, notes);
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
+        let before = sandbox.state();
         let report = sandbox.change_with(&change, options)?;
-        entry.save(&sandbox.state())?;
-        context.output.report(&report);
-        let devices = sandbox.devices();
-        context.output.done(&json!({"id": self.id, "devices": devices, "report": report}), "")?;
-        Ok(Exit::Done)
+        done(context, &self.id, &entry, &sandbox, &before, &report)
     }
+}
+
+fn claim_as(
+    context: &Context,
+    id: &SandboxId,
+    entry: &Entry,
+    sandbox: &Sandbox,
+    name: &str,
+    claim: Claim<'_>,
+    notes: Report,
+) -> Result<Exit> {
+    let options = options(context, notes);
+    context.announce(|| sandbox.plan_claim(name, claim, options.clone()))?;
+    let before = sandbox.state();
+    let report = sandbox.change_claim(name, claim, options)?;
+    done(context, id, entry, sandbox, &before, &report)
+}
+
+fn done(
+    context: &Context,
+    id: &SandboxId,
+    entry: &Entry,
+    sandbox: &Sandbox,
+    before: &State,
+    report: &Report,
+) -> Result<Exit> {
+    let state = sandbox.state();
+    if let Err(error) = entry.save(&state) {
+        // Nobody would know of what is open then.
+        return Err(match sandbox.put_back_devices(before) {
+            Ok(_) => error,
+            Err(also) => error.with_source(also),
+        });
+    }
+    context.output.report(report);
+    let State { devices, claims, .. } = state;
+    context.output.done(&json!({"id": id, "devices": devices, "claims": claims, "report": report}), "")?;
+    Ok(Exit::Done)
 }
 
 impl Check {

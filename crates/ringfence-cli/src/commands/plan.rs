@@ -1,7 +1,7 @@
 //! `plan`: the steps, without taking them.
 
 use clap::Args;
-use ringfence::{Error, Host, Mode, Plan as Steps, Result, Sandbox, SandboxId, State};
+use ringfence::{ChangeOptions, Error, Host, Mode, Plan as Steps, Result, Sandbox, SandboxId, State};
 
 use crate::commands::set;
 use crate::context::{Context, Driver};
@@ -59,7 +59,10 @@ impl Plan {
         }
         let (mut change, unread) = set::change(limits)?;
         change.devices = devices.rules(node_on(host))?;
-        Sandbox::restore(host, state)?.plan_change(&change, set::options(context, unread, limits.overhead()))
+        Sandbox::restore(host, state)?.plan_change(
+            &change,
+            ChangeOptions { overhead: limits.overhead(), ..set::options(context, unread) },
+        )
     }
 }
 

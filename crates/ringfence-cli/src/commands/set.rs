@@ -31,7 +31,7 @@ impl Set {
         }
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
-        let options = ChangeOptions { force: self.force, ..options(context, unread, overhead) };
+        let options = ChangeOptions { force: self.force, overhead, ..options(context, unread) };
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
         let report = sandbox.change_with(&change, options)?;
         entry.save(&sandbox.state())?;
@@ -54,6 +54,6 @@ pub fn change(limits: &Limits) -> Result<(Resources, Report)> {
 }
 
 /// How the global options want a change to be made.
-pub fn options(context: &Context, unread: Report, overhead: Resources) -> ChangeOptions {
-    ChangeOptions { force: false, unsupported: context.unsupported(), unread, overhead }
+pub fn options(context: &Context, unread: Report) -> ChangeOptions {
+    ChangeOptions { unsupported: context.unsupported(), unread, ..ChangeOptions::default() }
 }

@@ -8,6 +8,7 @@ mod access;
 pub(crate) mod filter;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod kernel_list;
+mod needed;
 mod number;
 mod oci;
 mod policy;
@@ -19,6 +20,7 @@ mod rule;
 pub(crate) mod transition;
 
 pub use access::Access;
+pub use needed::Beneath;
 pub use number::DeviceNumber;
 pub use policy::{Decision, DevicePolicy, Exception, Verdict};
 pub use profile::{Entry, Profile, Subject, runtime_defaults};

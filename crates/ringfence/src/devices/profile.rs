@@ -1,8 +1,9 @@
 //! What a hypervisor opens: the devices without which no virtual machine starts in a device cgroup.
 //!
 //! The lists are what the programs really open. QEMU 10.0 was traced (`-accel kvm` and `tcg`, tap with and without
-//! vhost, vsock, VFIO, pty): it opens each device read-write and makes no node itself. Every other device (a VFIO
-//! group, a loop device, `/dev/userfaultfd`, `/dev/sev`, SGX, vhost-vdpa, vhost-scsi) is the caller's to allow.
+//! vhost, vsock, VFIO, pty): it opens each device read-write and makes no node itself. The others cannot be installed
+//! from a package archive, and are listed by their published sources; see [`Profile`]. Every other device (a VFIO
+//! group, a loop device, `/dev/userfaultfd` to be opened, `/dev/sev`, SGX, vhost-vdpa, vhost-scsi) is the caller's to allow.
 
 use std::fmt;
 use std::path::Path;
@@ -14,6 +15,29 @@ use super::{Access, DeviceKind, DeviceRule};
 use crate::{Error, ErrorKind, Host, Report, Result};
 
 /// A virtual machine monitor, by the devices that it opens.
+///
+/// Beside the [runtime defaults](runtime_defaults), which all of them need (`/dev/null`, `/dev/urandom`, pseudo-terminals):
+///
+/// | device | `default`, `qemu` | `cloud-hypervisor` | `firecracker` | `kata` | why |
+/// | --- | --- | --- | --- | --- | --- |
+/// | `/dev/kvm` or `/dev/mshv` | rw | rw | rwm | rw | virtual machines and their vCPUs |
+/// | `/dev/net/tun` | rw | rw | rwm | rw | tap network devices |
+/// | `/dev/vhost-net` | rw | | | rw | tap with the data path in the kernel |
+/// | `/dev/vhost-vsock` | rw | | | rw | sockets between host and guest |
+/// | `/dev/vfio/vfio` | rw | rw | | rw | passing devices through, by group |
+/// | `/dev/iommu` | rw | rw | | rw | passing devices through, by iommufd |
+/// | `/dev/userfaultfd` | | | m | | its jailer ends where it may not make the node |
+/// | device mapper, `b MAJOR:*` | rw | rw | rw | rw | logical volumes and snapshots as disks |
+/// | `c *:*`, `b *:*` | | | | m | the shim makes nodes for containers |
+///
+/// Where from:
+/// - `qemu`: traced, and booted under just this list by this project's tests.
+/// - `cloud-hypervisor`: its `hypervisor/src/kvm` and `mshv`, `net_util/src/open_tap.rs`; rust-vmm's
+///   `vfio-ioctls/src/vfio_device.rs` opens `/dev/vfio/vfio`. Network by vhost-user and vsock are Unix sockets.
+/// - `firecracker`: its `src/jailer/src/env.rs` makes kvm, net/tun, urandom and, wherever `/proc/misc` has it, userfaultfd.
+///   To restore a snapshot by page faults, allow `/dev/userfaultfd` beside.
+/// - `kata`: `src/runtime/pkg/resourcecontrol/cgroups.go`, function `sandboxDevices`, less `/dev/console`, which a VMM
+///   does not open, and with the device mapper's number of this host instead of 253.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -100,6 +124,7 @@ const CLOUD_HYPERVISOR: &[Entry] = &[HYPERVISOR, TUN, VFIO, IOMMU, DEVICE_MAPPER
 const FIRECRACKER: &[Entry] = &[
     entry(Subject::Hypervisor, Access::ALL, "virtual machines and their vCPUs; the jailer makes the node"),
     entry(Subject::Node("/dev/net/tun"), Access::ALL, "tap network devices; the jailer makes the node"),
+    entry(Subject::Node("/dev/userfaultfd"), Access::MKNOD, "the jailer, which makes the node or ends"),
     DEVICE_MAPPER,
 ];
 
@@ -145,7 +170,9 @@ impl Profile {
 
     /// Every path that a profile names: what [`Host::devices`](crate::Host) has to know.
     pub fn paths() -> impl Iterator<Item = &'static Path> {
-        let nodes = QEMU.iter().filter_map(|entry| match entry.subject {
+        let alone =
+            FIRECRACKER.iter().filter(|entry| !QEMU.iter().any(|known| known.subject == entry.subject));
+        let nodes = QEMU.iter().chain(alone).filter_map(|entry| match entry.subject {
             Subject::Node(path) => Some(path),
             _ => None,
         });
@@ -288,13 +315,14 @@ mod tests {
         }
     }
 
-    const EVERY_NODE: [(&str, u32); 6] = [
+    const EVERY_NODE: [(&str, u32); 7] = [
         ("/dev/kvm", 232),
         ("/dev/net/tun", 200),
         ("/dev/vhost-net", 238),
         ("/dev/vhost-vsock", 241),
         ("/dev/vfio/vfio", 196),
         ("/dev/iommu", 250),
+        ("/dev/userfaultfd", 257),
     ];
 
     fn lines(profile: Profile, host: &Host) -> (Vec<String>, Report) {
@@ -317,7 +345,7 @@ mod tests {
                 Profile::CloudHypervisor,
                 vec!["c 10:232 rw", "c 10:200 rw", "c 10:196 rw", "c 10:250 rw", "b 253:* rw"],
             ),
-            (Profile::Firecracker, vec!["c 10:232 rwm", "c 10:200 rwm", "b 253:* rw"]),
+            (Profile::Firecracker, vec!["c 10:232 rwm", "c 10:200 rwm", "c 10:257 m", "b 253:* rw"]),
         ] {
             let (rules, report) = lines(profile, &host);
             assert_eq!(rules, expected, "{profile}");
@@ -372,7 +400,7 @@ mod tests {
             }
         }
         assert!(HYPERVISORS.iter().all(|path| paths.contains(&Path::new(path))));
-        assert_eq!(paths.len(), 7);
+        assert_eq!(paths.len(), 8);
     }
 
     #[test]

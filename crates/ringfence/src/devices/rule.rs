@@ -186,7 +186,7 @@ impl DeviceRule {
     }
 
     /// With verb and path, for messages: `deny c 10:232 rwm (/dev/kvm)`.
-    pub(super) fn sentence(&self) -> String {
+    pub(crate) fn sentence(&self) -> String {
         format!("{} {}", if self.allow { "allow" } else { "deny" }, self.with_path())
     }
 
@@ -212,7 +212,7 @@ impl DeviceRule {
     }
 
     /// Whether there is an access to a device that both speak of.
-    pub(super) fn overlaps(&self, other: &Self) -> bool {
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
         let kinds = self.kind == RuleKind::All || other.kind == RuleKind::All || self.kind == other.kind;
         kinds && self.numbers.overlaps(other.numbers) && self.access.intersects(other.access)
     }

@@ -26,6 +26,11 @@ impl DeviceNode {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::BlockDevice => DeviceKind::Block,
             FileType::CharacterDevice => DeviceKind::Char,
+            FileType::RegularFile => {
+                return Err(refused().with_message(
+                    "the path of a device node is needed; a file, such as a disk image, needs no rule",
+                ));
+            }
             _ => return Err(refused()),
         };
         Ok(Self { kind, major: rustix::fs::major(stat.st_rdev), minor: rustix::fs::minor(stat.st_rdev) })

@@ -1,5 +1,6 @@
 //! A sandbox: one virtual machine with everything on the host that serves it.
 
+mod claims;
 mod config;
 mod diff;
 mod layout;
@@ -18,6 +19,8 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+pub use claims::Claim;
+use claims::Devices;
 pub use config::{Overhead, SandboxConfig, VcpuHints};
 pub use diff::Difference;
 pub use layout::Part;
@@ -140,6 +143,7 @@ impl Sandbox {
             devices,
             device_program: None,
             override_device_programs: config.override_device_programs,
+            unclaimed: None,
             claims: BTreeMap::new(),
             overhead,
             overhead_resources: config.overhead_resources.clone(),
@@ -279,13 +283,17 @@ impl Sandbox {
     pub fn plan_change(&self, change: &Resources, options: ChangeOptions) -> Result<Plan> {
         let state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.host)?;
-        let mut plan = match self.present(&state)? {
+        self.think(&state, planned, &options)
+    }
+
+    fn think(&self, state: &State, planned: Changed, options: &ChangeOptions) -> Result<Plan> {
+        let mut plan = match self.present(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
-                let want = planned.want(&cgroup, &state, &anew, change, &options);
+                let want = planned.want(&cgroup, state, &anew, options);
                 Cgroup::plan_with(&self.host, &want, &mut Dirs::new(&self.host, cgroup.dirs.clone()))?
             }
-            None => planned.plan_anew(&self.host, &state, options.unsupported)?,
+            None => planned.plan_anew(&self.host, state, options.unsupported)?,
         };
         plan.report = joined(planned.report, plan.report);
         Ok(plan)
@@ -300,17 +308,21 @@ impl Sandbox {
     pub fn change_with(&self, change: &Resources, options: ChangeOptions) -> Result<Report> {
         let mut state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.host)?;
+        self.carry_out(&mut state, planned, &options)
+    }
+
+    fn carry_out(&self, state: &mut State, planned: Changed, options: &ChangeOptions) -> Result<Report> {
         options.unsupported.mind(&planned.report)?;
-        let (changed, tried) = match self.present(&state)? {
+        let (changed, tried) = match self.present(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
-                let made = cgroup.change_as(&planned.want(&cgroup, &state, &anew, change, &options))?;
+                let made = cgroup.change_as(&planned.want(&cgroup, state, &anew, options))?;
                 state.device_program = cgroup.filter_id();
                 made
             }
             // Everything is planned once more.
             None => {
-                let plan = planned.plan_anew(&self.host, &state, options.unsupported)?;
+                let plan = planned.plan_anew(&self.host, state, options.unsupported)?;
                 let tried = plan.writes().filter_map(|step| step.setting.clone()).collect();
                 (plan.report, tried)
             }
@@ -319,7 +331,7 @@ impl Sandbox {
         state.report.supersede(&tried, &report);
         state.resources = planned.resources;
         state.overhead_resources = planned.overhead_resources;
-        state.devices = planned.devices;
+        planned.devices.keep_in(state);
         Ok(report)
     }
 
@@ -574,7 +586,7 @@ struct Changed {
     /// What is to become different, as it lies on the whole and its parts.
     shares: Shares,
     parts: Vec<PartWant>,
-    devices: DevicePolicy,
+    devices: Devices,
     report: Report,
 }
 
@@ -598,20 +610,27 @@ impl Changed {
         }
         let unread = options.unread.clone();
         if change.devices.is_empty() {
-            let devices = state.devices.clone();
+            let devices = Devices::of(state);
             return Ok(Self { resources, overhead_resources, shares, parts, devices, report: unread });
         }
         DeviceRule::drop_superseded(&mut resources.devices);
         let base = || base_rules(state.profile, host).map(|(base, _)| base);
         let (devices, report) =
-            state.devices.changed(&change.devices, base, &state.profile.required(host))?;
+            Devices::of(state).changed(&change.devices, base, &state.profile.required(host))?;
         let report = joined(unread, report);
         Ok(Self { resources, overhead_resources, shares, parts, devices, report })
     }
 
+    /// Of what may be opened, and of nothing else.
+    fn of_devices(state: &State, devices: Devices, report: Report) -> Self {
+        let (resources, overhead_resources) = (state.resources.clone(), state.overhead_resources.clone());
+        let (shares, parts) = Default::default();
+        Self { resources, overhead_resources, shares, parts, devices, report }
+    }
+
     /// All of it, in a unit that is yet to be started.
     fn plan_anew(&self, host: &Host, state: &State, unsupported: Unsupported) -> Result<Plan> {
-        let (resources, devices) = (self.resources.clone(), self.devices.clone());
+        let (resources, devices) = (self.resources.clone(), self.devices.policy.clone());
         let overhead_resources = self.overhead_resources.clone();
         let then = State { resources, overhead_resources, devices, ..state.clone() };
         let anew = then.anew();
@@ -623,7 +642,6 @@ impl Changed {
         cgroup: &Cgroup,
         state: &'a State,
         anew: &'a Anew,
-        change: &'a Resources,
         options: &ChangeOptions,
     ) -> Want<'a> {
         let mut want = Want::change(&state.cgroup, &anew.shares.whole, &self.shares.whole);
@@ -632,15 +650,15 @@ impl Changed {
         want.burst_by_default = state.burst_by_default;
         want.force = options.force;
         want.unsupported = options.unsupported;
-        if !change.devices.is_empty() {
+        if self.devices.are_changed {
             // What cannot be listed counts as running.
             // systemd changes them while all is stopped.
             let running = want.unit.is_none()
                 && !cgroup.is_frozen().unwrap_or(false)
                 && cgroup.processes().map_or(true, |processes| !processes.is_empty());
             let overriding = Override::from_allowed(state.override_device_programs);
-            want.devices =
-                Some(DeviceWant { before: Some(&state.devices), policy: &self.devices, running, overriding });
+            let (before, policy) = (Some(&state.devices), &self.devices.policy);
+            want.devices = Some(DeviceWant { before, policy, running, overriding });
         }
         want
     }

@@ -55,15 +55,18 @@ pub struct State {
     /// A quota of CPU time brings a burst of the same size with it, unless `resources` say something about bursts.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub burst_by_default: bool,
-    /// The device policy in force: the profile and the caller's rules together.
+    /// The device policy in force: the profile, the caller's rules and the claims together.
     pub devices: DevicePolicy,
+    /// The same without the claims; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unclaimed: Option<DevicePolicy>,
     /// The kernel's number of our device program (v2).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_program: Option<u32>,
     /// A device program of another manager above may be overridden (v2).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub override_device_programs: bool,
-    /// Devices that were added later, by the name of their claim.
+    /// Devices that were added later, by the name of their claim; each has rules that allow, and no two for the same numbers.
     #[serde(default)]
     pub claims: BTreeMap<String, Vec<DeviceRule>>,
     /// Where the VMM's own threads are.
