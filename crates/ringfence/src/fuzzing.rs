@@ -10,8 +10,10 @@ use crate::devices::{Access, DeviceKind};
 use crate::kernel::proc;
 use crate::plan::{self, DeviceWant, Observed, Want};
 use crate::stats::Stats;
+use crate::threads::qmp;
 use crate::{
-    DevicePolicy, Hierarchy, Host, Mode, Plan, Resources, Result, Unsupported, Version, explain, host, stats,
+    DevicePolicy, Hierarchy, Host, IoThread, Mode, Plan, Resources, Result, ThreadNames, Unsupported,
+    VcpuThread, Version, explain, host, stats,
 };
 
 pub mod interface {
@@ -170,4 +172,42 @@ impl Program {
     pub fn unreachable(&self) -> Option<usize> {
         interpreter::unreachable(&self.0)
     }
+}
+
+/// What was heard of a QMP monitor.
+#[derive(Debug, Default, PartialEq)]
+pub struct Monitor {
+    /// How many messages, whatever they were.
+    pub messages: usize,
+    /// Each answer, as if it told of vCPUs, and of I/O threads.
+    pub answers: Vec<std::result::Result<(Vec<VcpuThread>, Vec<IoThread>), String>>,
+}
+
+impl Monitor {
+    /// Listens to what comes in pieces of this length.
+    pub fn hear(said: &[u8], length: usize) -> Result<Self> {
+        let (mut decoder, mut heard) = (qmp::Decoder::default(), Self::default());
+        for piece in said.chunks(length.max(1)) {
+            decoder.feed(piece);
+            while let Some(message) = decoder.next()? {
+                heard.messages += 1;
+                if let qmp::Message::Return { value, .. } = message {
+                    let vcpus = qmp::vcpus(value.clone()).map_err(|error| error.to_string());
+                    let io_threads = qmp::io_threads(value).map_err(|error| error.to_string());
+                    heard.answers.push(match (vcpus, io_threads) {
+                        (Err(_), Err(error)) => Err(error),
+                        (vcpus, io_threads) => {
+                            Ok((vcpus.unwrap_or_default(), io_threads.unwrap_or_default()))
+                        }
+                    });
+                }
+            }
+        }
+        Ok(heard)
+    }
+}
+
+/// The vCPU and I/O threads among threads of these IDs and names, all as old as their IDs say.
+pub fn sort_threads(names: &ThreadNames, threads: &[(u32, &[u8])]) -> (Vec<VcpuThread>, Vec<IoThread>) {
+    names.sort(threads.iter().copied(), |tid| Some(tid.into()), 0)
 }

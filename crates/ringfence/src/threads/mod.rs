@@ -4,7 +4,7 @@
 //! is claimed, only threads of the VMM's own process are ever found: a VMM that lies can only misplace itself.
 
 mod names;
-mod qmp;
+pub(crate) mod qmp;
 mod read;
 
 use std::collections::BTreeSet;

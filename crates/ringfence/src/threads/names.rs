@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{IoThread, VcpuThread};
-use crate::{Error, Result, text};
+use crate::{Error, Profile, Result, text};
 
 /// What the kernel keeps of a thread's name, in bytes (`TASK_COMM_LEN` without the NUL); the rest is cut off.
 const NAME_LENGTH: usize = 15;
@@ -60,6 +60,16 @@ impl Vmm {
         Self::OpenVmm,
         Self::Dragonball,
     ];
+
+    /// The VMM of a profile, if it is for one alone whose threads have names.
+    pub fn of(profile: Profile) -> Option<Self> {
+        match profile {
+            Profile::Qemu => Some(Self::Qemu),
+            Profile::CloudHypervisor => Some(Self::CloudHypervisor),
+            Profile::Firecracker => Some(Self::Firecracker),
+            Profile::None | Profile::Default | Profile::Kata => None,
+        }
+    }
 
     /// The name, as the command has it.
     pub fn name(self) -> &'static str {
@@ -196,7 +206,7 @@ impl ThreadNames {
     ///
     /// A thread has the name of the one that made it until it is given its own: of two that are called the same, the one
     /// that `started` first is the vCPU. Where one thread runs all vCPUs, it is each of `expected`.
-    pub(super) fn sort<'n>(
+    pub(crate) fn sort<'n>(
         &self,
         threads: impl IntoIterator<Item = (u32, &'n [u8])>,
         started: impl Fn(u32) -> Option<u64>,

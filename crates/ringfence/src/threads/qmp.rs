@@ -14,8 +14,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use self::message::Message;
-pub(crate) use self::message::{Decoder, io_threads, vcpus};
+pub(crate) use self::message::{Decoder, Message, io_threads, vcpus};
 use super::{IoThread, VcpuThread};
 use crate::kernel::poll::Deadline;
 use crate::{Error, ErrorKind, Result};
