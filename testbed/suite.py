@@ -128,11 +128,14 @@ def _built(workspace: Path, *arguments: str) -> dict[tuple[str, str, str], Path]
     }
 
 
-def build_tests(workspace: Path, tests: list[Test]) -> dict[Test, Path]:
+def build_tests(workspace: Path, tests: list[Test]) -> tuple[dict[Test, Path], Path | None]:
+    """Their executables, and the `ringfence` command where cargo builds it with the tests of its package: built by itself
+    it would be with other features of the same crates, all of them once more."""
     # All features, or cargo would refuse a test that requires one.
     selection = {"--lib" if test.kind == "lib" else f"--test={test.target}" for test in tests}
     built = _built(workspace, "test", "--workspace", "--all-features", "--no-run", *sorted(selection))
-    return {test: built[test.package, test.kind, test.target] for test in tests}
+    command = next((path for (_, kind, name), path in built.items() if (kind, name) == ("bin", COMMAND)), None)
+    return {test: built[test.package, test.kind, test.target] for test in tests}, command
 
 
 def build_command(workspace: Path) -> Path | None:
