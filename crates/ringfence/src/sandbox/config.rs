@@ -105,13 +105,7 @@ impl VcpuHints {
 
     /// The way to find them.
     pub(super) fn finder(&self, profile: Profile) -> Option<Finder> {
-        let known = match profile {
-            Profile::Qemu => Some(Vmm::Qemu),
-            Profile::CloudHypervisor => Some(Vmm::CloudHypervisor),
-            Profile::Firecracker => Some(Vmm::Firecracker),
-            _ => None,
-        };
-        let named = || self.names.clone().or(known.map(ThreadNames::from)).map(Finder::from);
+        let named = || self.names.clone().or(Vmm::of(profile).map(ThreadNames::from)).map(Finder::from);
         self.qmp.as_ref().map(Finder::qmp).or_else(named)
     }
 }
