@@ -127,6 +127,25 @@ fn a_holder_keeps_the_scope_and_goes_with_it() {
 }
 
 #[test]
+fn where_others_are_drained_the_holder_dies_and_they_live_on() {
+    if skipped() {
+        return;
+    }
+    let sandbox = Sandbox::named("held");
+    create(&sandbox, &[&LIMITS[..], &["--hold"]].concat());
+    let holder: u32 = sandbox.json("ps", &[])[0]["pid"].as_u64().unwrap().try_into().unwrap();
+    let pid = detached_exec(&sandbox);
+    let outcome = sandbox.json("rm", &["--drain"]);
+    assert_eq!(outcome["moved"], serde_json::json!([pid]), "{outcome}");
+    assert!(is_alive(pid));
+    until("the holder has ended", || !is_alive(holder));
+    let drained = format!("ringfence-{}-drained.scope", sandbox.id);
+    systemctl(&["kill", "--signal=KILL", &drained]);
+    until("ended", || !is_alive(pid));
+    nothing_is_left(&sandbox);
+}
+
+#[test]
 fn what_the_kernel_refuses_is_an_error_although_systemd_takes_it_and_nothing_changes() {
     if skipped() {
         return;

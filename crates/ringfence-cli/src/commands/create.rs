@@ -76,7 +76,7 @@ pub fn make(
         let why = "there is such a cgroup already, and no sandbox of this name";
         return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(format!("/{}", intent.cgroup)));
     }
-    context.announce(|| Sandbox::plan(host, &config))?;
+    context.announce(|| Sandbox::plan_here(host, &config))?;
     entry.save(&intent)?;
     match Sandbox::create(host, &config) {
         Ok((sandbox, _)) => {

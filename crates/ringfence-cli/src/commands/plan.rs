@@ -40,7 +40,7 @@ impl Plan {
                     None => {
                         let by_systemd = context.by_systemd(&host);
                         let config = self.wanted.config(context, &self.id, by_systemd, node_on(&host))?;
-                        Sandbox::plan(&host, &config)?
+                        Sandbox::plan_here(&host, &config)?
                     }
                 }
             }

@@ -111,6 +111,12 @@ impl Sandbox {
         Ok(plan)
     }
 
+    /// [`Sandbox::plan`] for this machine, where an ordinary user's rights may differ from place to place: what is delegated
+    /// at the path is looked at.
+    pub fn plan_here(host: &Host, config: &SandboxConfig) -> Result<Plan> {
+        Self::plan(&host.as_seen_at(&config.resolve(host)?), config)
+    }
+
     /// The state of a sandbox that is about to be made: what a [`Store`](crate::Store) writes ahead. Changes nothing.
     pub fn intent(host: &Host, config: &SandboxConfig) -> Result<State> {
         config.resources.validate()?;
