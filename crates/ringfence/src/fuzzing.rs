@@ -12,8 +12,8 @@ use crate::plan::{self, DeviceWant, Observed, Want};
 use crate::stats::Stats;
 use crate::threads::qmp;
 use crate::{
-    DevicePolicy, Hierarchy, Host, IoThread, Mode, Plan, Resources, Result, ThreadNames, Unsupported,
-    VcpuThread, Version, explain, host, stats,
+    DevicePolicy, Hierarchy, Host, IoThread, Mode, Plan, Resources, Result, ThreadNames, VcpuThread, Version,
+    explain, host, stats,
 };
 
 pub mod interface {
@@ -82,29 +82,16 @@ pub fn plan_change(
         running: false,
         overriding: Override::from_allowed(false),
     });
-    let want = Want {
-        path: "vm1",
-        unit: None,
-        create: false,
-        base,
-        change,
-        devices,
-        burst_by_default: false,
-        force: false,
-        evacuate: false,
-        statistics: &[],
-        owner: None,
-        unsupported: Unsupported::Report,
-    };
+    let want = Want { devices, ..Want::change("vm1", base, change) };
     let mut observed = Observed::default();
     loop {
         let set = plan::needs(host, &want, &observed);
         if set.is_empty() {
             return plan::plan(host, &want, &observed);
         }
-        for (hierarchy, file) in set.files {
+        for (hierarchy, path, file) in set.files {
             let content = read(&file);
-            observed.insert(hierarchy, want.path, file, content);
+            observed.insert(hierarchy, &path, file, content);
         }
         if set.inherited.is_some() {
             observed.inherited_is_known();
