@@ -343,9 +343,6 @@ fn each_throttle_of_a_device_is_explained_by_itself() {
 
 #[test]
 fn a_throttle_above_holds_below_as_explain_has_it() {
-    if by_systemd() {
-        return skip("the kernel does the same whoever made the cgroup");
-    }
     let parent = Parent::named("reads");
     let sandbox = Sandbox::named("reads");
     let path = parent.create(&sandbox, &[]);

@@ -70,8 +70,7 @@ fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
     let unit = Unit::new(&host, "change");
     let (path, nothing) = (unit.path(), Resources::default());
     let named = Some(UnitWant { name: &unit.name, description: "Ringfence test" });
-    // Both directions of both: every step is by itself.
-    for (flipped, second) in [(false, false), (true, true)] {
+    for (flipped, second) in [(false, false), (false, true), (true, false), (true, true)] {
         let (before, after) = (resources(&host, second), resources(&host, !second));
         let old = policy(&["c 10:232 rwm", "b 8:0 r"]);
         let new = match flipped {
