@@ -230,7 +230,7 @@ impl Cgroup {
         Ok(Self::with(host.as_seen_at(path), path, dirs))
     }
 
-    pub(crate) fn with(host: Host, path: &str, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
+    fn with(host: Host, path: &str, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
         let (path, filter, started) = (path.to_owned(), Mutex::default(), Mutex::default());
         Self { host, path, dirs, ours: false, parent_is_default: false, unit: None, filter, started }
     }

@@ -76,21 +76,12 @@ fn make_threaded(draft: &Draft<'_>, whole: &str) -> Vec<Step> {
         );
         steps.push(switch);
         let (required, wanted) = controllers(draft, &draft.steps, index, hierarchy);
-        let above = levels(&dir, draft.host.base_of(whole)).into_iter().filter_map(|dir| dir.parent());
-        for dir in above.filter(|dir| lies_in(&dir.path, whole)) {
-            let (required, wanted) = (required.clone(), wanted.clone());
-            if !(required.is_empty() && wanted.is_empty()) {
-                let (evacuate, threads) = (false, true);
-                steps.push(Step::new(Action::EnableControllers { dir, required, wanted, evacuate, threads }));
-            }
+        if !(required.is_empty() && wanted.is_empty()) {
+            let (dir, evacuate, threads) = (Dir::new(index, whole), false, true);
+            steps.push(Step::new(Action::EnableControllers { dir, required, wanted, evacuate, threads }));
         }
     }
     steps
-}
-
-/// Whether a path is that of a cgroup, or below it.
-fn lies_in(path: &str, whole: &str) -> bool {
-    path.strip_prefix(whole).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// What comes before the values of a change: on v2 it may need a controller that nothing has needed before, which is
@@ -112,7 +103,7 @@ pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
     }
     let enable = |dir: Dir| {
         let (required, wanted, evacuate) = (required.clone(), Vec::new(), false);
-        let threads = draft.want.threads_of.is_some_and(|whole| lies_in(&dir.path, whole));
+        let threads = draft.want.threads_of == Some(dir.path.as_str());
         Step::new(Action::EnableControllers { dir, required, wanted, evacuate, threads })
     };
     levels(&draft.leaf(index), draft.host.base_of(draft.want.path))

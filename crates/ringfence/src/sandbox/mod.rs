@@ -462,10 +462,8 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
     pub fn part_stats_reader(&self, part: Part) -> Result<StatsReader> {
-        let state = self.locked();
-        let cgroup = self.present_or_not_found(&state)?;
-        let path = part_path(&state, part)?;
-        Cgroup::with(self.host.clone(), path, cgroup.directories_of(path)?).stats_reader()
+        let whole = self.cgroup()?;
+        Cgroup::open_at(&whole.host, part_path(&self.locked(), part)?)?.stats_reader()
     }
 
     /// The value in effect, and which ancestor decides it. See [`Cgroup::explain`].
