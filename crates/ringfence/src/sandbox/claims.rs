@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{ChangeOptions, Changed, Sandbox, State, joined};
+use super::change::{ChangeOptions, Changed};
+use super::{Sandbox, State, joined};
 use crate::devices::{Beneath, DevicePolicy, DeviceRule, RuleKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Plan;

@@ -1,10 +1,12 @@
 //! A sandbox: one virtual machine with everything on the host that serves it.
 
+mod change;
 mod claims;
 mod config;
 mod diff;
 mod layout;
 mod leftovers;
+mod processes;
 mod state;
 mod store;
 mod threads;
@@ -15,36 +17,30 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::io::Errno;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+pub use change::ChangeOptions;
 pub use claims::Claim;
-use claims::Devices;
 pub use config::{Overhead, SandboxConfig, VcpuHints};
 pub use diff::Difference;
 pub use layout::Part;
-use layout::Shares;
 pub use leftovers::Leftover;
-use state::Anew;
+use processes::part_path;
 pub use state::{Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
 pub use threads::Placed;
 
-use crate::cgroup::{Cgroup, Child, Command, Filter, Outcome, Remaining, send, stop_default_slice};
-use crate::devices::filter::Override;
+use crate::cgroup::{Cgroup, Filter, Outcome, Remaining, send, stop_default_slice};
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
-use crate::driver::dirs::Dirs;
 use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::explain::{Explanation, Key};
-use crate::host::{Host, Version};
+use crate::host::Host;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::{CgroupPath, SystemdName};
-use crate::plan::convert::swap_to_v2;
-use crate::plan::{self, DeviceWant, Observed, PartWant, Plan, Unsupported, Want};
+use crate::plan::{self, Observed, Plan, Unsupported, Want};
 use crate::report::Report;
-use crate::resources::{Limit, Resources};
 use crate::stats::StatsReader;
 
 /// What a sandbox is doing.
@@ -74,19 +70,6 @@ impl fmt::Display for Status {
             Self::Gone => "gone",
         })
     }
-}
-
-/// How a change is to be made.
-#[derive(Debug, Clone, Default)]
-pub struct ChangeOptions {
-    /// Lower a memory limit below what is in use: on v2 the kernel kills at once.
-    pub force: bool,
-    /// What is done about settings that this host does not have.
-    pub unsupported: Unsupported,
-    /// The fields of the document, from which the change was read, that nobody reads: part of the report.
-    pub unread: Report,
-    /// What is to become different for the overhead, where it has a part of its own.
-    pub overhead: Resources,
 }
 
 /// A virtual machine's cgroup, with its device policy and the state from which another process restores it.
@@ -285,171 +268,9 @@ impl Sandbox {
         Ok(if cgroup.processes()?.is_empty() { Status::Empty } else { Status::Running })
     }
 
-    /// The steps of [`Sandbox::change`], without doing them.
-    pub fn plan_change(&self, change: &Resources, options: ChangeOptions) -> Result<Plan> {
-        let state = self.locked();
-        let planned = Changed::of(&state, change, &options, &self.host)?;
-        self.think(&state, planned, &options)
-    }
-
-    fn think(&self, state: &State, planned: Changed, options: &ChangeOptions) -> Result<Plan> {
-        let mut plan = match self.present(state)? {
-            Some(cgroup) => {
-                let anew = state.anew();
-                let want = planned.want(&cgroup, state, &anew, options);
-                Cgroup::plan_with(&self.host, &want, &mut Dirs::new(&self.host, cgroup.dirs.clone()))?
-            }
-            None => planned.plan_anew(&self.host, state, options.unsupported)?,
-        };
-        plan.report = joined(planned.report, plan.report);
-        Ok(plan)
-    }
-
-    /// Changes limits: merges, all or nothing. Device rules are taken after those from before.
-    pub fn change(&self, change: &Resources) -> Result<Report> {
-        self.change_with(change, ChangeOptions::default())
-    }
-
-    /// [`Sandbox::change`] with options.
-    pub fn change_with(&self, change: &Resources, options: ChangeOptions) -> Result<Report> {
-        let mut state = self.locked();
-        let planned = Changed::of(&state, change, &options, &self.host)?;
-        self.carry_out(&mut state, planned, &options)
-    }
-
-    fn carry_out(&self, state: &mut State, planned: Changed, options: &ChangeOptions) -> Result<Report> {
-        options.unsupported.mind(&planned.report)?;
-        let (changed, tried) = match self.present(state)? {
-            Some(cgroup) => {
-                let anew = state.anew();
-                let made = cgroup.change_as(&planned.want(&cgroup, state, &anew, options))?;
-                state.device_program = cgroup.filter_id();
-                made
-            }
-            // Everything is planned once more.
-            None => {
-                let plan = planned.plan_anew(&self.host, state, options.unsupported)?;
-                let tried = plan.writes().filter_map(|step| step.setting.clone()).collect();
-                (plan.report, tried)
-            }
-        };
-        let report = joined(planned.report, changed);
-        state.report.supersede(&tried, &report);
-        state.resources = planned.resources;
-        state.overhead_resources = planned.overhead_resources;
-        planned.devices.keep_in(state);
-        Ok(report)
-    }
-
     /// The device policy in force.
     pub fn devices(&self) -> DevicePolicy {
         self.locked().devices.clone()
-    }
-
-    /// The processes inside.
-    pub fn processes(&self) -> Result<BTreeSet<u32>> {
-        match self.present(&self.locked())? {
-            Some(cgroup) => cgroup.processes(),
-            None => Ok(BTreeSet::new()),
-        }
-    }
-
-    /// Joins running processes with all their threads: all of them, or none. Where the sandbox has parts, they go to the
-    /// overhead.
-    pub fn join_all(&self, pids: &[u32]) -> Result<()> {
-        self.join_part(self.default_part(), pids)
-    }
-
-    /// Where processes go of which nothing is said: to the overhead, where there are parts.
-    pub fn default_part(&self) -> Option<Part> {
-        self.locked().parts.contains_key(&Part::Overhead).then_some(Part::Overhead)
-    }
-
-    /// The same, into a part.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
-    pub fn join_part(&self, part: impl Into<Option<Part>>, pids: &[u32]) -> Result<()> {
-        let part = part.into();
-        let mut state = self.locked();
-        let mut races = 0;
-        loop {
-            if let Some(cgroup) = self.present(&state)? {
-                return seat(&cgroup, &state, part)?.join_all(pids);
-            }
-            races += 1;
-            match self.start(&mut state, Processes::Running(pids)) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists && races < RACES => {}
-                started => {
-                    let seat = seat(&started?, &state, part)?;
-                    return pids.iter().try_for_each(|pid| seat.take_seat(*pid));
-                }
-            }
-        }
-    }
-
-    /// Joins a running process with all its threads.
-    pub fn join(&self, pid: u32) -> Result<()> {
-        self.join_all(&[pid])
-    }
-
-    /// Starts a command inside; it never runs outside, not for an instant. Where the sandbox has parts, it is born among the
-    /// vCPUs, limited as they are, until [`Sandbox::place_vcpus`] tells its threads apart.
-    pub fn spawn(&self, command: &Command) -> Result<Child> {
-        let part = self.locked().parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
-        self.spawn_in(part, command)
-    }
-
-    /// The same, in a part.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
-    pub fn spawn_in(&self, part: impl Into<Option<Part>>, command: &Command) -> Result<Child> {
-        let part = part.into();
-        let mut state = self.locked();
-        for _ in 0..RACES {
-            if let Some(cgroup) = self.present(&state)? {
-                match seat(&cgroup, &state, part).and_then(|seat| seat.spawn(command)) {
-                    // A scope that ended at this moment.
-                    Err(error)
-                        if state.path.is_systemd()
-                            && error.is_one_of(&[Errno::NOENT, Errno::NODEV])
-                            && !cgroup.is_there() => {}
-                    spawned => return spawned,
-                }
-            }
-            match self.spawn_first(&mut state, part, command) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                spawned => return spawned,
-            }
-        }
-        self.spawn_first(&mut state, part, command)
-    }
-
-    /// Starts a command with the scope around it.
-    fn spawn_first(&self, state: &mut State, part: Option<Part>, command: &Command) -> Result<Child> {
-        let waiting = command.hold()?;
-        let cgroup = self.start(state, Processes::Waiting(&[waiting.pid()]))?;
-        seat(&cgroup, state, part)?.take_seat(waiting.pid())?;
-        command.go(waiting)
-    }
-
-    /// Starts a command that does nothing but live: it keeps a scope of systemd alive, and is no reason for
-    /// [`Remaining::Refuse`] to refuse.
-    pub fn hold(&self, command: &Command) -> Result<Child> {
-        let child = self.spawn_in(self.default_part(), command)?;
-        self.locked().placeholder = ProcessIdentity::of(child.pid());
-        Ok(child)
-    }
-
-    /// A closure for `pre_exec` of std's and tokio's `Command`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a scope of systemd in which nothing runs.
-    pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
-        let state = self.locked();
-        let part = state.parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
-        seat(&self.present_or_not_found(&state)?, &state, part)?.join_hook()
     }
 
     /// A reader of statistics that keeps its descriptors between samples.
@@ -543,25 +364,6 @@ impl Sandbox {
     }
 }
 
-/// How often a scope may start or end at the very moment at which it is asked for.
-const RACES: usize = 5;
-
-/// Where a process goes: into a part, or into the whole.
-fn seat(cgroup: &Arc<Cgroup>, state: &State, part: Option<Part>) -> Result<Arc<Cgroup>> {
-    match part {
-        Some(part) => cgroup.seat(part_path(state, part)?).map(Arc::new),
-        None => Ok(Arc::clone(cgroup)),
-    }
-}
-
-fn part_path(state: &State, part: Part) -> Result<&str> {
-    let path = state.parts.get(&part);
-    path.map(String::as_str).ok_or_else(|| {
-        let why = "nothing: this sandbox has no parts, its overhead is together with the workload";
-        Error::invalid("part", part, why)
-    })
-}
-
 /// The cgroup of a state, if it is there.
 fn open(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
     Ok(open_leftover(host, state)?.filter(|cgroup| state.cgroup.is_empty() || cgroup.is_there()))
@@ -581,91 +383,6 @@ fn open_leftover(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
         cgroup.filter = Mutex::new(Filter::Id(id));
     }
     Ok(Some(Arc::new(cgroup)))
-}
-
-/// What a change leaves as the state.
-struct Changed {
-    resources: Resources,
-    overhead_resources: Resources,
-    /// What is to become different, as it lies on the whole and its parts.
-    shares: Shares,
-    parts: Vec<PartWant>,
-    devices: Devices,
-    report: Report,
-}
-
-impl Changed {
-    fn of(state: &State, change: &Resources, options: &ChangeOptions, host: &Host) -> Result<Self> {
-        change.validate()?;
-        let version = host
-            .hierarchy_of(crate::host::Controller::Memory)
-            .map_or(Version::V2, |(_, hierarchy)| hierarchy.version);
-        let mut resources = state.resources.clone();
-        resources.merge(change, version);
-        // A half that is given may contradict the half that stays.
-        resources.validate()?;
-        let mut overhead_resources = state.overhead_resources.clone();
-        overhead_resources.merge(&options.overhead, version);
-        state.overhead.allows(&overhead_resources)?;
-        let shares = state.shares_of(change, &options.overhead);
-        let parts = layout::parts(&state.parts, &state.shares(), &shares);
-        if let Some(swap) = resources.memory.swap {
-            swap_to_v2(resources.memory.limit.unwrap_or(Limit::Max), swap)?;
-        }
-        let unread = options.unread.clone();
-        if change.devices.is_empty() {
-            let devices = Devices::of(state);
-            return Ok(Self { resources, overhead_resources, shares, parts, devices, report: unread });
-        }
-        DeviceRule::drop_superseded(&mut resources.devices);
-        let base = || base_rules(state.profile, host).map(|(base, _)| base);
-        let (devices, report) =
-            Devices::of(state).changed(&change.devices, base, &state.profile.required(host))?;
-        let report = joined(unread, report);
-        Ok(Self { resources, overhead_resources, shares, parts, devices, report })
-    }
-
-    /// Of what may be opened, and of nothing else.
-    fn of_devices(state: &State, devices: Devices, report: Report) -> Self {
-        let (resources, overhead_resources) = (state.resources.clone(), state.overhead_resources.clone());
-        let (shares, parts) = Default::default();
-        Self { resources, overhead_resources, shares, parts, devices, report }
-    }
-
-    /// All of it, in a unit that is yet to be started.
-    fn plan_anew(&self, host: &Host, state: &State, unsupported: Unsupported) -> Result<Plan> {
-        let (resources, devices) = (self.resources.clone(), self.devices.policy.clone());
-        let overhead_resources = self.overhead_resources.clone();
-        let then = State { resources, overhead_resources, devices, ..state.clone() };
-        let anew = then.anew();
-        plan::plan(host, &Want { unsupported, ..then.want(&anew) }, &Observed::default())
-    }
-
-    fn want<'a>(
-        &'a self,
-        cgroup: &Cgroup,
-        state: &'a State,
-        anew: &'a Anew,
-        options: &ChangeOptions,
-    ) -> Want<'a> {
-        let mut want = Want::change(&state.cgroup, &anew.shares.whole, &self.shares.whole);
-        want.parts = &self.parts;
-        want.unit = state.unit(anew);
-        want.burst_by_default = state.burst_by_default;
-        want.force = options.force;
-        want.unsupported = options.unsupported;
-        if self.devices.are_changed {
-            // What cannot be listed counts as running.
-            // systemd changes them while all is stopped.
-            let running = want.unit.is_none()
-                && !cgroup.is_frozen().unwrap_or(false)
-                && cgroup.processes().map_or(true, |processes| !processes.is_empty());
-            let overriding = Override::from_allowed(state.override_device_programs);
-            let (before, policy) = (Some(&state.devices), &self.devices.policy);
-            want.devices = Some(DeviceWant { before, policy, running, overriding });
-        }
-        want
-    }
 }
 
 /// Without a cgroup.

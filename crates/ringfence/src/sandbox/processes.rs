@@ -1,0 +1,139 @@
+//! Processes: into a sandbox and its parts, running ones and new ones.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::{Part, Sandbox, State};
+use crate::cgroup::{Cgroup, Child, Command};
+use crate::driver::systemd::Processes;
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::proc::ProcessIdentity;
+
+impl Sandbox {
+    /// The processes inside.
+    pub fn processes(&self) -> Result<BTreeSet<u32>> {
+        match self.present(&self.locked())? {
+            Some(cgroup) => cgroup.processes(),
+            None => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// Joins running processes with all their threads: all of them, or none. Where the sandbox has parts, they go to the
+    /// overhead.
+    pub fn join_all(&self, pids: &[u32]) -> Result<()> {
+        self.join_part(self.default_part(), pids)
+    }
+
+    /// Where processes go of which nothing is said: to the overhead, where there are parts.
+    pub fn default_part(&self) -> Option<Part> {
+        self.locked().parts.contains_key(&Part::Overhead).then_some(Part::Overhead)
+    }
+
+    /// The same, into a part.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
+    pub fn join_part(&self, part: impl Into<Option<Part>>, pids: &[u32]) -> Result<()> {
+        let part = part.into();
+        let mut state = self.locked();
+        let mut races = 0;
+        loop {
+            if let Some(cgroup) = self.present(&state)? {
+                return seat(&cgroup, &state, part)?.join_all(pids);
+            }
+            races += 1;
+            match self.start(&mut state, Processes::Running(pids)) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && races < RACES => {}
+                started => {
+                    let seat = seat(&started?, &state, part)?;
+                    return pids.iter().try_for_each(|pid| seat.take_seat(*pid));
+                }
+            }
+        }
+    }
+
+    /// Joins a running process with all its threads.
+    pub fn join(&self, pid: u32) -> Result<()> {
+        self.join_all(&[pid])
+    }
+
+    /// Starts a command inside; it never runs outside, not for an instant. Where the sandbox has parts, it is born among the
+    /// vCPUs, limited as they are, until [`Sandbox::place_vcpus`] tells its threads apart.
+    pub fn spawn(&self, command: &Command) -> Result<Child> {
+        let part = self.locked().parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
+        self.spawn_in(part, command)
+    }
+
+    /// The same, in a part.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
+    pub fn spawn_in(&self, part: impl Into<Option<Part>>, command: &Command) -> Result<Child> {
+        let part = part.into();
+        let mut state = self.locked();
+        for _ in 0..RACES {
+            if let Some(cgroup) = self.present(&state)? {
+                match seat(&cgroup, &state, part).and_then(|seat| seat.spawn(command)) {
+                    // A scope that ended at this moment.
+                    Err(error)
+                        if state.path.is_systemd()
+                            && error.is_one_of(&[Errno::NOENT, Errno::NODEV])
+                            && !cgroup.is_there() => {}
+                    spawned => return spawned,
+                }
+            }
+            match self.spawn_first(&mut state, part, command) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                spawned => return spawned,
+            }
+        }
+        self.spawn_first(&mut state, part, command)
+    }
+
+    /// Starts a command with the scope around it.
+    fn spawn_first(&self, state: &mut State, part: Option<Part>, command: &Command) -> Result<Child> {
+        let waiting = command.hold()?;
+        let cgroup = self.start(state, Processes::Waiting(&[waiting.pid()]))?;
+        seat(&cgroup, state, part)?.take_seat(waiting.pid())?;
+        command.go(waiting)
+    }
+
+    /// Starts a command that does nothing but live: it keeps a scope of systemd alive, and is no reason for
+    /// [`Remaining::Refuse`] to refuse.
+    pub fn hold(&self, command: &Command) -> Result<Child> {
+        let child = self.spawn_in(self.default_part(), command)?;
+        self.locked().placeholder = ProcessIdentity::of(child.pid());
+        Ok(child)
+    }
+
+    /// A closure for `pre_exec` of std's and tokio's `Command`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a scope of systemd in which nothing runs.
+    pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
+        let state = self.locked();
+        let part = state.parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
+        seat(&self.present_or_not_found(&state)?, &state, part)?.join_hook()
+    }
+}
+
+/// How often a scope may start or end at the very moment at which it is asked for.
+const RACES: usize = 5;
+
+/// Where a process goes: into a part, or into the whole.
+fn seat(cgroup: &Arc<Cgroup>, state: &State, part: Option<Part>) -> Result<Arc<Cgroup>> {
+    match part {
+        Some(part) => cgroup.seat(part_path(state, part)?).map(Arc::new),
+        None => Ok(Arc::clone(cgroup)),
+    }
+}
+
+pub(super) fn part_path(state: &State, part: Part) -> Result<&str> {
+    let path = state.parts.get(&part);
+    path.map(String::as_str).ok_or_else(|| {
+        let why = "nothing: this sandbox has no parts, its overhead is together with the workload";
+        Error::invalid("part", part, why)
+    })
+}
