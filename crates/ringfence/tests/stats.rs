@@ -71,12 +71,15 @@ fn a_sample_is_one_read_per_file_and_allocates_nothing() {
     let before = reads_of_this_thread();
     reader.sample().unwrap();
     assert_eq!(reads_of_this_thread() - before - 1, files.len() as u64, "{files:?}");
-    let allocations = allocations::count(|| {
-        for _ in 0..10 {
-            reader.sample().unwrap();
-        }
+    // A device that the processes use for the first time is a new row; a sample that allocates does so in every round.
+    let allocations = [(); 3].map(|()| {
+        allocations::count(|| {
+            for _ in 0..10 {
+                reader.sample().unwrap();
+            }
+        })
     });
-    assert_eq!(allocations, 0);
+    assert!(allocations.contains(&0), "{allocations:?}");
 
     std::thread::sleep(Duration::from_millis(100));
     let last = reader.sample().unwrap().clone();
