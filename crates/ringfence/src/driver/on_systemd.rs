@@ -38,7 +38,7 @@ impl<'a> Unit<'a> {
     fn is_gone(&self) -> bool {
         let dirs = self.host.hierarchies.iter().map(|hierarchy| hierarchy.root.join(self.path()));
         dirs.into_iter().all(|dir| !dir.exists())
-            && self.host.manager().unwrap().active(&self.name.unit()).unwrap().is_none()
+            && !self.host.manager().unwrap().is_taken(&self.name.unit()).unwrap()
     }
 }
 

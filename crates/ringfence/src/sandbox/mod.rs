@@ -38,7 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::explain::{Explanation, Key};
 use crate::host::Host;
 use crate::kernel::proc::ProcessIdentity;
-use crate::path::{CgroupPath, SystemdName};
+use crate::path::CgroupPath;
 use crate::plan::{self, Observed, Plan, Unsupported, Want};
 use crate::report::Report;
 use crate::stats::StatsReader;
@@ -161,7 +161,7 @@ impl Sandbox {
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = match state.path.as_systemd().filter(|unit| !unit.is_slice()) {
             Some(unit) => {
-                if host.manager()?.active(&unit.unit())?.is_some() {
+                if host.manager()?.is_taken(&unit.unit())? {
                     let why = "systemd has such a unit already";
                     return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(unit.unit()));
                 }
@@ -332,10 +332,14 @@ impl Sandbox {
         state.phase = Phase::Removing;
         let Some(cgroup) = cgroup else {
             let mut outcome = Outcome::default();
-            if state.path.as_systemd().is_some_and(SystemdName::is_in_default_slice)
-                && let Some((slice, _)) = state.cgroup.rsplit_once('/')
-            {
-                stop_default_slice(&self.host, slice, &mut outcome);
+            if let Some(unit) = state.path.as_systemd() {
+                // systemd may not have seen yet that nothing runs inside.
+                _ = self.host.manager().and_then(|manager| manager.is_taken(&unit.unit()));
+                if unit.is_in_default_slice()
+                    && let Some((slice, _)) = state.cgroup.rsplit_once('/')
+                {
+                    stop_default_slice(&self.host, slice, &mut outcome);
+                }
             }
             return Ok(outcome);
         };

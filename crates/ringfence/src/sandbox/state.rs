@@ -15,6 +15,7 @@ use crate::path::CgroupPath;
 use crate::plan::{DeviceWant, Owner, PartWant, UnitWant, Want};
 use crate::report::Report;
 use crate::resources::Resources;
+use crate::systemd::OURS;
 
 /// The version of the format that is written. States of version 1 are read: they have no limits of block devices, huge
 /// pages, network and RDMA, and no bursts by default.
@@ -121,7 +122,7 @@ impl State {
         let kept = self.mark.as_ref().map_or(String::new(), |mark| format!(" ({mark})"));
         let shares = self.shares();
         let parts = layout::parts(&self.parts, &Shares::default(), &shares);
-        let description = format!("Ringfence sandbox {}{kept}", self.path);
+        let description = format!("{OURS}{}{kept}", self.path);
         Anew { nothing: Resources::default(), shares, parts, description }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use zbus::{OwnedObjectPath, Variant};
 
+use super::OURS;
 use super::bus::{Bus, Failure};
 use super::property::{Property, Value};
 use crate::error::{Error, ErrorKind, Result};
@@ -89,7 +90,7 @@ impl Manager {
                 &(unit, "fail", told, none.as_slice()),
                 deadline,
             );
-            let failure = match job.map(|job| self.wait_for(&bus, &watch, unit, job.as_str(), deadline)) {
+            let failure = match job.map(|job| wait_for(&bus, &watch, unit, job.as_str(), deadline)) {
                 Ok(Ok(result)) if result == "done" => return Ok(Started::Anew),
                 Ok(Ok(result)) => {
                     let why = format!("{what}: the job of systemd ended as {result:?}");
@@ -166,24 +167,21 @@ impl Manager {
                 Ok(None)
             }
             "active" => {
-                type Process = (String, u32, String);
-                let inside = bus.call::<_, Vec<Process>>("GetUnitProcesses", &unit, deadline);
-                let inside: Vec<u32> = match found(inside) {
-                    Ok(list) => list.unwrap_or_default().into_iter().map(|(_, pid, _)| pid).collect(),
+                let inside = match inside(bus, unit, deadline) {
+                    Ok(inside) => inside,
                     Err(failure) => return Err(failure.while_doing(&what)),
                 };
-                let has_ours = !pids.is_empty() && pids.iter().all(|pid| inside.contains(pid));
+                if inside.is_empty() && !unit.ends_with(".slice") {
+                    let ended = end(bus, unit, &theirs, deadline);
+                    ended.map_err(|failure| failure.while_doing(&what))?;
+                    return Ok(None);
+                }
                 if theirs == description {
+                    let has_ours = !pids.is_empty() && pids.iter().all(|pid| inside.contains(pid));
                     return Ok(Some(if has_ours { Started::Anew } else { Started::Already }));
                 }
-                if !inside.is_empty() || unit.ends_with(".slice") {
-                    let why = format!("systemd has such a unit already, and it is not ours ({theirs:?})");
-                    return Err(Error::new(ErrorKind::AlreadyExists, why)
-                        .with_setting("unit")
-                        .with_value(unit));
-                }
-                deadline.sleep(PAUSE);
-                Ok(None)
+                let why = format!("systemd has such a unit already, and it is not ours ({theirs:?})");
+                Err(Error::new(ErrorKind::AlreadyExists, why).with_setting("unit").with_value(unit))
             }
             _ => {
                 deadline.sleep(PAUSE);
@@ -227,26 +225,25 @@ impl Manager {
     pub(crate) fn stop(&self, unit: &str, alone: bool) -> Result<bool> {
         let mode = if alone { "ignore-dependencies" } else { "replace" };
         let what = format!("cannot stop {unit}");
-        self.persistently(&what, |bus, deadline| {
-            let watch = bus.watch(unit);
-            match found(bus.call::<_, OwnedObjectPath>("StopUnit", &(unit, mode), deadline))? {
-                None => Ok(false),
-                Some(job) => self.wait_for(bus, &watch, unit, job.as_str(), deadline).map(|_| true),
-            }
-        })
+        self.persistently(&what, |bus, deadline| stop(bus, unit, mode, deadline))
     }
 
-    /// Whether a unit is there and active, and its description.
-    pub(crate) fn active(&self, unit: &str) -> Result<Option<String>> {
+    /// Whether there is a unit of the name. A scope of ours in which nothing runs is none, and is ended: it may have lost its
+    /// cgroup before systemd saw it empty.
+    pub(crate) fn is_taken(&self, unit: &str) -> Result<bool> {
         self.persistently(&format!("cannot look {unit} up"), |bus, deadline| {
             let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
-                return Ok(None);
+                return Ok(false);
             };
             let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
             if matches!(state.as_str(), "inactive" | "failed" | "deactivating") {
-                return Ok(None);
+                return Ok(false);
             }
-            bus.property::<String>(object.as_str(), UNIT, "Description", deadline).map(Some)
+            if unit.ends_with(".slice") || !inside(bus, unit, deadline)?.is_empty() {
+                return Ok(true);
+            }
+            let theirs = bus.property::<String>(object.as_str(), UNIT, "Description", deadline)?;
+            end(bus, unit, &theirs, deadline).map(|is_ended| !is_ended)
         })
     }
 
@@ -310,34 +307,6 @@ impl Manager {
         }
     }
 
-    /// Waits for the end of a job.
-    fn wait_for(
-        &self,
-        bus: &Bus,
-        watch: &super::bus::Watch<'_>,
-        unit: &str,
-        job: &str,
-        deadline: Deadline,
-    ) -> Result<String, Failure> {
-        loop {
-            match watch.ended(job, Deadline::after(NOTICE.min(deadline.left()))) {
-                Err(Failure::TimedOut) if !deadline.is_over() => {
-                    if found(bus.property::<u32>(job, JOB, "Id", deadline))?.is_some() {
-                        continue;
-                    }
-                    // It ended unnoticed.
-                    let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))?
-                    else {
-                        return Ok("gone".to_owned());
-                    };
-                    let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
-                    return Ok(if state == "active" { "done".to_owned() } else { state });
-                }
-                ended => return ended,
-            }
-        }
-    }
-
     /// The property that systemd does not know, if that is what it says; remembered.
     fn lacking_of(&self, name: &str, message: &str, properties: &[Property]) -> Option<String> {
         if !name.ends_with(".PropertyReadOnly") && !name.ends_with(".UnknownProperty") {
@@ -348,6 +317,57 @@ impl Manager {
         self.lacking.lock().unwrap_or_else(PoisonError::into_inner).insert(lacking.name.to_owned());
         Some(lacking.name.to_owned())
     }
+}
+
+/// Waits for the end of a job.
+fn wait_for(
+    bus: &Bus,
+    watch: &super::bus::Watch<'_>,
+    unit: &str,
+    job: &str,
+    deadline: Deadline,
+) -> Result<String, Failure> {
+    loop {
+        match watch.ended(job, Deadline::after(NOTICE.min(deadline.left()))) {
+            Err(Failure::TimedOut) if !deadline.is_over() => {
+                if found(bus.property::<u32>(job, JOB, "Id", deadline))?.is_some() {
+                    continue;
+                }
+                // It ended unnoticed.
+                let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
+                    return Ok("gone".to_owned());
+                };
+                let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
+                return Ok(if state == "active" { "done".to_owned() } else { state });
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Stops a unit and waits until it is gone; whether there was one.
+fn stop(bus: &Bus, unit: &str, mode: &str, deadline: Deadline) -> Result<bool, Failure> {
+    let watch = bus.watch(unit);
+    match found(bus.call::<_, OwnedObjectPath>("StopUnit", &(unit, mode), deadline))? {
+        None => Ok(false),
+        Some(job) => wait_for(bus, &watch, unit, job.as_str(), deadline).map(|_| true),
+    }
+}
+
+/// Ends a scope in which nothing runs, if it is one of ours; waits a moment for one of others, which may end by itself.
+fn end(bus: &Bus, unit: &str, description: &str, deadline: Deadline) -> Result<bool, Failure> {
+    if description.starts_with(OURS) {
+        return stop(bus, unit, "replace", deadline).map(|_| true);
+    }
+    deadline.sleep(PAUSE);
+    Ok(false)
+}
+
+/// The processes of a unit.
+fn inside(bus: &Bus, unit: &str, deadline: Deadline) -> Result<Vec<u32>, Failure> {
+    type Process = (String, u32, String);
+    let list = found(bus.call::<_, Vec<Process>>("GetUnitProcesses", &unit, deadline))?;
+    Ok(list.unwrap_or_default().into_iter().map(|(_, pid, _)| pid).collect())
 }
 
 /// What is not there is no error.

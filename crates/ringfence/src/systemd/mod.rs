@@ -16,3 +16,6 @@ pub(crate) mod property;
 pub(crate) use manager::{Manager, Started, Told};
 #[cfg(not(feature = "systemd"))]
 pub(crate) use without::{Manager, Started, Told};
+
+/// How the descriptions of units begin that are ours.
+pub(crate) const OURS: &str = "Ringfence sandbox ";

@@ -110,7 +110,7 @@ fn nobody_at_the_address_is_an_error_at_once() {
     let Some((_, _alone)) = alone() else { return };
     for address in ["unix:path=/run/no/such/socket", "nonsense"] {
         let begun = std::time::Instant::now();
-        let error = super::Manager::new(address.to_owned()).active("x.scope").unwrap_err();
+        let error = super::Manager::new(address.to_owned()).is_taken("x.scope").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Systemd, "{error}");
         assert!(error.to_string().contains(address), "{error}");
         assert!(begun.elapsed() < Duration::from_secs(10));
@@ -120,7 +120,7 @@ fn nobody_at_the_address_is_an_error_at_once() {
     let socket = directory.path().join("mute");
     let _mute = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let address = format!("unix:path={}", socket.display());
-    let error = super::Manager::new(address).active("x.scope").unwrap_err();
+    let error = super::Manager::new(address).is_taken("x.scope").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
 }
 
@@ -132,7 +132,7 @@ fn what_systemd_says_is_in_the_error() {
         manager.set("rf-no-such.scope", &[super::property::Property::number("TasksMax", 5)]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Systemd);
     assert!(error.to_string().contains("Unit rf-no-such.scope not"), "{error}");
-    assert_eq!(manager.active("rf-no-such.scope").unwrap(), None);
+    assert!(!manager.is_taken("rf-no-such.scope").unwrap());
     assert!(!manager.stop("rf-no-such.scope", false).unwrap());
     assert!(manager.version().unwrap().starts_with("25"), "{:?}", manager.version());
 }

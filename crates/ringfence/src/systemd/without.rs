@@ -56,7 +56,7 @@ impl Manager {
         unsupported()
     }
 
-    pub(crate) fn active(&self, _: &str) -> Result<Option<String>> {
+    pub(crate) fn is_taken(&self, _: &str) -> Result<bool> {
         unsupported()
     }
 
