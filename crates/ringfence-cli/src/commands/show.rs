@@ -134,8 +134,8 @@ impl fmt::Display for Shown<'_> {
             writeln!(f, "{:<10}{part:<13} /{path}", "part")?;
         }
         if let Some(pin) = self.pin {
-            let pins = if self.pinned.is_empty() { "-".to_owned() } else { pins(self.pinned) };
-            writeln!(f, "{:<10}{pin:<13} {pins}", "pin")?;
+            let pins = if self.pinned.is_empty() { "none is pinned".to_owned() } else { pins(self.pinned) };
+            writeln!(f, "{:<10}{pin}: {pins}", "pin")?;
         }
         let limits = self.resources.to_oci_json().map_err(|_| fmt::Error)?;
         writeln!(f, "{:<10}{limits}", "asked for")?;

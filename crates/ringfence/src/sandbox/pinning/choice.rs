@@ -113,13 +113,14 @@ impl Choice<'_> {
         if self.pin == Pin::Exclusive {
             return self.exclusively(&free).ok_or_else(|| {
                 let held = self.taken.tell(self.pin, allowed);
-                let held = if held.is_empty() { String::new() } else { format!(": {held}") };
-                format!("{count} vCPUs need as many CPUs, and of {allowed} {} are free{held}", free.len())
+                let held = if held.is_empty() { String::new() } else { format!("; {held}") };
+                let free = free.len();
+                format!("more free CPUs are needed: vCPUs {count}, free CPUs {free} of {allowed}{held}")
             });
         }
         if count != allowed.len() {
             let have = allowed.len();
-            return Err(format!("{count} vCPUs may use {have} CPUs ({allowed}): as many of both are needed"));
+            return Err(format!("as many CPUs as vCPUs are needed: vCPUs {count}, CPUs {have} ({allowed})"));
         }
         if free != *allowed {
             return Err(format!("others hold CPUs exclusively: {}", self.taken.tell(self.pin, allowed)));
@@ -257,8 +258,8 @@ mod tests {
             assert_eq!(choose(allowed, count), Ok(expected), "{allowed}");
             for other in [count - 1, count + 1] {
                 let why = choose(allowed, other).unwrap_err();
-                let both = format!("{other} vCPUs may use {count} CPUs ({allowed})");
-                assert!(why.starts_with(&both), "{why}");
+                let both = format!("vCPUs {other}, CPUs {count} ({allowed})");
+                assert!(why.ends_with(&both), "{why}");
             }
         }
     }
@@ -303,9 +304,9 @@ mod tests {
         let holders =
             [("vm1", Pin::Exclusive, "0-1"), ("vm2", Pin::Matching, "3,7"), ("vm3", Pin::Exclusive, "6")];
         let why = choose(Pin::Exclusive, "0-3", "0-1", &taken(&holders), 2).unwrap_err();
-        assert_eq!(why, "2 vCPUs need as many CPUs, and of 0-3 1 are free: vm1 has 0-1, vm2 has 3");
+        assert_eq!(why, "more free CPUs are needed: vCPUs 2, free CPUs 1 of 0-3; vm1 has 0-1, vm2 has 3");
         let why = choose(Pin::Exclusive, "0-3", "0-1", &TakenCpus::new(), 5).unwrap_err();
-        assert_eq!(why, "5 vCPUs need as many CPUs, and of 0-3 4 are free");
+        assert_eq!(why, "more free CPUs are needed: vCPUs 5, free CPUs 4 of 0-3");
     }
 
     #[test]
