@@ -1,7 +1,7 @@
 //! vCPUs pinned to CPUs, one to each.
 //!
-//! An affinity is a thread's own (sched_setaffinity(2)), within what its cpuset has. When the cpuset changes, v1 and v2 before
-//! Linux 6.2 forget it, later ones keep it where it still fits: so pins are made anew, or taken away, with every change.
+//! An affinity is a thread's own (sched_setaffinity(2)), within what its cpuset has. When the cpuset changes, kernels before 6.2
+//! forget it; later ones hold to it wherever it fits, and come back to it. So with every change pins are made anew or taken away.
 
 mod choice;
 
