@@ -10,7 +10,7 @@ use nix::unistd::{Group, User};
 use ringfence::devices::DeviceKind;
 use ringfence::resources::{Cpu, SpecFile, parse_cpus, parse_limit};
 use ringfence::{
-    CgroupPath, CpuSet, DeviceNode, DeviceRule, Error, ErrorKind, Limit, Overhead, Profile, Report,
+    CgroupPath, CpuSet, DeviceNode, DeviceRule, Error, ErrorKind, Limit, Overhead, Pin, Profile, Report,
     Resources, Result, SandboxConfig, SandboxId, ThreadNames, VcpuHints,
 };
 
@@ -61,6 +61,17 @@ pub struct Creation {
 
     #[command(flatten)]
     pub vcpus: VcpuOptions,
+
+    /// Pin each of the guest's CPUs to a CPU of its own: while --cpuset-cpus has as many as the guest (matching, if nothing is
+    /// said); or to as many of them as no other sandbox is pinned to (exclusive)
+    #[arg(
+        long,
+        value_name = "HOW",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "matching"
+    )]
+    pub pin: Option<Pin>,
 
     /// Delegate the cgroup to a user, who may then make cgroups below it: UID:GID or names; USER alone takes the group along
     #[arg(long, value_name = "UID:GID", value_parser = owner)]
@@ -159,7 +170,7 @@ impl Creation {
 
     /// The first of these options that was given.
     pub fn given(&self) -> Option<&'static str> {
-        let Self { path, parent, name_prefix, profile, overhead, vcpus, owner, evacuate } = self;
+        let Self { path, parent, name_prefix, profile, overhead, vcpus, pin, owner, evacuate } = self;
         let VcpuOptions { vcpus, qmp, vmm } = vcpus;
         let given = [
             ("--path", path.is_some()),
@@ -170,6 +181,7 @@ impl Creation {
             ("--vcpus", vcpus.is_some()),
             ("--qmp", qmp.is_some()),
             ("--vmm", vmm.is_some()),
+            ("--pin", pin.is_some()),
             ("--owner", owner.is_some()),
             ("--evacuate", *evacuate),
         ];
@@ -367,6 +379,9 @@ impl Wanted {
             .unsupported(context.unsupported());
         if let Some(overhead) = self.creation.overhead {
             config = config.overhead(overhead);
+        }
+        if let Some(pin) = self.creation.pin {
+            config = config.pin(pin);
         }
         if let Some(parent) = &self.creation.parent {
             config = config.parent(parent.clone());

@@ -142,6 +142,8 @@ fn sizes_numbers_and_lists_that_are_none() {
             (&["--pids", "x"], BAD, "pids", "x", ""),
             (&["--pids=-7"], BAD, "pids", "-7", ""),
             (&["--cpu-burst", "x"], BAD, "burst", "x", ""),
+            (&["--pin=none"], BAD, "pin", "none", "exclusive"),
+            (&["--pin", "--overhead", "together"], BAD, "pin", "matching", "nested"),
         ],
     );
 }

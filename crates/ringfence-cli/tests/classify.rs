@@ -178,3 +178,53 @@ fn a_sandbox_without_parts_has_nothing_to_sort() {
     assert_eq!((&error["setting"], &error["value"]), (&"overhead".into(), &"together".into()), "{error}");
     sandbox.does("rm", &[]);
 }
+
+#[test]
+fn each_vcpu_has_a_cpu_of_its_own_while_there_are_as_many() {
+    let cpus = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    if !cpus.starts_with("0-") {
+        return skip("one CPU is not enough, or they have other numbers");
+    }
+    let Some(Machine { sandbox, socket, program }) = machine("pinned", 2) else { return };
+    let monitor = socket.display().to_string();
+    let options =
+        ["--profile", "qemu", "--cpuset-cpus", "0-1", "--qmp", &monitor, "--vcpus", "2", "--pin=exclusive"];
+    let words: Vec<_> = program.iter().map(String::as_str).collect();
+    let running = sandbox.start(&options, &words);
+    // Index of a vCPU → the CPU to which it is pinned, as it is told and as it is.
+    let pins = || {
+        let list = sandbox.json("ps", &["--threads"]);
+        let pinned = list.as_array().unwrap().iter().filter(|task| task["pinned"].is_number());
+        let told = pinned.map(|task| (task["index"].clone(), task["pinned"].clone(), task["tid"].clone()));
+        told.collect::<Vec<_>>()
+    };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < deadline && (sandbox.attempt("ps", &[]).code != 0 || pins().len() < 2) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for (index, cpu, tid) in pins() {
+        assert_eq!(index, cpu);
+        let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
+        assert!(status.contains(&format!("Cpus_allowed_list:\t{cpu}\n")), "{status}");
+    }
+    let shown = sandbox.json("show", &[]);
+    let both = serde_json::json!({"0": 0, "1": 1});
+    assert_eq!((&shown["pin"], &shown["pinned"]), (&"exclusive".into(), &both), "{shown}");
+    let told = sandbox.does("show", &[]).stdout;
+    assert!(told.contains("exclusive: vCPU 0 on CPU 0, vCPU 1 on CPU 1\n"), "{told}");
+    let told = sandbox.does("ps", &["--threads"]).stdout;
+    assert!(told.contains("vcpu 1 on CPU 1"), "{told}");
+
+    let fewer = sandbox.json("set", &["--cpuset-cpus", "1"]);
+    let line = fewer["report"].as_array().unwrap().iter().find(|line| line["setting"] == "pin").unwrap();
+    assert!(line["why"].as_str().unwrap().contains("vCPUs 2, free CPUs 1 of 1"), "{line}");
+    assert!(pins().is_empty());
+    sandbox.does("set", &["--cpuset-cpus", "0-1", "--pin"]);
+    assert_eq!((pins().len(), &sandbox.json("show", &[])["pin"]), (2, &"matching".into()));
+    assert_eq!(sandbox.json("classify", &[])["pinned"], both);
+    sandbox.does("set", &["--pin=none"]);
+    assert!(pins().is_empty());
+    support::send(running.id(), rustix::process::Signal::TERM);
+    wait(running, "run".to_owned());
+    sandbox.is_gone();
+}

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ringfence::{
-    ChangeOptions, Child, Command, ErrorKind, Host, Limit, Overhead, Part, Remaining, Resources, Sandbox,
-    SandboxConfig, State, null,
+    ChangeOptions, Child, Command, CpuSet, Entry, ErrorKind, Host, Limit, Overhead, Part, Pin, Remaining,
+    Report, Resources, Sandbox, SandboxConfig, State, Store, TakenCpus, null,
 };
 use support::{Guarded, MIB, SOON, by_systemd, path};
 
@@ -174,6 +174,13 @@ fn each_limit_lies_where_it_counts_and_changes_there() {
     assert_eq!(found, [format!("vcpu/{name}")]);
 }
 
+/// The CPUs on which a thread may run.
+fn allowed(tid: u32) -> String {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    line.trim().to_owned()
+}
+
 #[test]
 fn cpus_that_nothing_had_before_are_given_to_vcpus_that_run() {
     let host = Host::detect().unwrap();
@@ -181,11 +188,6 @@ fn cpus_that_nothing_had_before_are_given_to_vcpus_that_run() {
     let vmm = Vmm::start(&vm);
     vm.place_vcpus(&vmm.vcpus()).unwrap();
     vm.change(&Resources::new().cpuset_cpus("1".parse().unwrap())).unwrap();
-    let allowed = |tid: u32| {
-        let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-        line.trim().to_owned()
-    };
     for (_, tid) in vmm.vcpus() {
         assert_eq!(allowed(tid), "1");
     }
@@ -307,4 +309,167 @@ fn a_sandbox_without_parts_says_so() {
     let memory = SandboxConfig::new(path("memory")).overhead(Overhead::Nested);
     let memory = memory.overhead_resources(Resources::new().memory_limit(MIB));
     invalid(Sandbox::create(&host, &memory).map(drop).unwrap_err());
+}
+
+/// Two CPUs of this machine, and each of them; none where it has but one.
+fn two_cpus(host: &Host) -> Option<(CpuSet, [String; 2])> {
+    let numbers: Vec<u32> = host.cpus.iter().take(2).collect();
+    let [first, second] = numbers[..] else {
+        support::skip("one CPU is not enough");
+        return None;
+    };
+    Some((CpuSet::from_numbers(numbers).unwrap(), [first.to_string(), second.to_string()]))
+}
+
+fn pinned(host: &Host, what: &str, pin: Pin, cpus: &CpuSet) -> Guarded {
+    let resources = Resources::new().cpuset_cpus(cpus.clone());
+    Guarded::make(
+        host,
+        &SandboxConfig::new(path(what)).resources(resources).overhead(Overhead::Nested).pin(pin),
+    )
+}
+
+/// Where each vCPU may run.
+fn vcpus_allowed(vmm: &Vmm) -> Vec<String> {
+    let vcpus: BTreeMap<u32, u32> = vmm.vcpus().into_iter().collect();
+    vcpus.into_values().map(allowed).collect()
+}
+
+fn why(report: &Report) -> String {
+    let lines: Vec<_> = report.lines().iter().filter(|line| line.setting == "pin").collect();
+    let [line] = lines[..] else { panic!("{report}") };
+    line.why.to_string()
+}
+
+#[test]
+fn vcpus_are_pinned_while_the_counts_match_and_free_again_when_they_no_longer_do() {
+    let host = Host::detect().unwrap();
+    let Some((both, [first, second])) = two_cpus(&host) else { return };
+    let vm = pinned(&host, "pinned", Pin::Matching, &both);
+    let vmm = Vmm::start(&vm);
+    let nobody = TakenCpus::new();
+    // Nothing to pin before they are found.
+    assert!(vm.pin_vcpus(&nobody).unwrap().is_empty());
+    assert_eq!(vcpus_allowed(&vmm), [both.to_string(), both.to_string()]);
+    vm.place_vcpus(&vmm.vcpus()).unwrap();
+    let mut taken = TakenCpus::new();
+    taken.add("other", Pin::Exclusive, both.clone());
+    assert!(why(&vm.pin_vcpus(&taken).unwrap()).contains("other has"));
+    let others = allowed(vmm.child.pid());
+    let pin = || {
+        assert!(vm.pin_vcpus(&nobody).unwrap().is_empty());
+        assert_eq!(vcpus_allowed(&vmm), [first.clone(), second.clone()]);
+        assert_eq!(vm.pinned_cpus().unwrap(), both);
+    };
+    pin();
+    assert_eq!(allowed(vmm.child.pid()), others);
+    for task in vm.tasks(true).unwrap() {
+        let expected = task.index.map(|index| if index == 0 { &first } else { &second });
+        assert_eq!(task.pinned.map(|cpu| cpu.to_string()).as_ref(), expected, "{task:?}");
+    }
+    // What is placed again, or changed in another way, stays where it is.
+    assert_eq!(vm.place_vcpus(&vmm.vcpus()).unwrap().moved, 0);
+    vm.change(&Resources::new().cpu_quota(Limit::Max).cpuset_cpus(both.clone())).unwrap();
+    assert_eq!(vcpus_allowed(&vmm), [first.clone(), second.clone()]);
+
+    // Other CPUs.
+    vm.change(&Resources::new().cpuset_cpus(second.parse().unwrap())).unwrap();
+    assert_eq!(vcpus_allowed(&vmm), [second.clone(), second.clone()]);
+    assert!(vm.state().pinned.is_empty());
+    assert!(why(&vm.pin_vcpus(&nobody).unwrap()).contains("vCPUs 2, CPUs 1"));
+    assert_eq!(why(&vm.state().report), why(&vm.pin_vcpus(&nobody).unwrap()));
+    vm.change(&Resources::new().cpuset_cpus(both.clone())).unwrap();
+    assert_eq!(vcpus_allowed(&vmm), [both.to_string(), both.to_string()]);
+    pin();
+    assert!(vm.state().report.lines().iter().all(|line| line.setting != "pin"));
+    // Somebody else's hands are seen, and undone.
+    let hands = |list: &str, tid: u32| {
+        let done = std::process::Command::new("taskset").args(["-pc", list, &tid.to_string()]).output();
+        assert!(done.unwrap().status.success());
+    };
+    hands(&second, vmm.vcpus().into_iter().min().unwrap().1);
+    assert!(vm.tasks(true).unwrap().iter().all(|task| task.index != Some(0) || task.pinned.is_none()));
+    pin();
+
+    // One vCPU less, which becomes another thread among others.
+    let one = vmm.vcpus().into_iter().min().unwrap();
+    vm.place_vcpus(&[one]).unwrap();
+    assert_eq!((vm.pinned_cpus().unwrap(), vcpus_allowed(&vmm)[1].clone()), (CpuSet::new(), others));
+    assert_eq!(vcpus_allowed(&vmm)[0], both.to_string());
+    vm.place_vcpus(&vmm.vcpus()).unwrap();
+    pin();
+    vm.set_pin(None).unwrap();
+    assert!(vm.pin_vcpus(&nobody).unwrap().is_empty());
+    assert_eq!(vcpus_allowed(&vmm), [both.to_string(), both.to_string()]);
+
+    // One that has ended is no longer pinned, and no error.
+    vm.set_pin(Some(Pin::Matching)).unwrap();
+    pin();
+    drop(vmm);
+    assert!(vm.pinned_cpus().unwrap().is_empty());
+    assert!(vm.pin_vcpus(&nobody).unwrap().is_empty());
+    assert!(vm.state().pinned.is_empty());
+}
+
+/// A sandbox in a store, with a VMM whose vCPUs are found.
+fn kept(host: &Host, store: &Store, what: &str, both: &CpuSet) -> (Entry, Guarded, Vmm) {
+    let vm = pinned(host, what, Pin::Exclusive, both);
+    let entry = store.lock(&what.parse().unwrap(), SOON).unwrap();
+    let vmm = Vmm::start(&vm);
+    vm.place_vcpus(&vmm.vcpus()).unwrap();
+    entry.save(&vm.state()).unwrap();
+    (entry, vm, vmm)
+}
+
+#[test]
+fn of_two_sandboxes_at_once_one_gets_the_cpus_exclusively_until_it_is_gone() {
+    let host = Host::detect().unwrap();
+    let Some((both, each)) = two_cpus(&host) else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Store::new(scratch.path().join("state"));
+    let mut sandboxes = ["one", "two"].map(|what| kept(&host, &store, what, &both));
+    let reports: Vec<Report> = std::thread::scope(|scope| {
+        let pin = |(entry, vm, _): &(Entry, Guarded, Vmm)| entry.pin_vcpus(&host, vm, SOON).unwrap();
+        let started: Vec<_> = sandboxes.iter().map(|sandbox| scope.spawn(move || pin(sandbox))).collect();
+        started.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    if !reports[0].is_empty() {
+        sandboxes.reverse();
+    }
+    let [(first_entry, first, first_vmm), (second_entry, second, second_vmm)] = sandboxes;
+    assert_eq!(vcpus_allowed(&first_vmm), each);
+    assert_eq!(vcpus_allowed(&second_vmm), [both.to_string(), both.to_string()]);
+    let line = why(reports.iter().find(|report| !report.is_empty()).expect("one of them has got none"));
+    let expected = format!("vCPUs 2, free CPUs 0 of {both}; {} has {both}", first_entry.id());
+    assert!(line.contains(&expected), "{line}");
+    assert_eq!(second.state().pinned, BTreeMap::new());
+
+    // Its VMM dies, and nobody says so.
+    drop(first_vmm);
+    assert!(second_entry.pin_vcpus(&host, &second, SOON).unwrap().is_empty());
+    assert_eq!(vcpus_allowed(&second_vmm), each);
+    assert_eq!(second_entry.load().unwrap().unwrap().pinned, second.state().pinned);
+    let first_vmm = Vmm::start(&first);
+    first.place_vcpus(&first_vmm.vcpus()).unwrap();
+    assert_eq!(vcpus_allowed(&first_vmm), [both.to_string(), both.to_string()]);
+    assert!(why(&first_entry.pin_vcpus(&host, &first, SOON).unwrap()).contains("free CPUs 0"));
+
+    // The other is removed.
+    second.destroy(Remaining::Kill, SOON).unwrap();
+    second_entry.remove().unwrap();
+    assert!(first_entry.pin_vcpus(&host, &first, SOON).unwrap().is_empty());
+    assert_eq!(vcpus_allowed(&first_vmm), each);
+    drop(second_vmm);
+    drop(first_vmm);
+    first_entry.remove().unwrap();
+}
+
+#[test]
+fn a_sandbox_whose_vcpus_are_not_told_apart_cannot_have_them_pinned() {
+    let host = Host::detect().unwrap();
+    let config = SandboxConfig::new(path("unpinned")).pin(Pin::Exclusive);
+    let error = Sandbox::create(&host, &config).map(drop).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some("pin")), "{error}");
+    let vm = Guarded::new(&host, "unpinned", Resources::new());
+    assert_eq!(vm.set_pin(Some(Pin::Matching)).unwrap_err().kind(), ErrorKind::InvalidInput);
 }

@@ -1,9 +1,12 @@
 //! `classify`: the threads of a virtual machine, each where it belongs.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ringfence::{Error, ErrorKind, Host, Placed, Result, Sandbox, SandboxId, VcpuHints};
+use ringfence::{
+    Entry, Error, ErrorKind, Host, Pin, Placed, Report, Result, Sandbox, SandboxId, State, VcpuHints,
+};
 use serde_json::json;
 
 use crate::context::Context;
@@ -15,7 +18,7 @@ const AT_START: Duration = Duration::from_secs(30);
 /// For one look: a monitor answers slowly while the machine starts within its limits.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// Find the threads that run the guest's CPUs, and move all others to the overhead
+/// Find the threads that run the guest's CPUs, and move all others to the overhead; pin them, where --pin was said
 ///
 /// For a sandbox with parts (--overhead nested). Again after a CPU was plugged in: what is in its place stays there.
 #[derive(Debug, Args)]
@@ -30,15 +33,27 @@ pub struct Classify {
 impl Classify {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
-        let placed = classify(context, &host, &self.id, &self.vcpus.hints(), context.global.timeout)?;
+        let (placed, state) =
+            classify(context, &host, &self.id, &self.vcpus.hints(), context.global.timeout)?;
         context.output.report(&placed.report);
         let Placed { vcpus, overhead, moved, report } = placed;
-        let shown =
-            json!({"id": self.id, "vcpus": vcpus, "overhead": overhead, "moved": moved, "report": report});
-        let line = format!("{vcpus} threads of vCPUs, {overhead} others; {moved} moved");
+        let shown = json!({
+            "id": self.id, "vcpus": vcpus, "overhead": overhead, "moved": moved, "pinned": state.pinned,
+            "report": report,
+        });
+        let pinned =
+            if state.pinned.is_empty() { String::new() } else { format!("; {}", pins(&state.pinned)) };
+        let line = format!("{vcpus} threads of vCPUs, {overhead} others; {moved} moved{pinned}");
+        context.unsupported().mind(&report)?;
         context.output.object(&shown, line)?;
         Ok(Exit::Done)
     }
+}
+
+/// vCPUs and the CPUs that they are pinned to.
+pub fn pins(pinned: &BTreeMap<u32, u32>) -> String {
+    let each: Vec<_> = pinned.iter().map(|(vcpu, cpu)| format!("vCPU {vcpu} on CPU {cpu}")).collect();
+    each.join(", ")
 }
 
 /// Threads are looked for without the lock, and moved under it.
@@ -48,7 +63,7 @@ fn classify(
     id: &SandboxId,
     hints: &VcpuHints,
     within: Duration,
-) -> Result<Placed> {
+) -> Result<(Placed, State)> {
     let state = context.state(host, id)?;
     if state.parts.is_empty() {
         let why = "nested: this sandbox has no parts into which threads could be told apart";
@@ -56,9 +71,24 @@ fn classify(
     }
     let found = Sandbox::restore(host, state)?.find_vcpus(hints, within)?;
     let (entry, sandbox) = context.open(host, id)?;
-    let placed = sandbox.place(&found)?;
+    let mut placed = sandbox.place(&found)?;
     entry.save(&sandbox.state())?;
-    Ok(placed)
+    placed.report.append(pin(context, host, &entry, &sandbox));
+    Ok((placed, sandbox.state()))
+}
+
+/// Pins vCPUs as the sandbox wants it; says why, where that cannot be.
+pub fn pin(context: &Context, host: &Host, entry: &Entry, sandbox: &Sandbox) -> Report {
+    let state = sandbox.state();
+    if state.pin.is_none() && state.pinned.is_empty() {
+        return Report::default();
+    }
+    entry.pin_vcpus(host, sandbox, context.global.timeout).unwrap_or_else(|error| {
+        let mut report = Report::default();
+        let wanted = state.pin.map_or("none", Pin::as_str);
+        report.add("pin", wanted, format!("not pinned: {error}"));
+        report
+    })
 }
 
 /// Does the same for a VMM that was just started, and says what could not be done: nothing fails for it. Given up when it
@@ -67,7 +97,7 @@ pub fn at_start(context: &Context, host: &Host, id: &SandboxId, has_ended: impl 
     let deadline = Instant::now() + AT_START;
     let error = loop {
         match classify(context, host, id, &VcpuHints::default(), AT_ONCE) {
-            Ok(placed) => return context.output.report(&placed.report),
+            Ok((placed, _)) => return context.output.report(&placed.report),
             Err(error)
                 if error.kind() == ErrorKind::TimedOut && Instant::now() < deadline && !has_ended() => {}
             Err(error) => break error,

@@ -116,7 +116,8 @@ impl Run {
 
 /// Whether the threads of vCPUs can be told from the others, and somebody said how: QEMU names them only when it is told to.
 fn is_worth_looking(state: &State) -> bool {
-    !state.parts.is_empty() && (!state.vcpu_hints.is_empty() || state.profile != Profile::Qemu)
+    !state.parts.is_empty()
+        && (!state.vcpu_hints.is_empty() || state.pin.is_some() || state.profile != Profile::Qemu)
 }
 
 /// A command as it was typed.

@@ -1,9 +1,12 @@
 //! `set`: other limits for a live sandbox.
 
+use std::str::FromStr;
+
 use clap::Args;
-use ringfence::{ChangeOptions, Error, ErrorKind, Report, Resources, Result, SandboxId};
+use ringfence::{ChangeOptions, Error, ErrorKind, Pin, Report, Resources, Result, SandboxId};
 use serde_json::json;
 
+use crate::commands::classify;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::limits::Limits;
@@ -17,24 +20,47 @@ pub struct Set {
     #[command(flatten)]
     limits: Limits,
 
+    /// Pin the guest's CPUs: matching, exclusive, as for create; or none
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "matching")]
+    pin: Option<Pinning>,
+
     /// Lower a memory limit below what is in use, although the kernel (v2) then kills at once
     #[arg(long)]
     force: bool,
+}
+
+/// To be pinned, or no longer.
+#[derive(Debug, Clone, Copy)]
+struct Pinning(Option<Pin>);
+
+impl FromStr for Pinning {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let pin = if text == "none" { None } else { Some(text.parse()?) };
+        Ok(Self(pin))
+    }
 }
 
 impl Set {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let (change, unread) = change(&self.limits)?;
         let overhead = self.limits.overhead();
-        if change.is_empty() && unread.is_empty() && overhead.is_empty() {
+        if change.is_empty() && unread.is_empty() && overhead.is_empty() && self.pin.is_none() {
             return Err(Error::new(ErrorKind::InvalidInput, "no limit is given: see `ringfence set --help`"));
         }
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
         let options = ChangeOptions { force: self.force, overhead, ..options(context, unread) };
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
-        let report = sandbox.change_with(&change, options)?;
+        if let Some(Pinning(pin)) = self.pin {
+            sandbox.set_pin(pin)?;
+        }
+        let mut report = sandbox.change_with(&change, options)?;
         entry.save(&sandbox.state())?;
+        let pinned = classify::pin(context, &host, &entry, &sandbox);
+        context.unsupported().mind(&pinned)?;
+        report.append(pinned);
         context.output.report(&report);
         context.output.done(&json!({"id": self.id, "report": report}), "")?;
         Ok(Exit::Done)

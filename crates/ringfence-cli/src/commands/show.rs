@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ringfence::{
-    DevicePolicy, DeviceRule, Mode, Part, Phase, ProcessIdentity, Report, Resources, Result, Sandbox,
+    DevicePolicy, DeviceRule, Mode, Part, Phase, Pin, ProcessIdentity, Report, Resources, Result, Sandbox,
     SandboxId, State, Status,
 };
 use serde::Serialize;
 
+use crate::commands::classify::pins;
 use crate::context::{Context, alive, unless_gone};
 use crate::exit::Exit;
 
@@ -46,6 +47,10 @@ pub struct Shown<'a> {
     holder: Option<Holder>,
     paths: BTreeMap<String, PathBuf>,
     parts: &'a BTreeMap<Part, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pin: Option<Pin>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pinned: &'a BTreeMap<u32, u32>,
     resources: &'a Resources,
     devices: &'a DevicePolicy,
     claims: &'a BTreeMap<String, Vec<DeviceRule>>,
@@ -82,6 +87,8 @@ impl<'a> Shown<'a> {
             holder: state.holder.as_ref().map(Holder::from),
             paths: sandbox.map(Sandbox::paths).unwrap_or_default(),
             parts: &state.parts,
+            pin: state.pin,
+            pinned: &state.pinned,
             resources: &state.resources,
             devices: &state.devices,
             claims: &state.claims,
@@ -125,6 +132,10 @@ impl fmt::Display for Shown<'_> {
         }
         for (part, path) in self.parts {
             writeln!(f, "{:<10}{part:<13} /{path}", "part")?;
+        }
+        if let Some(pin) = self.pin {
+            let pins = if self.pinned.is_empty() { "none is pinned".to_owned() } else { pins(self.pinned) };
+            writeln!(f, "{:<10}{pin}: {pins}", "pin")?;
         }
         let limits = self.resources.to_oci_json().map_err(|_| fmt::Error)?;
         writeln!(f, "{:<10}{limits}", "asked for")?;

@@ -22,6 +22,9 @@ pub struct Task {
     /// The number of the vCPU that it runs, if it was found to run one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<u32>,
+    /// The CPU to which it is pinned, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<u32>,
     /// The path of its cgroup, from the root of the hierarchy.
     pub cgroup: String,
 }
@@ -34,8 +37,8 @@ impl Cgroup {
             let cgroup = if self.exists() { format!("/{}", self.path) } else { own_cgroup(pid) };
             for tid in if threads { proc::threads(pid) } else { vec![pid] } {
                 if let Some(name) = proc::name(tid) {
-                    let (part, index) = (None, None);
-                    tasks.push(Task { pid, tid, name, part, index, cgroup: cgroup.clone() });
+                    let (part, index, pinned) = (None, None, None);
+                    tasks.push(Task { pid, tid, name, part, index, pinned, cgroup: cgroup.clone() });
                 }
             }
         }

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use detect::is_read_only;
 pub(crate) use manager::{SharedManager, runtime_directory};
 pub(crate) use roots::Roots;
+pub(crate) use topology::Topology;
 
 #[cfg(fuzzing)]
 pub(crate) use {devices::device_mapper_major, hierarchies::of_mountinfo};

@@ -1,5 +1,6 @@
 //! CPUs, memory nodes, and sizes of pages.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use super::detect::read_file;
@@ -18,6 +19,34 @@ pub(super) fn online_cpus() -> Result<CpuSet> {
 pub(super) fn online_mems() -> Result<CpuSet> {
     const FILE: &str = "/sys/devices/system/node/online";
     set(&read_file(FILE).unwrap_or_else(|_| b"0".to_vec()), FILE)
+}
+
+/// How CPUs lie together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Topology {
+    /// Memory node → its CPUs; none without NUMA.
+    pub(crate) nodes: BTreeMap<u32, CpuSet>,
+    /// The CPUs of each core, those of one alone.
+    pub(crate) cores: Vec<CpuSet>,
+}
+
+impl Topology {
+    /// That of these CPUs. What the kernel does not tell, as in many a container, is left out.
+    pub(crate) fn read(cpus: &CpuSet) -> Self {
+        let list = |file: String| set(&read_file(&file).ok()?, &file).ok();
+        let node = |node: u32| Some((node, list(format!("/sys/devices/system/node/node{node}/cpulist"))?));
+        let nodes = online_mems().unwrap_or_default().iter().filter_map(node).collect();
+        let mut seen = BTreeSet::new();
+        let mut cores = Vec::new();
+        for cpu in cpus.iter() {
+            // `core_cpus_list` is its newer name (Linux 5.1).
+            let core = list(format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"));
+            let Some(core) = core.filter(|_| !seen.contains(&cpu)) else { continue };
+            seen.extend(core.iter());
+            cores.push(core);
+        }
+        Self { nodes, cores }
+    }
 }
 
 fn set(text: &[u8], file: &str) -> Result<CpuSet> {

@@ -1,5 +1,6 @@
 //! The only place with raw system calls and `unsafe`.
 
+pub(crate) mod affinity;
 pub(crate) mod bpf;
 pub(crate) mod dir;
 pub(crate) mod hypervisor;

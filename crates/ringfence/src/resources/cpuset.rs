@@ -63,6 +63,11 @@ impl CpuSet {
         Self::from_words((0..length).map(|at| self.word(at) & other.word(at)))
     }
 
+    /// The numbers that `other` has not.
+    pub fn difference(&self, other: &Self) -> Self {
+        Self::from_words(self.words.iter().enumerate().map(|(at, word)| word & !other.word(at)))
+    }
+
     /// How many numbers there are.
     pub fn len(&self) -> usize {
         // At most 64 bits in each of 128 words: the cast loses nothing.
@@ -373,6 +378,7 @@ mod tests {
             prop_assert_eq!(x == y, a == b);
             prop_assert_eq!(x.union(&y), from(&a.union(&b).copied().collect()));
             prop_assert_eq!(x.intersection(&y), from(&a.intersection(&b).copied().collect()));
+            prop_assert_eq!(x.difference(&y), from(&a.difference(&b).copied().collect()));
             prop_assert!(x.intersection(&y).is_subset(&x) && x.is_subset(&x.union(&y)));
         }
 

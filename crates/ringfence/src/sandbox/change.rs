@@ -1,5 +1,7 @@
 //! Changing a sandbox: what it leaves as the state, and what is planned for it.
 
+use std::collections::BTreeSet;
+
 use super::claims::Devices;
 use super::layout::{self, Shares};
 use super::state::Anew;
@@ -58,7 +60,12 @@ impl Sandbox {
     pub fn change_with(&self, change: &Resources, options: ChangeOptions) -> Result<Report> {
         let mut state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.host)?;
-        self.carry_out(&mut state, planned, &options)
+        let mut report = self.carry_out(&mut state, planned, &options)?;
+        if let Some(cgroup) = self.present(&state)? {
+            let before = state.vcpus.clone();
+            self.keep_pinned(&cgroup, &mut state, &before, &BTreeSet::new(), &mut report);
+        }
+        Ok(report)
     }
 
     pub(super) fn carry_out(

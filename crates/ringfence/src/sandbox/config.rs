@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Store;
 use super::state::{Anew, State};
+use super::{Pin, Store};
 use crate::cgroup::STATISTICS;
 use crate::devices::Profile;
 use crate::error::{Error, ErrorKind, Result};
@@ -119,6 +119,7 @@ pub struct SandboxConfig {
     overhead: Option<Overhead>,
     pub(crate) overhead_resources: Resources,
     pub(crate) vcpu_hints: VcpuHints,
+    pub(super) pin: Option<Pin>,
     pub(crate) unsupported: Unsupported,
     parent: Option<CgroupPath>,
     name_prefix: Option<String>,
@@ -140,6 +141,7 @@ impl SandboxConfig {
             overhead: None,
             overhead_resources: Resources::default(),
             vcpu_hints: VcpuHints::default(),
+            pin: None,
             unsupported: Unsupported::Report,
             parent: None,
             name_prefix: None,
@@ -180,6 +182,13 @@ impl SandboxConfig {
     /// How the vCPU threads are found when the VMM runs.
     pub fn vcpu_hints(mut self, hints: VcpuHints) -> Self {
         self.vcpu_hints = hints;
+        self
+    }
+
+    /// Pins each vCPU to a CPU of its own, where the overhead has a part of its own. It is done by
+    /// [`Entry::pin_vcpus`](crate::Entry::pin_vcpus) or [`Sandbox::pin_vcpus`](crate::Sandbox::pin_vcpus), when vCPUs were found.
+    pub fn pin(mut self, pin: Pin) -> Self {
+        self.pin = Some(pin);
         self
     }
 

@@ -6,6 +6,7 @@ mod config;
 mod diff;
 mod layout;
 mod leftovers;
+mod pinning;
 mod processes;
 mod state;
 mod store;
@@ -26,6 +27,7 @@ pub use config::{Overhead, SandboxConfig, VcpuHints};
 pub use diff::Difference;
 pub use layout::Part;
 pub use leftovers::Leftover;
+pub use pinning::{Pin, TakenCpus};
 use processes::part_path;
 pub use state::{Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
@@ -114,6 +116,12 @@ impl Sandbox {
             let why = "no hierarchy for CPU time or CPUs is at hand: all limits hold for the whole";
             report.add("overhead", "nested", why);
         }
+        if let Some(pin) = config.pin.filter(|_| parts.is_empty()) {
+            if overhead == Overhead::Together {
+                return Err(pinning::without_vcpus(pin));
+            }
+            report.add("pin", pin, "not pinned: vCPUs are not told from other threads");
+        }
         if cgroup.is_empty() {
             report.add("cgroup", &config.path, format!("{}: {IN_OUR_OWN}", host.why_nothing()));
         }
@@ -139,6 +147,8 @@ impl Sandbox {
             parts,
             vcpu_hints: config.vcpu_hints.clone(),
             vcpus: BTreeMap::new(),
+            pin: config.pin,
+            pinned: BTreeMap::new(),
             holder: None,
             started: Vec::new(),
             report,
@@ -238,7 +248,11 @@ impl Sandbox {
 
     /// What another process needs to restore it.
     pub fn state(&self) -> State {
-        let mut state = self.locked().clone();
+        self.snapshot(&self.locked())
+    }
+
+    fn snapshot(&self, state: &State) -> State {
+        let mut state = state.clone();
         let held = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
         state.started = held.as_ref().map(|cgroup| cgroup.started()).unwrap_or_default();
         state

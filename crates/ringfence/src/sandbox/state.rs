@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{self, Shares};
-use super::{Overhead, Part, VcpuHints};
+use super::{Overhead, Part, Pin, VcpuHints};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
@@ -84,6 +84,12 @@ pub struct State {
     /// The threads that run vCPUs, as far as they were found: index → thread ID.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vcpus: BTreeMap<u32, u32>,
+    /// How vCPUs are to be pinned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Pin>,
+    /// The vCPUs that are pinned: index → CPU.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pinned: BTreeMap<u32, u32>,
     /// The process that answers for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<ProcessIdentity>,

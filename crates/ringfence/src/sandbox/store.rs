@@ -9,10 +9,12 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::State;
+use super::{Sandbox, State, TakenCpus};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
 use crate::kernel::poll::Deadline;
 use crate::path::SandboxId;
+use crate::report::Report;
 
 const CANNOT_MAKE: &str = "cannot make the state directory: choose another one (--state-dir; without privileges it is in \
                            $XDG_RUNTIME_DIR)";
@@ -150,6 +152,54 @@ impl Entry {
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
         fs::rename(&temporary, &path).map_err(failed)?;
         File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(failed)
+    }
+
+    /// [`Sandbox::pin_vcpus`] among all sandboxes of the store: nobody else chooses CPUs meanwhile, and what is chosen is
+    /// recorded before it is done. Who has no process any more holds no CPU. The state is written.
+    ///
+    /// # Errors
+    /// Those of [`Sandbox::pin_vcpus`]; [`ErrorKind::Locked`] when another process chooses for longer than `timeout`;
+    /// [`ErrorKind::State`] if the state of another sandbox cannot be read.
+    pub fn pin_vcpus(&self, host: &Host, sandbox: &Sandbox, timeout: Duration) -> Result<Report> {
+        let _choosing = if sandbox.is_pinned() { Some(self.lock_all(timeout)?) } else { None };
+        let taken = if sandbox.is_pinned() { self.taken_cpus(host)? } else { TakenCpus::new() };
+        let done = sandbox.pin_with(&taken, |state| self.save(state));
+        self.save(&sandbox.state())?;
+        done
+    }
+
+    /// The CPUs to which vCPUs of the other sandboxes are pinned.
+    pub fn taken_cpus(&self, host: &Host) -> Result<TakenCpus> {
+        let mut taken = TakenCpus::new();
+        for id in Store::new(&self.directory).ids()?.into_iter().filter(|id| *id != self.id) {
+            let Some(state) = load(&self.directory, &id)? else { continue };
+            let Some(pin) = state.pin.filter(|_| !state.pinned.is_empty()) else { continue };
+            let cpus = match Sandbox::restore(host, state).and_then(|sandbox| sandbox.pinned_cpus()) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                cpus => cpus?,
+            };
+            taken.add(id.as_str(), pin, cpus);
+        }
+        Ok(taken)
+    }
+
+    /// A lock on the directory itself.
+    fn lock_all(&self, timeout: Duration) -> Result<File> {
+        let deadline = Deadline::after(timeout);
+        let directory = File::open(&self.directory)
+            .map_err(|error| io_error("cannot open the state directory", &self.directory, error))?;
+        loop {
+            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(directory),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if !deadline.is_over() => {}
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                    let why = format!("another process chooses CPUs; not done within {timeout:?}");
+                    return Err(Error::new(ErrorKind::Locked, why).with_path(&self.directory));
+                }
+                Err(errno) => return Err(Error::kernel("cannot lock", &self.directory, errno)),
+            }
+            deadline.sleep(Duration::from_millis(2));
+        }
     }
 
     /// Removes the state; the lock goes when this is dropped.

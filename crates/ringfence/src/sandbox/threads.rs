@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::pinning::pinned;
 use super::{Part, Sandbox, State, VcpuHints};
 use crate::cgroup::{Cgroup, Task};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,16 +39,22 @@ pub struct Placed {
 }
 
 /// The directories of one hierarchy in which threads are told apart.
-struct Parts {
+pub(super) struct Parts {
     version: Version,
     whole: Arc<CgroupDir>,
     parts: BTreeMap<Part, (Dir, Arc<CgroupDir>)>,
 }
 
 /// The threads of each directory.
-struct Threads {
+pub(super) struct Threads {
     whole: BTreeSet<u32>,
     parts: BTreeMap<Part, BTreeSet<u32>>,
+}
+
+impl Threads {
+    pub(super) fn are_in(&self, part: Part, tid: u32) -> bool {
+        self.parts.get(&part).is_some_and(|tids| tids.contains(&tid))
+    }
 }
 
 impl Parts {
@@ -62,7 +69,7 @@ impl Parts {
         Ok(dir.read(self.file())?.lines().filter_map(|tid| tid.parse().ok()).collect())
     }
 
-    fn threads(&self) -> Result<Threads> {
+    pub(super) fn threads(&self) -> Result<Threads> {
         let listed = |dir: &CgroupDir| {
             self.list(dir).map_err(|errno| Error::kernel("cannot list the threads", self.file(), errno))
         };
@@ -189,9 +196,11 @@ impl Sandbox {
             if is_settled && moved.len() == before {
                 let all = hierarchies.first().map(Parts::threads).transpose()?;
                 let count = |part| all.as_ref().and_then(|all| all.parts.get(&part)).map_or(0, BTreeSet::len);
-                state.vcpus = vcpus.iter().copied().collect();
+                let before = std::mem::replace(&mut state.vcpus, vcpus.iter().copied().collect());
+                let mut report = Report::default();
+                self.keep_pinned(&cgroup, &mut state, &before, &moved, &mut report);
                 let (vcpus, overhead) = (count(Part::Vcpu), count(Part::Overhead));
-                return Ok(Placed { vcpus, overhead, moved: moved.len(), report: Report::default() });
+                return Ok(Placed { vcpus, overhead, moved: moved.len(), report });
             }
         }
         let why = format!("new threads appear faster than they can be placed ({} were)", moved.len());
@@ -235,6 +244,7 @@ impl Sandbox {
             let Some((part, _)) = found else { continue };
             task.part = Some(*part);
             task.index = state.vcpus.iter().find(|(_, tid)| **tid == task.tid).map(|(index, _)| *index);
+            task.pinned = task.index.and_then(|index| pinned(&state, index, task.tid));
             if let Some(path) = state.parts.get(part) {
                 task.cgroup = format!("/{path}");
             }
@@ -253,7 +263,7 @@ fn misplaced(now: &Threads, vcpus: &BTreeSet<u32>) -> Vec<(u32, Part)> {
 }
 
 /// The hierarchies in which the sandbox has parts, open.
-fn parts_of(cgroup: &Cgroup, state: &State) -> Result<Vec<Parts>> {
+pub(super) fn parts_of(cgroup: &Cgroup, state: &State) -> Result<Vec<Parts>> {
     if state.parts.is_empty() {
         let why = "the sandbox has no parts: its overhead is together with the workload";
         return Err(Error::new(ErrorKind::InvalidInput, why).with_setting("overhead").with_value("together"));
