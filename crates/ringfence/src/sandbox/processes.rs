@@ -101,7 +101,7 @@ impl Sandbox {
     }
 
     /// Starts a command that does nothing but live: it keeps a scope of systemd alive, and is no reason for
-    /// [`Remaining::Refuse`] to refuse.
+    /// [`Remaining::Refuse`](crate::Remaining::Refuse) to refuse.
     pub fn hold(&self, command: &Command) -> Result<Child> {
         let child = self.spawn_in(self.default_part(), command)?;
         self.locked().placeholder = ProcessIdentity::of(child.pid());
