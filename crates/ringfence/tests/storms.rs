@@ -117,11 +117,15 @@ fn placed_all_the_while(short_lived: &str, place: impl Fn(&Sandbox, &[(u32, u32)
     let vm = Guarded::make(&host, &config);
     let vmm = vm.spawn(&stand_in("stand_in_with_threads", THREADS, short_lived)).unwrap();
     let begun = Instant::now();
-    let vcpus = loop {
+    let (vcpus, makers) = loop {
         let all = threads(vmm.pid());
-        let with = |name: &str| all.iter().filter(|(_, called)| *called == name).map(|(tid, _)| *tid).next();
-        if let (Some(first), Some(second), Some(_)) = (with("CPU 0/TCG"), with("CPU 1/TCG"), with("maker")) {
-            break [(0, first), (1, second)];
+        let with = |name: &str| -> Vec<u32> {
+            all.iter().filter(|(_, called)| *called == name).map(|(tid, _)| *tid).collect()
+        };
+        if let ([first], [second], [one, other]) =
+            (&with("CPU 0/TCG")[..], &with("CPU 1/TCG")[..], &with("maker")[..])
+        {
+            break ([(0, *first), (1, *second)], [*one, *other]);
         }
         assert!(begun.elapsed() < SOON, "it does not come up: {all:?}");
         thread::sleep(Duration::from_millis(10));
@@ -129,11 +133,12 @@ fn placed_all_the_while(short_lived: &str, place: impl Fn(&Sandbox, &[(u32, u32)
     let by_part = Part::ALL.map(|part| vm.state().parts[&part].clone());
     let is_in = |tid: u32, part: &str| places(tid).into_values().any(|path| path == format!("/{part}"));
     let (mut rounds, mut refused, begun) = (0, 0, Instant::now());
-    while rounds < ROUNDS && begun.elapsed() < Duration::from_secs(3) {
+    // Under emulation, moving threads takes its time.
+    while rounds < 3 || rounds < ROUNDS && begun.elapsed() < Duration::from_secs(3) {
         rounds += 1;
-        vm.join_part(Part::Vcpu, &[vmm.pid()]).unwrap();
+        vm.join_threads(Part::Vcpu, &makers).unwrap();
         match place(&vm, &vcpus) {
-            Ok(placed) => assert!(placed.vcpus >= 2 && placed.moved >= 3, "{placed:?}"),
+            Ok(placed) => assert!(placed.vcpus >= 2 && placed.moved >= 2, "{placed:?}"),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
                 assert!(error.message().contains("faster than they can be placed"), "{error}");
@@ -263,11 +268,11 @@ fn no_process_of_a_storm_escapes_when_it_is_joined_and_killed() {
         clear.elapsed() > Duration::from_millis(300)
     });
     let (mut seen, begun) = (BTreeSet::new(), Instant::now());
-    while seen.len() < 40 && begun.elapsed() < Duration::from_secs(4) {
+    while seen.len() < 20 && begun.elapsed() < SOON {
         seen.extend(storm.processes());
         assert_eq!(outside(), BTreeMap::new());
     }
-    assert!(seen.len() > 10, "{seen:?}");
+    assert!(seen.len() >= 20, "{seen:?}");
 
     // From now on they stay, until no more fit in.
     fs::write(storm.dir.path().join("stay"), "").unwrap();

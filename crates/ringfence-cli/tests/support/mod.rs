@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each of the tests uses its part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees #[test] alone.
 
+pub mod machine;
 pub mod place;
 pub mod planned;
 mod probe;
@@ -126,7 +127,9 @@ fn where_it_stands(pid: u32) -> String {
         let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
         let (name, call, stack) = (read("comm"), read("syscall"), read("stack"));
         told += &format!("{pid} {}: in {}\n{stack}", name.trim(), call.trim());
-        told.extend(read("children").split_whitespace().filter_map(|it| it.parse().ok()).map(where_it_stands));
+        told.extend(
+            read("children").split_whitespace().filter_map(|it| it.parse().ok()).map(where_it_stands),
+        );
     }
     told
 }
