@@ -9,6 +9,9 @@ SYSTEMD_PACKAGES = (
     "busybox-static", "dbus", "dbus-user-session", "e2fsprogs", "iproute2", "kmod",
     "libpam-systemd", "procps", "strace", "systemd", "systemd-container", "systemd-sysv",
     "util-linux",
+    # For machines inside the guest. QEMU's interpreter runs under QEMU's interpreter there: a few instructions of firmware
+    # are done at once, a Linux kernel takes many minutes.
+    "qemu-system-x86",
 )
 CONTAINER_PACKAGES = (
     "containerd", "containernetworking-plugins", "crun", "fuse-overlayfs", "iptables", "jq",
@@ -53,9 +56,6 @@ class Root:
 
 TRIXIE = Root("trixie", "trixie", SYSTEMD_PACKAGES, 900)
 BOOKWORM = Root("bookworm", "bookworm", SYSTEMD_PACKAGES, 900)
-# For machines inside the guest. QEMU's interpreter runs under QEMU's interpreter there: a few instructions of firmware
-# are done at once, a Linux kernel takes many minutes.
-HYPERVISOR = Root("hypervisor", "trixie", SYSTEMD_PACKAGES + ("qemu-system-x86",), 900)
 CONTAINERS = Root("containers", "trixie", SYSTEMD_PACKAGES + CONTAINER_PACKAGES, 1400)
 
 
@@ -101,7 +101,6 @@ MODES = {
              _plain("hybrid") + " swapaccount=1"),
         Mode("ctr", "trixie with runc, crun, podman and containerd", CONTAINERS,
              memory_mib=2048, on_request=True),
-        Mode("vm", "plain-v2 with QEMU", HYPERVISOR, _plain("v2"), on_request=True),
         Mode("rdma", "plain-v2 on Debian's standard kernel, with an RDMA device", TRIXIE,
              _plain("v2") + " testbed.rdma", kernel=STANDARD, on_request=True),
         Mode("rdma-v1", "plain-v1 on Debian's standard kernel, with an RDMA device", BOOKWORM,

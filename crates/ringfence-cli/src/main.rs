@@ -245,6 +245,7 @@ mod tests {
             "ringfence -o json diff a",
             "ringfence convert --from v1 --to v2 -",
             "ringfence explain a hugetlb.2MB.max",
+            "ringfence explain a cpu.max --part overhead",
             "ringfence doctor --strict -o jsonl",
         ] {
             assert!(parses(line), "{line}");

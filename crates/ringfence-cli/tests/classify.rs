@@ -1,173 +1,223 @@
 //! A real QEMU with two vCPUs that spin, an I/O thread and a monitor: only the vCPUs are held to the quota.
-//!
-//! The guest is firmware of two bytes, so that it is busy at once even where QEMU's interpreter runs under another one.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees only #[test] functions.
 
 mod support;
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringfence::Qmp;
-use serde_json::Value;
-use support::{Sandbox, skip, until, wait};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::machine::{Machine, Monitor, threads_of};
+use support::{PATIENCE, Sandbox, is_alive, mode, send, until, wait};
 
-const QEMU: &str = "qemu-system-x86_64";
-
-/// A ROM whose first and only instruction jumps to itself, on every vCPU that is told to begin.
-fn firmware(at: &Path) {
-    let mut rom = vec![0; 64 << 10];
-    rom[0xFFF0..0xFFF2].copy_from_slice(&[0xEB, 0xFE]);
-    fs::write(at, rom).unwrap();
-}
-
-struct Machine {
-    sandbox: Sandbox,
-    socket: PathBuf,
-    program: Vec<String>,
-}
-
-/// With `vcpus` vCPUs; none where there is no QEMU.
-fn machine(name: &str, vcpus: u32) -> Option<Machine> {
-    if Command::new(QEMU).arg("--version").output().is_err() {
-        skip("there is no QEMU");
-        return None;
-    }
-    let sandbox = Sandbox::named(name);
-    let (rom, socket) = (sandbox.scratch.path().join("firmware"), sandbox.scratch.path().join("qmp"));
-    firmware(&rom);
-    let (smp, bios) = (format!("{vcpus},maxcpus=4"), rom.display().to_string());
-    let monitor = format!("unix:{},server=on,wait=off", socket.display());
-    #[rustfmt::skip]
-    let program = [
-        QEMU, "-accel", "tcg,thread=multi", "-machine", "q35", "-m", "32", "-smp", &smp, "-nodefaults", "-no-user-config",
-        "-display", "none", "-bios", &bios, "-qmp", &monitor, "-object", "iothread,id=io0",
-        "-name", "guest,debug-threads=on",
-    ];
-    Some(Machine { program: program.map(str::to_owned).to_vec(), sandbox, socket })
-}
-
-/// Name and part of every thread, as the command tells them.
-fn threads(sandbox: &Sandbox) -> Vec<(String, String)> {
+/// Name and part of every thread of a machine, by thread ID, as the command tells them.
+fn threads(sandbox: &Sandbox, pid: u32) -> BTreeMap<u64, (String, String)> {
     let list = sandbox.json("ps", &["--threads"]);
+    let ours = list.as_array().unwrap().iter().filter(|task| task["pid"] == pid);
     let text = |task: &Value, key: &str| task[key].as_str().unwrap_or("-").to_owned();
-    list.as_array().unwrap().iter().map(|task| (text(task, "name"), text(task, "part"))).collect()
+    ours.map(|task| (task["tid"].as_u64().unwrap(), (text(task, "name"), text(task, "part")))).collect()
 }
 
-/// Every thread is where it is said to be.
-fn told_as_it_is(sandbox: &Sandbox) {
-    let list = sandbox.json("ps", &["--threads"]);
-    for task in list.as_array().unwrap() {
-        let (tid, part) = (&task["tid"], task["part"].as_str().unwrap_or("-"));
-        let seen = fs::read_to_string(format!("/proc/{tid}/cgroup")).unwrap_or_default();
-        assert!(seen.lines().any(|line| line.ends_with(&format!("/{part}"))), "{task}: {seen}");
+fn vcpus(threads: &BTreeMap<u64, (String, String)>) -> BTreeSet<&str> {
+    threads.values().filter(|(_, part)| part == "vcpu").map(|(name, _)| name.as_str()).collect()
+}
+
+/// Every thread of a machine is listed, and is where it is said to be, in the hierarchies in which threads are told apart;
+/// in the others it is in the whole.
+#[track_caller]
+fn told_as_it_is(sandbox: &Sandbox, pid: u32) {
+    let as_told = || {
+        let (told, seen) = (threads(sandbox, pid), threads_of(pid));
+        if told.keys().ne(seen.keys()) {
+            return Err(format!("{told:?} but {seen:?}"));
+        }
+        for (tid, places) in &seen {
+            for (controllers, path) in places {
+                let (name, part) = &told[tid];
+                let whole = sandbox.cgroup();
+                let by_thread = match controllers.as_str() {
+                    "" => mode() == "v2",
+                    _ => controllers.split(',').any(|name| ["cpu", "cpuacct", "cpuset"].contains(&name)),
+                };
+                let expected = if by_thread { format!("{whole}/{part}") } else { whole };
+                if *path != expected {
+                    return Err(format!("{name} is in {path} of {controllers:?}, not in {expected}"));
+                }
+            }
+        }
+        Ok(())
+    };
+    // Others of its threads may come and go.
+    let looks: Vec<_> = (0..5).map(|_| as_told()).take_while(Result::is_err).collect();
+    assert!(looks.len() < 5, "{looks:?}");
+}
+
+/// The machine of a sandbox in which nothing else runs, once its vCPUs are found.
+#[track_caller]
+fn sorted(sandbox: &Sandbox, names: &[&str]) -> u32 {
+    sandbox.wait_until_populated();
+    let is_sorted = || {
+        let pid = *sandbox.processes().first()?;
+        (vcpus(&threads(sandbox, pid)) == names.iter().copied().collect()).then_some(pid)
+    };
+    // Another emulator below takes its time.
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        match is_sorted() {
+            Some(pid) => return pid,
+            None if Instant::now() > deadline => panic!("{}", sandbox.json("ps", &["--threads"])),
+            None => std::thread::sleep(Duration::from_millis(100)),
+        }
     }
 }
 
-fn vcpus(threads: &[(String, String)]) -> BTreeSet<&str> {
-    threads.iter().filter(|(_, part)| part == "vcpu").map(|(name, _)| name.as_str()).collect()
+/// What a part has used between two samples.
+fn grew(before: &Value, after: &Value, part: &str, key: &str) -> u64 {
+    let value = |sample: &Value| sample["parts"][part]["cpu"][key].as_u64().unwrap_or_default();
+    value(after) - value(before)
 }
 
 #[test]
 fn only_the_vcpus_of_a_virtual_machine_are_held_to_its_quota() {
-    let Some(Machine { sandbox, socket, program }) = machine("spins", 2) else { return };
-    let monitor = socket.display().to_string();
+    let Some(machine) = Machine::that_spins("spins") else { return };
+    let sandbox = &machine.sandbox;
+    let socket = machine.socket.display().to_string();
     let options =
-        ["--profile", "qemu", "--cpus", "0.5", "--memory", "256M", "--qmp", &monitor, "--vcpus", "2"];
-    let words: Vec<_> = program.iter().map(String::as_str).collect();
-    let running = sandbox.start(&options, &words);
-    let is_sorted = || vcpus(&threads(&sandbox)) == BTreeSet::from(["CPU 0/TCG", "CPU 1/TCG"]);
-    // Another emulator below takes its time.
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while Instant::now() < deadline && (sandbox.attempt("ps", &[]).code != 0 || !is_sorted()) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    until("the vCPUs are found", || sandbox.attempt("ps", &[]).code == 0 && is_sorted());
-    told_as_it_is(&sandbox);
-    let found = threads(&sandbox);
-    assert_eq!(vcpus(&found), BTreeSet::from(["CPU 0/TCG", "CPU 1/TCG"]), "{found:?}");
-    assert!(found.contains(&("IO io0".to_owned(), "overhead".to_owned())), "{found:?}");
-    assert!(found.iter().all(|(_, part)| part == "vcpu" || part == "overhead"), "{found:?}");
+        ["--profile", "qemu", "--cpus", "0.5", "--memory", "256M", "--qmp", &socket, "--vcpus", "2"];
+    let running = sandbox.start(&options, &machine.words());
+    let pid = sorted(sandbox, &["CPU 0/TCG", "CPU 1/TCG"]);
+    told_as_it_is(sandbox, pid);
+    let found = threads(sandbox, pid);
+    assert!(found.values().any(|thread| *thread == ("IO io0".into(), "overhead".into())), "{found:?}");
+    assert!(found.values().all(|(_, part)| part == "vcpu" || part == "overhead"), "{found:?}");
 
-    // The first vCPU spins from its first instruction on, and even a busy machine has a tenth of a CPU for it. The monitor answers all the while.
-    sandbox.does("set", &["--cpus", "0.1"]);
-    let parts = || sandbox.json("stats", &[])[0].clone();
-    let (before, started) = (parts(), Instant::now());
-    let mut monitor = Qmp::connect(&socket, Duration::from_secs(20)).unwrap();
-    let mut longest = Duration::ZERO;
-    let was_throttled =
-        || parts()["parts"]["vcpu"]["cpu"]["throttled"] != before["parts"]["vcpu"]["cpu"]["throttled"];
-    let enough = |elapsed: Duration| elapsed > Duration::from_secs(3) && was_throttled();
-    while !enough(started.elapsed()) && started.elapsed() < Duration::from_secs(60) {
-        let asked = Instant::now();
-        assert_eq!(monitor.vcpus().unwrap().len(), 2);
-        longest = longest.max(asked.elapsed());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let (after, elapsed) = (parts(), started.elapsed());
-    let grew = |part: &str, key: &str| {
-        let value = |sample: &Value| sample["parts"][part]["cpu"][key].as_u64().unwrap_or_default();
-        value(&after) - value(&before)
-    };
-    let share = grew("vcpu", "usage_us") as f64 / elapsed.as_micros() as f64;
-    assert!(share < 0.25, "the vCPUs had {share} CPUs: {after}");
-    assert!(grew("vcpu", "throttled") > 0, "{after}");
-    assert_eq!(grew("overhead", "throttled"), 0, "{after}");
+    // The guest fills its memory, and that is the sandbox's.
+    let sample = || sandbox.json("stats", &[])[0].clone();
+    let memory = || sample()["memory"]["current"].as_u64().unwrap();
+    let before = memory();
+    let mut monitor = Monitor::connect(&machine.socket);
+    monitor.add_disks();
+    monitor.ask("cont", json!({}));
+    until("its memory is charged", || memory() > before + (14 << 20));
+
+    // Half a CPU is not exceeded.
+    let (before, started) = (sample(), Instant::now());
+    let (answer, copy) = (monitor.round_trip(7), monitor.copying(1));
+    std::thread::sleep(Duration::from_secs(2).saturating_sub(started.elapsed()));
+    let (after, elapsed) = (sample(), started.elapsed());
+    let share = grew(&before, &after, "vcpu", "usage_us") as f64 / elapsed.as_micros() as f64;
+    eprintln!("of 0.5 CPUs the vCPUs had {share:.2}; an answer took {answer:?}, a copy {copy:?}");
+    assert!(share < 0.75, "{share}: {before} {after}");
+    assert_eq!(grew(&before, &after, "overhead", "throttled"), 0, "{after}");
+
+    // Even a busy machine has a twentieth of a CPU for them, so that they are stopped nearly all the time.
+    sandbox.does("set", &["--cpus", "0.05"]);
+    let before = sample();
+    until("throttled", || grew(&before, &sample(), "vcpu", "throttled") > 3);
+    let (answer, copy) = (monitor.round_trip(7), monitor.copying(1));
+    let after = sample();
+    let [throttled, stopped] = ["vcpu", "overhead"].map(|part| grew(&before, &after, part, "throttled"));
+    assert_eq!(stopped, 0, "{after}");
+
+    // The same where the monitor has no more than the vCPUs.
+    sandbox.does("attach", &["--thread", "--part", "vcpu", &pid.to_string()]);
+    let slow = monitor.round_trip(5);
     eprintln!(
-        "vCPUs: {share:.2} CPUs, throttled {} times; overhead: throttled {} times; the monitor took {longest:?} at most",
-        grew("vcpu", "throttled"),
-        grew("overhead", "throttled"),
+        "of 0.05 CPUs: the vCPUs were stopped {throttled} times, the others {stopped} times; a copy took {copy:?}, \
+         an answer {answer:?}, with the vCPUs' quota {slow:?}"
     );
+    assert!(answer < slow);
     drop(monitor);
-    // What the guest has touched is the sandbox's.
-    assert!(after["memory"]["current"].as_u64() > Some(1 << 20), "{after}");
 
-    // Once more, nothing moves; and by their names they are the same.
+    // All is put right again, by the monitor and by their names.
     let again = sandbox.json("classify", &[]);
-    assert_eq!((&again["vcpus"], &again["moved"]), (&2.into(), &0.into()), "{again}");
+    assert_eq!((&again["vcpus"], &again["moved"]), (&2.into(), &1.into()), "{again}");
     let by_name = sandbox.json("classify", &["--vmm", "qemu", "--vcpus", "2"]);
     assert_eq!((&by_name["vcpus"], &by_name["moved"]), (&2.into(), &0.into()), "{by_name}");
+    told_as_it_is(sandbox, pid);
     sandbox.does("freeze", &[]);
     sandbox.does("thaw", &[]);
-    assert_eq!(sandbox.json("diff", &[]), serde_json::json!([]));
+    assert_eq!(sandbox.json("diff", &[]), json!([]));
 
-    support::send(running.id(), rustix::process::Signal::TERM);
-    wait(running, "run".to_owned());
+    // It crashes.
+    assert!(send(pid, Signal::KILL));
+    wait(running, "run".to_owned()).exits(137);
     sandbox.is_gone();
+    let error = sandbox.attempt_json("classify", &[]).exits(3).error();
+    assert_eq!(error["kind"], "not_found", "{error}");
 }
 
 #[test]
-fn a_machine_that_is_joined_later_is_sorted_when_it_is_asked_for() {
-    let Some(Machine { sandbox, socket, program }) = machine("later", 1) else { return };
-    let mut qemu = Command::new(&program[0]).args(&program[1..]).spawn().unwrap();
-    let pid = qemu.id().to_string();
-    sandbox.create(&["--overhead", "nested", "--cpus", "0.5", "--overhead-cpus", "0.5"]);
-    sandbox.does("attach", &[&pid]);
-    let found = threads(&sandbox);
-    assert!(found.iter().all(|(_, part)| part == "overhead"), "{found:?}");
+fn vcpus_that_come_and_go_are_sorted_when_it_is_asked_for_until_the_machine_crashes() {
+    let Some(machine) = Machine::that_lets_go("later") else { return };
+    let sandbox = &machine.sandbox;
+    sandbox.create(&["--overhead", "nested", "--cpus", "0.5", "--overhead-cpus", "0.9"]);
+    let mut qemu = Command::new(&machine.program[0]).args(&machine.program[1..]).spawn().unwrap();
+    let pid = qemu.id();
+    let socket = machine.socket.display().to_string();
+    sandbox.does("attach", &[&pid.to_string()]);
+    let found = threads(sandbox, pid);
+    assert!(found.values().all(|(_, part)| part == "overhead"), "{found:?}");
     let error = sandbox.attempt_json("classify", &["--timeout", "1"]).exits(2).error();
     assert!(error["message"].as_str().unwrap().contains("qmp"), "{error}");
+    // It is just starting, and is waited for.
+    let placed = sandbox.json("classify", &["--qmp", &socket, "--vcpus", "1", "--timeout", "50"]);
+    assert_eq!((&placed["vcpus"], &placed["moved"]), (&1.into(), &1.into()), "{placed}");
+    told_as_it_is(sandbox, pid);
     let error =
         sandbox.attempt_json("classify", &["--vmm", "firecracker", "--timeout", "1"]).exits(1).error();
     assert!(error["message"].as_str().unwrap().contains("CPU 0/TCG"), "{error}");
-    let monitor = socket.display().to_string();
-    let placed = sandbox.json("classify", &["--qmp", &monitor, "--timeout", "50"]);
-    assert_eq!((&placed["vcpus"], &placed["moved"]), (&1.into(), &1.into()), "{placed}");
 
+    // A processor is plugged in. Its thread begins with the one that made it.
+    let mut monitor = Monitor::connect(&machine.socket);
+    monitor.ask("cont", json!({}));
+    let place =
+        json!({"driver": "qemu64-x86_64-cpu", "id": "second", "socket-id": 1, "core-id": 0, "thread-id": 0});
+    monitor.ask("device_add", place);
+    let both = BTreeSet::from(["CPU 0/TCG", "CPU 1/TCG"]);
+    let by_name = ["--vmm", "CPU {}/TCG", "--vcpus", "2"];
+    let placed = sandbox.json("classify", &by_name);
+    assert_eq!((&placed["vcpus"], &placed["moved"]), (&2.into(), &1.into()), "{placed}");
+    assert_eq!(vcpus(&threads(sandbox, pid)), both);
+    told_as_it_is(sandbox, pid);
     // A thread that is taken elsewhere is brought back.
     let list = sandbox.json("ps", &["--threads"]);
-    let vcpu = list.as_array().unwrap().iter().find(|task| task["part"] == "vcpu").unwrap();
-    assert_eq!((&vcpu["name"], &vcpu["index"]), (&"CPU 0/TCG".into(), &0.into()), "{vcpu}");
-    sandbox.does("attach", &["--thread", "--part", "overhead", &vcpu["tid"].to_string()]);
-    assert!(vcpus(&threads(&sandbox)).is_empty());
-    assert_eq!(sandbox.json("classify", &["--vmm", "CPU {}/TCG"])["moved"], 1);
-    sandbox.does("rm", &["--kill"]);
+    let thread = |name: &str| list.as_array().unwrap().iter().find(|task| task["name"] == name).unwrap();
+    let second = thread("CPU 1/TCG");
+    assert_eq!((&second["part"], &second["index"]), (&"vcpu".into(), &1.into()), "{second}");
+    sandbox.does("attach", &["--thread", "--part", "overhead", &second["tid"].to_string()]);
+    assert_eq!(vcpus(&threads(sandbox, pid)), BTreeSet::from(["CPU 0/TCG"]));
+    assert_eq!(sandbox.json("classify", &by_name)["moved"], 1);
+
+    // And taken out again, which ends its thread.
+    monitor.ask("device_del", json!({"id": "second"}));
+    monitor.wait_for("DEVICE_DELETED");
+    drop(monitor);
+    until("its thread has ended", || threads(sandbox, pid).values().all(|(name, _)| name != "CPU 1/TCG"));
+    let placed = sandbox.json("classify", &["--qmp", &socket]);
+    assert_eq!((&placed["vcpus"], &placed["moved"]), (&1.into(), &0.into()), "{placed}");
+    told_as_it_is(sandbox, pid);
+
+    // It crashes while more of them are waited for.
+    let waiting = sandbox.command("classify", &["--vmm", "qemu", "--vcpus", "3", "--timeout", "50"]);
+    let waiting = in_the_background(waiting);
+    std::thread::sleep(Duration::from_millis(500));
+    qemu.kill().unwrap();
     qemu.wait().unwrap();
+    let done = wait(waiting, "classify".to_owned()).exits(3);
+    assert!(done.stderr.contains("nothing runs inside"), "{done:?}");
+    let error = sandbox.attempt_json("classify", &["--vmm", "qemu"]).exits(3).error();
+    assert!(error["message"].as_str().unwrap().contains("nothing runs inside"), "{error}");
+    assert!(!is_alive(pid));
+    sandbox.does("rm", &[]);
     sandbox.is_gone();
+}
+
+fn in_the_background(mut command: Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 #[test]

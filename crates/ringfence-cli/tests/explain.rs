@@ -225,6 +225,54 @@ fn the_least_quota_in_proportion_to_its_period_holds() {
 }
 
 #[test]
+fn of_a_sandbox_in_parts_the_part_decides_that_has_the_least() {
+    let parent = Parent::named("parts");
+    let sandbox = Sandbox::named("parts");
+    let limits = ["--cpus", "0.5", "--overhead-cpus", "0.75", "--cpuset-cpus", "0", "--memory", "64M"];
+    let path = parent.create(&sandbox, &[&["--overhead", "nested"], &limits[..]].concat());
+    let part = |name: &str| format!("{path}/{name}");
+    let decided = |options: &[&str]| {
+        let explained = sandbox.json("explain", options);
+        let last = explained["chain"].as_array().unwrap().last().unwrap().clone();
+        [explained["effective"].clone(), explained["decided_by"].clone(), last["path"].clone()]
+    };
+    let (half, more) = (json!("50000 100000"), json!("75000 100000"));
+    for key in ["cpu", "cpu.max", "cpu.cfs_quota_us"] {
+        assert_eq!(decided(&[key]), [half.clone(), part("vcpu").into(), part("vcpu").into()]);
+        assert_eq!(decided(&[key, "--part", "vcpu"]), decided(&[key]));
+        let overhead = [more.clone(), part("overhead").into(), part("overhead").into()];
+        assert_eq!(decided(&[key, "--part", "overhead"]), overhead);
+    }
+    assert_eq!(decided(&["cpuset"]), [json!("0"), part("vcpu").into(), part("vcpu").into()]);
+    // All that there are.
+    let all = sandbox.json("explain", &["cpuset", "--part", "overhead"]);
+    assert_eq!((&all["effective"], &all["decided_by"]), (&all["chain"][0]["value"], &json!("/")), "{all}");
+    // What threads cannot have by themselves is the whole's, whichever part is meant.
+    assert_eq!(decided(&["memory"]), [json!(64 * MIB), path.clone().into(), path.clone().into()]);
+    let error = sandbox.attempt_json("explain", &["memory", "--part", "vcpu"]).exits(2).error();
+    assert_eq!((&error["setting"], &error["value"]), (&json!("key"), &json!("memory")), "{error}");
+
+    // Above the parts, less holds for both; v1 takes no less above than below.
+    let less = if is_on_v1("cpu") { more } else { json!("40000 100000") };
+    let quota = less.as_str().unwrap().split(' ').next().unwrap();
+    parent.set("cpu", &[("cpu.cfs_quota_us", quota)], &[("cpu.max", quota)]);
+    for name in ["vcpu", "overhead"] {
+        let [effective, decided_by, _] = decided(&["cpu", "--part", name]);
+        let expected = match name {
+            "vcpu" if is_on_v1("cpu") => [half.clone(), part(name).into()],
+            _ if is_on_v1("cpu") => [less.clone(), part(name).into()],
+            _ => [less.clone(), parent.path().into()],
+        };
+        assert_eq!([effective, decided_by], expected);
+    }
+
+    let undivided = Sandbox::named("undivided");
+    parent.create(&undivided, &[]);
+    let error = undivided.attempt_json("explain", &["cpu", "--part", "vcpu"]).exits(2).error();
+    assert_eq!((&error["setting"], &error["value"]), (&json!("part"), &json!("vcpu")), "{error}");
+}
+
+#[test]
 fn the_level_from_which_on_the_cpus_are_these_decides() {
     let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
     if online.trim() != "0-1" {

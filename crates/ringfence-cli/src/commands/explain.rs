@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::Args;
 use ringfence::explain::{Ancestors, Decider, Key, Value};
-use ringfence::{Explanation, Limit, Result, Sandbox, SandboxId};
+use ringfence::{Explanation, Limit, Part, Result, Sandbox, SandboxId};
 
 use crate::context::Context;
 use crate::exit::Exit;
@@ -22,13 +22,20 @@ pub struct Explain {
 
     /// What to explain: memory, cpu.quota, pids.max, …
     key: Key,
+
+    /// Explain it for this part: vcpu or overhead [default: vcpu for cpu and cpuset, where the sandbox has parts]
+    #[arg(long)]
+    part: Option<Part>,
 }
 
 impl Explain {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
         let sandbox = Sandbox::restore(&host, context.state(&host, &self.id)?)?;
-        let explanation = sandbox.explain(&self.key)?;
+        let explanation = match self.part {
+            Some(part) => sandbox.explain_part(part, &self.key)?,
+            None => sandbox.explain(&self.key)?,
+        };
         let (answer, levels) = (answer(&explanation), levels(&explanation));
         let text = fmt::from_fn(|f| {
             let (answer, levels) = (context.output.table(&answer), context.output.table(&levels));

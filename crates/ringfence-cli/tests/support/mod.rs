@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each of the tests uses its part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees #[test] alone.
 
+pub mod machine;
 pub mod place;
 pub mod planned;
 mod probe;

@@ -240,6 +240,12 @@ impl Cgroup {
         !self.dirs.is_empty()
     }
 
+    /// Whether it has a directory in the hierarchy of a controller.
+    pub(crate) fn has_place_of(&self, controller: Controller) -> bool {
+        let hierarchy = self.host.hierarchy_of(controller).map(|(index, _)| index);
+        self.dirs.iter().any(|(dir, _)| Some(dir.hierarchy) == hierarchy)
+    }
+
     /// The processes that were started where no cgroup tells which they are, and still run.
     pub(crate) fn started(&self) -> Vec<ProcessIdentity> {
         let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);

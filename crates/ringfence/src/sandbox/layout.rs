@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Overhead, State};
 use crate::error::{Error, Result};
-use crate::host::{Host, Version};
+use crate::explain::Key;
+use crate::host::{Controller, Host, Version};
 use crate::plan::PartWant;
 use crate::resources::{Cpu, Resources};
 
@@ -60,6 +61,11 @@ impl<'de> Deserialize<'de> for Part {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
+}
+
+/// Whether it is about what each part has by itself.
+pub(super) fn is_by_part(key: &Key) -> bool {
+    matches!(key.controller(), Controller::Cpu | Controller::Cpuset)
 }
 
 /// The names of v2 files whose values are those of the vCPUs.

@@ -301,9 +301,28 @@ impl Sandbox {
         Cgroup::open_at(&whole.host, part_path(&self.locked(), part)?)?.stats_reader()
     }
 
-    /// The value in effect, and which ancestor decides it. See [`Cgroup::explain`].
+    /// The value in effect, and which ancestor decides it: of CPU time and CPUs for the vCPUs, where these are a part. See
+    /// [`Cgroup::explain`].
     pub fn explain(&self, key: &Key) -> Result<Explanation> {
-        self.cgroup()?.explain(key)
+        let whole = self.cgroup()?;
+        let vcpus = self.locked().parts.get(&Part::Vcpu).filter(|_| layout::is_by_part(key)).cloned();
+        match vcpus.map(|path| Cgroup::open_at(&whole.host, &path)).transpose()? {
+            Some(part) if part.has_place_of(key.controller()) => part.explain(key),
+            _ => whole.explain(key),
+        }
+    }
+
+    /// The same for one part, of what parts have by themselves: CPU time, CPUs and memory nodes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a sandbox without parts, and for what is the whole's.
+    pub fn explain_part(&self, part: Part, key: &Key) -> Result<Explanation> {
+        if !layout::is_by_part(key) {
+            let why = "cpu or cpuset for a part: everything else is the whole's";
+            return Err(Error::invalid("key", key, why));
+        }
+        let whole = self.cgroup()?;
+        Cgroup::open_at(&whole.host, part_path(&self.locked(), part)?)?.explain(key)
     }
 
     /// Stops every task inside. See [`Cgroup::freeze`].

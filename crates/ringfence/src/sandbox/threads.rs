@@ -21,7 +21,7 @@ use crate::threads::{Expect, VmmThreads};
 /// A thread that is made while threads are placed starts where the one that made it is: it is found by the next pass.
 const PASSES: usize = 100;
 
-/// How long one of several processes is looked at for the threads of a VMM.
+/// How long one of several processes is looked at for the threads of a VMM, at first; each time twice as long.
 const LOOK: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -107,24 +107,27 @@ impl Sandbox {
     /// nothing runs; [`ErrorKind::TimedOut`] if there were too few.
     pub fn find_vcpus(&self, hints: &VcpuHints, within: Duration) -> Result<VmmThreads> {
         let deadline = Deadline::after(within);
-        let (finder, count) = {
+        let (finder, count, placeholder) = {
             let state = self.locked();
             let hints = hints.or(&state.vcpu_hints);
-            (hints.finder(state.profile), hints.count)
+            (hints.finder(state.profile), hints.count, state.placeholder.clone())
         };
         let finder = finder.ok_or_else(|| {
             let why = "the socket of QEMU's monitor (qmp), or how the threads of vCPUs are called (vmm)";
             Error::invalid("vcpus", "unknown", why)
         })?;
+        let mut look = LOOK;
         loop {
-            let inside = self.processes()?;
+            let mut inside = self.processes()?;
+            // What keeps a scope of systemd alive is no VMM.
+            inside.retain(|pid| placeholder.as_ref().is_none_or(|process| process.pid != *pid));
             if inside.is_empty() {
                 return Err(Error::new(ErrorKind::NotFound, "nothing runs inside"));
             }
             let mut failed = None;
             for pid in &inside {
                 // Of several, each gets a look; one alone all the time.
-                let patience = if inside.len() == 1 { deadline.left() } else { deadline.left().min(LOOK) };
+                let patience = if inside.len() == 1 { deadline.left() } else { deadline.left().min(look) };
                 let expect = count.map_or(Expect::any(), Expect::vcpus).within(patience);
                 match finder.find(*pid, expect) {
                     Ok(found) => return Ok(found),
@@ -134,6 +137,7 @@ impl Sandbox {
             if let Some(error) = failed.filter(|_| deadline.is_over()) {
                 return Err(error);
             }
+            look = look.saturating_mul(2);
             deadline.sleep(PAUSE);
         }
     }
@@ -150,7 +154,7 @@ impl Sandbox {
     /// Puts what was found where it belongs.
     pub fn place(&self, found: &VmmThreads) -> Result<Placed> {
         let vcpus: Vec<_> = found.vcpus.iter().map(|vcpu| (vcpu.index, vcpu.tid)).collect();
-        let mut placed = self.place_vcpus(&vcpus)?;
+        let mut placed = self.sort(&vcpus, Some(found.pid))?;
         for thread in found.clone().with_kernel_threads().kernel_threads {
             let joined = self.join_part(Part::Overhead, &[thread.pid]);
             if let Err(error) = joined {
@@ -170,17 +174,34 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] where the sandbox has no parts, and for a thread that is not inside.
     pub fn place_vcpus(&self, vcpus: &[(u32, u32)]) -> Result<Placed> {
+        self.sort(vcpus, None)
+    }
+
+    /// The same; of those that were found in a `vmm`, some may have ended meanwhile, or all with it.
+    fn sort(&self, vcpus: &[(u32, u32)], vmm: Option<u32>) -> Result<Placed> {
         let mut state = self.locked();
         let cgroup = self.present_or_not_found(&state)?;
         let hierarchies = parts_of(&cgroup, &state)?;
-        let wanted: BTreeSet<u32> = vcpus.iter().map(|(_, tid)| *tid).collect();
         let inside = cgroup.processes()?;
-        for (_, tid) in vcpus {
-            let process = proc::process_of(*tid);
-            if !process.is_some_and(|pid| inside.contains(&pid)) {
-                return Err(Error::invalid("tid", tid, "the ID of a thread of a process in this sandbox"));
+        if let Some(pid) = vmm.filter(|pid| !inside.contains(pid)) {
+            let why = "the VMM has ended meanwhile, or is inside no more";
+            return Err(Error::new(ErrorKind::NotFound, why).with_value(pid));
+        }
+        let mut vcpus: BTreeMap<u32, u32> = vcpus.iter().copied().collect();
+        for (index, tid) in vcpus.clone() {
+            match proc::process_of(tid) {
+                Some(pid) if inside.contains(&pid) => {}
+                None if vmm.is_some() => drop(vcpus.remove(&index)),
+                _ => {
+                    return Err(Error::invalid(
+                        "tid",
+                        tid,
+                        "the ID of a thread of a process in this sandbox",
+                    ));
+                }
             }
         }
+        let wanted: BTreeSet<u32> = vcpus.values().copied().collect();
         let mut moved = BTreeSet::new();
         for _ in 0..PASSES {
             let before = moved.len();
@@ -196,7 +217,7 @@ impl Sandbox {
             if is_settled && moved.len() == before {
                 let all = hierarchies.first().map(Parts::threads).transpose()?;
                 let count = |part| all.as_ref().and_then(|all| all.parts.get(&part)).map_or(0, BTreeSet::len);
-                let before = std::mem::replace(&mut state.vcpus, vcpus.iter().copied().collect());
+                let before = std::mem::replace(&mut state.vcpus, vcpus);
                 let mut report = Report::default();
                 self.keep_pinned(&cgroup, &mut state, &before, &moved, &mut report);
                 let (vcpus, overhead) = (count(Part::Vcpu), count(Part::Overhead));
