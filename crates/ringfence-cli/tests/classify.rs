@@ -5,13 +5,14 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::machine::{Machine, Monitor, threads_of};
-use support::{PATIENCE, Sandbox, is_alive, mode, send, until, wait};
+use support::{PATIENCE, Sandbox, is_alive, mode, send, skip, until, wait};
 
 /// Name and part of every thread of a machine, by thread ID, as the command tells them.
 fn threads(sandbox: &Sandbox, pid: u32) -> BTreeMap<u64, (String, String)> {
@@ -235,12 +236,11 @@ fn each_vcpu_has_a_cpu_of_its_own_while_there_are_as_many() {
     if !cpus.starts_with("0-") {
         return skip("one CPU is not enough, or they have other numbers");
     }
-    let Some(Machine { sandbox, socket, program }) = machine("pinned", 2) else { return };
-    let monitor = socket.display().to_string();
+    let Some(machine) = Machine::that_spins("pinned") else { return };
+    let (sandbox, monitor) = (&machine.sandbox, machine.socket.display().to_string());
     let options =
         ["--profile", "qemu", "--cpuset-cpus", "0-1", "--qmp", &monitor, "--vcpus", "2", "--pin=exclusive"];
-    let words: Vec<_> = program.iter().map(String::as_str).collect();
-    let running = sandbox.start(&options, &words);
+    let running = sandbox.start(&options, &machine.words());
     // Index of a vCPU → the CPU to which it is pinned, as it is told and as it is.
     let pins = || {
         let list = sandbox.json("ps", &["--threads"]);
@@ -248,17 +248,14 @@ fn each_vcpu_has_a_cpu_of_its_own_while_there_are_as_many() {
         let told = pinned.map(|task| (task["index"].clone(), task["pinned"].clone(), task["tid"].clone()));
         told.collect::<Vec<_>>()
     };
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while Instant::now() < deadline && (sandbox.attempt("ps", &[]).code != 0 || pins().len() < 2) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    until("both are pinned", || sandbox.attempt("ps", &[]).code == 0 && pins().len() == 2);
     for (index, cpu, tid) in pins() {
         assert_eq!(index, cpu);
         let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
         assert!(status.contains(&format!("Cpus_allowed_list:\t{cpu}\n")), "{status}");
     }
     let shown = sandbox.json("show", &[]);
-    let both = serde_json::json!({"0": 0, "1": 1});
+    let both = json!({"0": 0, "1": 1});
     assert_eq!((&shown["pin"], &shown["pinned"]), (&"exclusive".into(), &both), "{shown}");
     let told = sandbox.does("show", &[]).stdout;
     assert!(told.contains("exclusive: vCPU 0 on CPU 0, vCPU 1 on CPU 1\n"), "{told}");
@@ -274,7 +271,7 @@ fn each_vcpu_has_a_cpu_of_its_own_while_there_are_as_many() {
     assert_eq!(sandbox.json("classify", &[])["pinned"], both);
     sandbox.does("set", &["--pin=none"]);
     assert!(pins().is_empty());
-    support::send(running.id(), rustix::process::Signal::TERM);
+    send(running.id(), Signal::TERM);
     wait(running, "run".to_owned());
     sandbox.is_gone();
 }
