@@ -126,7 +126,9 @@ fn where_it_stands(pid: u32) -> String {
         let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
         let (name, call, stack) = (read("comm"), read("syscall"), read("stack"));
         told += &format!("{pid} {}: in {}\n{stack}", name.trim(), call.trim());
-        told.extend(read("children").split_whitespace().filter_map(|it| it.parse().ok()).map(where_it_stands));
+        told.extend(
+            read("children").split_whitespace().filter_map(|it| it.parse().ok()).map(where_it_stands),
+        );
     }
     told
 }

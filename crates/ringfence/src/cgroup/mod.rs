@@ -19,13 +19,13 @@ use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
 pub use destroy::{Failures, Outcome, Remaining};
-pub(crate) use destroy::{send, stop_default_slice};
+pub(crate) use destroy::{send, signal_all, stop_default_slice};
 pub use tasks::Task;
 pub(crate) use tree::members;
 
 use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};
-use crate::driver::cgroupfs::carry_out;
+use crate::driver::cgroupfs::carry_out_and;
 use crate::driver::dirs::Dirs;
 use crate::driver::observe::observe;
 use crate::driver::systemd::Processes;
@@ -176,26 +176,41 @@ impl Cgroup {
         want: &Want<'_>,
         processes: Processes<'_>,
     ) -> Result<(Self, Report)> {
+        Self::create_and(host, want, processes, &mut || Ok(()))
+    }
+
+    /// The same, and then does `also`, whose failure undoes it.
+    pub(crate) fn create_and(
+        host: &Host,
+        want: &Want<'_>,
+        processes: Processes<'_>,
+        also: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Self, Report)> {
         if let Some(unit) = want.unit.filter(|unit| unit.name.is_slice() != processes.pids().is_empty()) {
             return Err(wrong_for_unit(unit.name));
         }
         // Those that wait are killed where a unit that had started for them could not be had.
         let are_there = || processes.pids().iter().all(|pid| proc::is_running(*pid));
         for _ in 0..CREATE_RETRIES {
-            match Self::try_create(host, want, processes) {
+            match Self::try_create(host, want, processes, also) {
                 Err(error)
                     if error.is_one_of(&[Errno::NOENT, Errno::NODEV, Errno::ACCESS]) && are_there() => {}
                 done => return done,
             }
         }
-        Self::try_create(host, want, processes)
+        Self::try_create(host, want, processes, also)
     }
 
-    fn try_create(host: &Host, want: &Want<'_>, processes: Processes<'_>) -> Result<(Self, Report)> {
+    fn try_create(
+        host: &Host,
+        want: &Want<'_>,
+        processes: Processes<'_>,
+        also: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Self, Report)> {
         let mut dirs = Dirs::new(host, Vec::new());
         let plan = Self::plan_with(host, want, &mut dirs)?;
         let mut report = plan.report().clone();
-        let done = carry_out(&plan, &mut dirs, Earlier::Unknown, processes)?;
+        let done = carry_out_and(&plan, &mut dirs, Earlier::Unknown, processes, also)?;
         report.append(done.report);
         let mut cgroup = Self::with(host.clone(), want.path, Self::open_all(host, want.path, &mut dirs)?);
         cgroup.ours = true;
@@ -287,13 +302,22 @@ impl Cgroup {
 
     /// Makes a change; what could not be done, and the settings that were tried.
     pub(crate) fn change_as(&self, want: &Want<'_>) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
+        self.change_and(want, &mut || Ok(()))
+    }
+
+    /// The same, and then does `also`, whose failure undoes it.
+    pub(crate) fn change_and(
+        &self,
+        want: &Want<'_>,
+        also: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
         let mut dirs = Dirs::new(&self.host, self.dirs.clone());
         let plan = Self::plan_with(&self.host, want, &mut dirs)?;
         let mut report = plan.report().clone();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         // systemd refuses for a moment what is allowed before and after (v1).
         let stopped = self.stop_for(&plan)?;
-        let done = carry_out(&plan, &mut dirs, filter.as_earlier(), Processes::NONE);
+        let done = carry_out_and(&plan, &mut dirs, filter.as_earlier(), Processes::NONE, also);
         drop(stopped);
         let done = done?;
         if done.filter.is_some() {

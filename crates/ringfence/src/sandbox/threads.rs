@@ -18,7 +18,7 @@ use crate::report::Report;
 use crate::threads::{Expect, VmmThreads};
 
 /// A thread that is made while threads are placed starts where the one that made it is: it is found by the next pass.
-const PASSES: usize = 100;
+pub(super) const PASSES: usize = 100;
 
 /// How long one of several processes is looked at for the threads of a VMM.
 const LOOK: Duration = Duration::from_millis(200);
@@ -110,7 +110,7 @@ impl Sandbox {
             Error::invalid("vcpus", "unknown", why)
         })?;
         loop {
-            let inside = self.processes()?;
+            let inside = self.own_processes()?;
             if inside.is_empty() {
                 return Err(Error::new(ErrorKind::NotFound, "nothing runs inside"));
             }
@@ -163,17 +163,15 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] where the sandbox has no parts, and for a thread that is not inside.
     pub fn place_vcpus(&self, vcpus: &[(u32, u32)]) -> Result<Placed> {
+        if let Some(apart) = &self.apart {
+            return self.place_apart(apart, vcpus);
+        }
         let mut state = self.locked();
         let cgroup = self.present_or_not_found(&state)?;
         let hierarchies = parts_of(&cgroup, &state)?;
         let wanted: BTreeSet<u32> = vcpus.iter().map(|(_, tid)| *tid).collect();
         let inside = cgroup.processes()?;
-        for (_, tid) in vcpus {
-            let process = proc::process_of(*tid);
-            if !process.is_some_and(|pid| inside.contains(&pid)) {
-                return Err(Error::invalid("tid", tid, "the ID of a thread of a process in this sandbox"));
-            }
-        }
+        processes_of(vcpus, &inside)?;
         let mut moved = BTreeSet::new();
         for _ in 0..PASSES {
             let before = moved.len();
@@ -209,6 +207,9 @@ impl Sandbox {
     /// # Errors
     /// On v2 the process of each must be inside: threads of one process cannot be in different domains.
     pub fn join_threads(&self, part: Part, tids: &[u32]) -> Result<()> {
+        if let Some(apart) = &self.apart {
+            return self.join_threads_apart(apart, part, tids);
+        }
         let state = self.locked();
         let cgroup = self.present_or_not_found(&state)?;
         let hierarchies = parts_of(&cgroup, &state)?;
@@ -225,6 +226,9 @@ impl Sandbox {
 
     /// The processes inside, or all their threads, each with the part in which it is.
     pub fn tasks(&self, threads: bool) -> Result<Vec<Task>> {
+        if let Some(apart) = &self.apart {
+            return self.tasks_apart(apart, threads);
+        }
         let state = self.locked();
         let Some(cgroup) = self.present(&state)? else { return Ok(Vec::new()) };
         let mut tasks = cgroup.tasks(threads)?;
@@ -241,6 +245,16 @@ impl Sandbox {
         }
         Ok(tasks)
     }
+}
+
+/// The processes whose threads run vCPUs; each must be inside.
+pub(super) fn processes_of(vcpus: &[(u32, u32)], inside: &BTreeSet<u32>) -> Result<BTreeSet<u32>> {
+    let process = |(_, tid): &(u32, u32)| {
+        proc::process_of(*tid)
+            .filter(|pid| inside.contains(pid))
+            .ok_or_else(|| Error::invalid("tid", tid, "the ID of a thread of a process in this sandbox"))
+    };
+    vcpus.iter().map(process).collect()
 }
 
 /// Threads that are not where they belong, and where that is.
