@@ -342,3 +342,37 @@ fn drained_processes_live_on_outside_of_both() {
     helper.signal(9).unwrap();
     helper.wait().unwrap();
 }
+
+#[test]
+fn helpers_that_end_and_come_again_find_the_overhead_with_the_threads_of_the_vmm() {
+    let host = Host::detect().unwrap();
+    let vm = Guarded::make(&host, &separate(&path("again-overhead"), "again"));
+    let vmm = Vmm::start(&vm);
+    for round in 0..3 {
+        let helper = vm.spawn_in(Part::Overhead, &sleeper()).unwrap();
+        assert_eq!(cgroup_of(helper.pid(), "memory"), both(&vm)[1], "{round}");
+        let placed = vm.place_vcpus(&vmm.vcpus()).unwrap();
+        assert_eq!(placed.report.is_empty(), by_thread(&vm), "{placed:?}");
+        for (tid, name) in vmm.threads() {
+            let is_outside = by_thread(&vm) && !name.starts_with("CPU");
+            assert_eq!(cgroup_of(tid, "cpu"), both(&vm)[usize::from(is_outside)], "{round} {name}");
+        }
+        helper.signal(9).unwrap();
+        helper.wait().unwrap();
+        if by_systemd() {
+            let deadline = Instant::now() + SOON;
+            while vm.overhead().unwrap().status().unwrap() != Status::Planned {
+                assert!(Instant::now() < deadline, "its scope does not end");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        assert!(vm.processes().unwrap().contains(&vmm.pid()));
+    }
+    let paths = both(&vm);
+    vm.destroy(Remaining::Kill, SOON).unwrap();
+    for hierarchy in &host.hierarchies {
+        for path in &paths {
+            assert!(!hierarchy.root.join(path.trim_start_matches('/')).exists(), "{path}");
+        }
+    }
+}

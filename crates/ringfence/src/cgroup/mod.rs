@@ -599,12 +599,16 @@ impl Cgroup {
         }
     }
 
-    /// Whether its directory is still there, in the hierarchy in which systemd keeps its unit.
+    /// Whether its directory is still there: that of a unit in the hierarchy in which systemd keeps it. One of v1's others
+    /// outlasts the unit while there are threads in it of a process that is elsewhere.
     pub(crate) fn is_there(&self) -> bool {
-        let main = self.dirs.iter().find(|(dir, _)| {
-            let known = self.host.hierarchies.get(dir.hierarchy);
-            self.unit.is_none() || known.is_some_and(plan::is_managed)
-        });
+        let keeps =
+            |known: &Hierarchy| known.version == Version::V2 || known.name.as_deref() == Some("systemd");
+        let any_other = self.unit.is_none() || !self.host.hierarchies.iter().any(keeps);
+        let main = self
+            .dirs
+            .iter()
+            .find(|(dir, _)| any_other || self.host.hierarchies.get(dir.hierarchy).is_some_and(keeps));
         main.is_some_and(|(_, open)| open.has("cgroup.procs"))
     }
 

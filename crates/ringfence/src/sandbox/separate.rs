@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::change::{ChangeOptions, Changed};
-use super::{Overhead, Part, Sandbox, SandboxConfig, State, Status, gone, joined};
+use super::{Overhead, Part, Sandbox, SandboxConfig, State, Status, gone, joined, open_leftover};
 use crate::cgroup::{Cgroup, Failures, Outcome, Remaining, signal_all};
 use crate::error::{Error, Result};
 use crate::host::{Host, Version};
@@ -172,6 +172,15 @@ impl Sandbox {
     pub(super) fn present_or_planned(&self, state: &State) -> Result<Option<Arc<Cgroup>>> {
         match self.present(state)? {
             None if !state.path.is_systemd() => Err(gone(state)),
+            present => Ok(present),
+        }
+    }
+
+    /// The same, or what a scope of systemd that has ended left: directories with threads of the VMM.
+    fn present_or_left(&self) -> Result<Option<Arc<Cgroup>>> {
+        let state = self.locked();
+        match self.present(&state)? {
+            None => open_leftover(&self.host, &state),
             present => Ok(present),
         }
     }

@@ -14,7 +14,7 @@ use crate::kernel::proc;
 use crate::plan::Dir;
 use crate::report::Report;
 use crate::sandbox::threads::{PASSES, processes_of};
-use crate::sandbox::{Part, Placed, Sandbox, State};
+use crate::sandbox::{Overhead, Part, Placed, Sandbox, State};
 
 /// The file that lists threads, and moves one, on v1.
 const TASKS: &str = "tasks";
@@ -56,18 +56,20 @@ impl Split {
     }
 }
 
+/// None of a scope that ends at this moment.
 fn listed(host: &Host, (dir, open): &Place) -> Result<BTreeSet<u32>> {
-    let list = open
-        .read(TASKS)
-        .map_err(|errno| Error::kernel("cannot list the threads", dir.full(host).join(TASKS), errno))?;
-    Ok(list.lines().filter_map(|tid| tid.parse().ok()).collect())
+    match open.read(TASKS) {
+        Ok(list) => Ok(list.lines().filter_map(|tid| tid.parse().ok()).collect()),
+        Err(Errno::NODEV | Errno::NOENT) => Ok(BTreeSet::new()),
+        Err(errno) => Err(Error::kernel("cannot list the threads", dir.full(host).join(TASKS), errno)),
+    }
 }
 
-/// Moves a thread; whether it was there to be moved.
+/// Moves a thread; whether both were there.
 fn put(host: &Host, (dir, open): &Place, tid: u32) -> Result<bool> {
     match open.write(TASKS, &tid.to_string()) {
         Ok(()) => Ok(true),
-        Err(Errno::SRCH) => Ok(false),
+        Err(Errno::SRCH | Errno::NODEV | Errno::NOENT) => Ok(false),
         Err(errno) => {
             let error = Error::kernel("cannot move the thread", dir.full(host).join(TASKS), errno);
             Err(error.with_setting("tid").with_value(tid))
@@ -94,7 +96,7 @@ impl Sandbox {
         for _ in 0..PASSES {
             let before = moved.len();
             moved.extend(move_processes(&cgroup, apart, &mut stays, &mut report)?);
-            let outside = apart.present(&apart.locked())?;
+            let outside = apart.present_or_left()?;
             let splits = outside.as_ref().map(|outside| Split::all(&cgroup, outside)).unwrap_or_default();
             let mut is_settled = moved.len() == before;
             for split in &splits {
@@ -109,7 +111,7 @@ impl Sandbox {
                 state.vcpus = vcpus.iter().copied().collect();
                 let others =
                     vmms.iter().flat_map(|pid| proc::threads(*pid)).filter(|tid| !wanted.contains(tid));
-                say_what_stays(&state, &cgroup, others.count(), outside.is_some(), &splits, &mut report);
+                say_what_stays(&state, &cgroup, others.count(), &splits, &mut report);
                 let overhead = match (outside, splits.first()) {
                     (_, Some(split)) => listed(&cgroup.host, &split.outside)?.len(),
                     (Some(outside), None) => outside.tasks(true)?.len(),
@@ -156,7 +158,7 @@ impl Sandbox {
     /// outside.
     pub(in crate::sandbox) fn tasks_apart(&self, apart: &Self, threads: bool) -> Result<Vec<Task>> {
         let state = self.locked();
-        let (own, outside) = (self.present(&state)?, apart.present(&apart.locked())?);
+        let (own, outside) = (self.present(&state)?, apart.present_or_left()?);
         let mut tasks = own.as_ref().map(|own| own.tasks(threads)).transpose()?.unwrap_or_default();
         if let Some(outside) = &outside {
             let inside = own.as_ref().map(|own| own.processes()).transpose()?.unwrap_or_default();
@@ -209,26 +211,20 @@ fn move_processes(
 }
 
 /// Why threads of the VMM are still inside.
-fn say_what_stays(
-    state: &State,
-    cgroup: &Cgroup,
-    others: usize,
-    has_started: bool,
-    splits: &[Split],
-    report: &mut Report,
-) {
+fn say_what_stays(state: &State, cgroup: &Cgroup, others: usize, splits: &[Split], report: &mut Report) {
     let host = &cgroup.host;
-    let is_v2 =
-        |(dir, _): &Place| host.version_of(dir.hierarchy) == Version::V2 && host.has_parts(dir.hierarchy);
-    let why = if cgroup.dirs.iter().any(is_v2) {
-        format!("{others} other threads of the VMM are not moved: {ONE_DOMAIN}")
-    } else if splits.is_empty() && !has_started {
+    let by_thread: Vec<_> = cgroup.dirs.iter().filter(|(dir, _)| host.has_parts(dir.hierarchy)).collect();
+    let is_unit = matches!(&state.overhead, Overhead::Separate(path) if path.is_systemd());
+    let stays = "other threads of the VMM stay inside";
+    let why = if by_thread.iter().any(|(dir, _)| host.version_of(dir.hierarchy) == Version::V2) {
+        format!("{others} {stays}: {ONE_DOMAIN}")
+    } else if by_thread.is_empty() || splits.len() < by_thread.len() && !is_unit {
+        format!("{others} {stays}: no hierarchy for CPU time or CPUs is at hand")
+    } else if splits.len() < by_thread.len() {
         format!(
-            "{others} other threads of the VMM stay inside: systemd starts the scope of the overhead with its first process; \
-             start a helper there, or hold it, and place them again"
+            "{others} {stays}: systemd starts the scope of the overhead with its first process; start a helper there, or hold \
+             it, and place them again"
         )
-    } else if splits.is_empty() {
-        format!("{others} other threads of the VMM stay inside: no hierarchy for CPU time or CPUs is at hand")
     } else {
         return;
     };
