@@ -54,8 +54,9 @@ pub struct Creation {
     #[arg(long)]
     pub profile: Option<Profile>,
 
-    /// Where the hypervisor's own threads are: together with the guest's CPUs, or nested in a part of their own, so that --cpus
-    /// and --cpuset-cpus hold for the guest's CPUs alone [default: nested for the profile of a hypervisor, else together]
+    /// Where the hypervisor's own threads and its helpers are: together with the guest's CPUs; nested in a part of their own, so
+    /// that --cpus and --cpuset-cpus hold for the guest's CPUs alone; or separate=PATH, a cgroup of their own elsewhere (on
+    /// cgroup v2 for helper processes alone) [default: nested for the profile of a hypervisor, else together]
     #[arg(long, value_name = "WHERE", value_parser = overhead)]
     pub overhead: Option<Overhead>,
 
@@ -109,6 +110,16 @@ impl VcpuOptions {
     }
 }
 
+/// Refuses a path that is not the driver's.
+fn fits_driver(driver: Driver, path: &CgroupPath) -> Result<()> {
+    match driver {
+        Driver::Auto => {}
+        Driver::Cgroupfs => drop(path.for_cgroupfs()?),
+        Driver::Systemd => drop(path.for_systemd()?),
+    }
+    Ok(())
+}
+
 /// `UID:GID`, by number or by name; `USER` with the group that it has in the user database.
 fn owner(text: &str) -> Result<(u32, u32)> {
     let refused = |why: &'static str| Error::invalid("owner", text, why);
@@ -143,7 +154,13 @@ fn overhead(text: &str) -> Result<Overhead> {
     match text {
         "together" => Ok(Overhead::Together),
         "nested" => Ok(Overhead::Nested),
-        other => Err(Error::invalid("overhead", other, "together or nested")),
+        other => match other.strip_prefix("separate=") {
+            Some(path) => path
+                .parse()
+                .map(Overhead::Separate)
+                .map_err(|error: Error| error.with_setting("overhead").with_value(text)),
+            None => Err(Error::invalid("overhead", other, "together, nested or separate=PATH")),
+        },
     }
 }
 
@@ -155,11 +172,7 @@ impl Creation {
 
     /// Refuses a path that is not the driver's, and what only makes sense for the other one.
     fn fits(&self, driver: Driver, path: &CgroupPath) -> Result<()> {
-        match driver {
-            Driver::Auto => {}
-            Driver::Cgroupfs => drop(path.for_cgroupfs()?),
-            Driver::Systemd => drop(path.for_systemd()?),
-        }
+        fits_driver(driver, path)?;
         let why = "is for paths of cgroups, and this is a unit of systemd";
         match (&self.parent, &self.name_prefix) {
             (Some(parent), _) if path.is_systemd() => Err(Error::invalid("parent", parent, why)),
@@ -213,9 +226,13 @@ pub struct Limits {
     #[arg(long, value_name = "N", value_parser = cpus)]
     cpus: Option<Limit>,
 
-    /// Most CPU time of the hypervisor's own threads, where they are nested: CPUs with fractions; or max
+    /// Most CPU time of the overhead, where it is nested or separate: CPUs with fractions; or max
     #[arg(long, value_name = "N", value_parser = cpus)]
     overhead_cpus: Option<Limit>,
+
+    /// Most memory of the overhead, where it is separate: bytes, or with K, M, G, T; or max
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_limit("memory.limit", text))]
+    overhead_memory: Option<Limit>,
 
     /// Share of CPU time beside others, 2 to 262144 (cgroup v1's scale) [kernel's default: 1024]
     #[arg(long, value_name = "N", conflicts_with = "cpu_weight", value_parser = |text: &str| number("cpu.shares", text))]
@@ -316,6 +333,7 @@ impl Limits {
     pub fn overhead(&self) -> Resources {
         let mut overhead = Resources::default();
         put_quota(&mut overhead.cpu, self.overhead_cpus);
+        overhead.memory.limit = self.overhead_memory;
         overhead
     }
 
@@ -369,6 +387,9 @@ impl Wanted {
             (None, None) => id.as_str().parse()?,
         };
         self.creation.fits(context.global.driver, &path)?;
+        if let Some(Overhead::Separate(path)) = &self.creation.overhead {
+            fits_driver(context.global.driver, path).map_err(|error| error.with_setting("overhead"))?;
+        }
         let mut config = SandboxConfig::new(path)
             .resources(resources)
             .unread(unread)
@@ -377,8 +398,8 @@ impl Wanted {
             .vcpu_hints(self.creation.vcpus.hints())
             .evacuate(self.creation.evacuate)
             .unsupported(context.unsupported());
-        if let Some(overhead) = self.creation.overhead {
-            config = config.overhead(overhead);
+        if let Some(overhead) = &self.creation.overhead {
+            config = config.overhead(overhead.clone());
         }
         if let Some(pin) = self.creation.pin {
             config = config.pin(pin);

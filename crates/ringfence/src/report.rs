@@ -75,6 +75,15 @@ impl Report {
         self.lines.extend(now.unsupported().cloned());
     }
 
+    /// Takes over the lines of `other` that are not here yet.
+    pub(crate) fn add_new(&mut self, other: &Self) {
+        for line in &other.lines {
+            if !self.lines.contains(line) {
+                self.lines.push(line.clone());
+            }
+        }
+    }
+
     /// Takes over the lines of `other`.
     pub fn append(&mut self, other: Self) {
         self.lines.extend(other.lines);

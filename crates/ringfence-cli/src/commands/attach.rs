@@ -13,7 +13,8 @@ pub struct Attach {
     /// Name of the sandbox
     id: SandboxId,
 
-    /// Move them to this part: vcpu or overhead [default: overhead, where the sandbox has parts]
+    /// Move them to this part: vcpu (with a separate overhead the sandbox itself) or overhead [default: overhead, where that has
+    /// a place of its own]
     #[arg(long)]
     part: Option<Part>,
 
@@ -39,7 +40,7 @@ impl Attach {
         match part {
             Some(part) if self.thread => sandbox.join_threads(part, &self.pids),
             None if self.thread => {
-                let why = "nothing: threads are told apart where the overhead is nested, and this sandbox has no parts";
+                let why = "nothing: threads are told apart where the overhead is nested or separate, and this sandbox has no parts";
                 Err(Error::invalid("thread", "true", why))
             }
             part => sandbox.join_part(part, &self.pids),

@@ -20,7 +20,8 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Find the threads that run the guest's CPUs, and move all others to the overhead; pin them, where --pin was said
 ///
-/// For a sandbox with parts (--overhead nested). Again after a CPU was plugged in: what is in its place stays there.
+/// For a sandbox whose overhead is nested or separate. In a separate one go helper processes too, and on cgroup v2 they alone:
+/// there the threads of a process stay together. Again after a CPU was plugged in: what is in its place stays there.
 #[derive(Debug, Args)]
 pub struct Classify {
     /// Name of the sandbox
@@ -65,8 +66,8 @@ fn classify(
     within: Duration,
 ) -> Result<(Placed, State)> {
     let state = context.state(host, id)?;
-    if state.parts.is_empty() {
-        let why = "nested: this sandbox has no parts into which threads could be told apart";
+    if state.part_paths().is_empty() {
+        let why = "nested or separate: this sandbox has no parts into which threads could be told apart";
         return Err(Error::invalid("overhead", "together", why));
     }
     let found = Sandbox::restore(host, state)?.find_vcpus(hints, within)?;

@@ -23,7 +23,8 @@ pub struct Create {
     #[command(flatten)]
     wanted: Wanted,
 
-    /// Start a process inside that does nothing, so that a scope of systemd starts now; rm takes it along
+    /// Start a process inside that does nothing, so that a scope of systemd starts now, and one in a separate overhead; rm
+    /// takes them along
     #[arg(long)]
     hold: bool,
 }
@@ -37,7 +38,10 @@ impl Create {
             let own = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
             let me = Command::new(own).args(["hold"]).new_session();
             let me = me.stdin(null()?).stdout(null()?).stderr(null()?);
-            if let Err(error) = sandbox.hold(&me) {
+            let held = std::iter::once(&sandbox)
+                .chain(sandbox.overhead())
+                .try_for_each(|one| one.hold(&me).map(drop));
+            if let Err(error) = held {
                 rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout)?;
                 return Err(error);
             }
@@ -45,7 +49,7 @@ impl Create {
         }
         let state = sandbox.state();
         let shown = Shown::of(&self.id, &state, Some(&sandbox))?;
-        context.output.report(&state.report);
+        context.output.report(&state.full_report());
         context.output.done(&shown, &shown)?;
         Ok(Exit::Done)
     }
@@ -71,10 +75,16 @@ pub fn make(
         };
         return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(id));
     }
-    if !intent.cgroup.is_empty() && alive(host, &intent)?.is_some_and(|sandbox| sandbox.cgroup().is_ok()) {
-        // Never recorded, not for an instant: rm and gc take what is recorded for ours.
-        let why = "there is such a cgroup already, and no sandbox of this name";
-        return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(format!("/{}", intent.cgroup)));
+    if let Some(there) = alive(host, &intent)? {
+        let is_there = |one: &Sandbox, path: &str| !path.is_empty() && one.cgroup().is_ok();
+        let overhead = intent.apart.iter().zip(there.overhead()).map(|(state, one)| (one, &state.cgroup));
+        for (one, path) in std::iter::once((&there, &intent.cgroup)).chain(overhead) {
+            if is_there(one, path) {
+                // Never recorded, not for an instant: rm and gc take what is recorded for ours.
+                let why = "there is such a cgroup already, and no sandbox of this name";
+                return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(format!("/{path}")));
+            }
+        }
     }
     context.announce(|| Sandbox::plan_here(host, &config))?;
     entry.save(&intent)?;

@@ -19,7 +19,8 @@ pub struct Exec {
     /// Name of the sandbox
     id: SandboxId,
 
-    /// Start it in this part: vcpu or overhead [default: overhead, where the sandbox has parts]
+    /// Start it in this part: vcpu (with a separate overhead the sandbox itself) or overhead [default: overhead, where that has
+    /// a place of its own]
     #[arg(long)]
     part: Option<Part>,
 

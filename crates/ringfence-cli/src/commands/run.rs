@@ -70,7 +70,7 @@ impl Run {
                 // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
                 let state = sandbox.state();
                 entry.save(&state)?;
-                context.output.report_always(&state.report);
+                context.output.report_always(&state.full_report());
                 drop((entry, sandbox));
                 let has_ended = AtomicBool::new(false);
                 let status = std::thread::scope(|scope| {
@@ -95,7 +95,7 @@ impl Run {
             sandbox.set_holder(Some(holder));
             entry.save(&sandbox.state())?;
         }
-        let report = sandbox.state().report;
+        let report = sandbox.state().full_report();
         context.output.report(&report);
         context.output.object(&json!({"id": self.id, "pid": child.pid(), "report": report}), child.pid())
     }
@@ -116,7 +116,7 @@ impl Run {
 
 /// Whether the threads of vCPUs can be told from the others, and somebody said how: QEMU names them only when it is told to.
 fn is_worth_looking(state: &State) -> bool {
-    !state.parts.is_empty()
+    !state.part_paths().is_empty()
         && (!state.vcpu_hints.is_empty() || state.pin.is_some() || state.profile != Profile::Qemu)
 }
 

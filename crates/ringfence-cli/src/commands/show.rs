@@ -46,15 +46,26 @@ pub struct Shown<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     holder: Option<Holder>,
     paths: BTreeMap<String, PathBuf>,
-    parts: &'a BTreeMap<Part, String>,
+    parts: BTreeMap<Part, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pin: Option<Pin>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pinned: &'a BTreeMap<u32, u32>,
     resources: &'a Resources,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overhead: Option<ShownOverhead<'a>>,
     devices: &'a DevicePolicy,
     claims: &'a BTreeMap<String, Vec<DeviceRule>>,
-    report: &'a Report,
+    report: Report,
+}
+
+/// A separate overhead.
+#[derive(Debug, Serialize)]
+struct ShownOverhead<'a> {
+    path: String,
+    state: Status,
+    paths: BTreeMap<String, PathBuf>,
+    resources: &'a Resources,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,13 +97,26 @@ impl<'a> Shown<'a> {
             phase: state.phase,
             holder: state.holder.as_ref().map(Holder::from),
             paths: sandbox.map(Sandbox::paths).unwrap_or_default(),
-            parts: &state.parts,
+            parts: state.part_paths(),
             pin: state.pin,
             pinned: &state.pinned,
             resources: &state.resources,
+            overhead: state.apart.as_ref().map(|apart| ShownOverhead::of(apart, sandbox)).transpose()?,
             devices: &state.devices,
             claims: &state.claims,
-            report: &state.report,
+            report: state.full_report(),
+        })
+    }
+}
+
+impl<'a> ShownOverhead<'a> {
+    fn of(apart: &'a State, sandbox: Option<&Sandbox>) -> Result<Self> {
+        let overhead = sandbox.and_then(Sandbox::overhead);
+        Ok(Self {
+            path: format!("/{}", apart.cgroup),
+            state: status(overhead)?,
+            paths: overhead.map(Sandbox::paths).unwrap_or_default(),
+            resources: &apart.resources,
         })
     }
 }
@@ -130,7 +154,7 @@ impl fmt::Display for Shown<'_> {
             let heading = if number == 0 { "cgroups" } else { "" };
             writeln!(f, "{heading:<10}{controller:<13} {}", directory.display())?;
         }
-        for (part, path) in self.parts {
+        for (part, path) in &self.parts {
             writeln!(f, "{:<10}{part:<13} /{path}", "part")?;
         }
         if let Some(pin) = self.pin {
@@ -139,6 +163,10 @@ impl fmt::Display for Shown<'_> {
         }
         let limits = self.resources.to_oci_json().map_err(|_| fmt::Error)?;
         writeln!(f, "{:<10}{limits}", "asked for")?;
+        if let Some(overhead) = &self.overhead {
+            let limits = overhead.resources.to_oci_json().map_err(|_| fmt::Error)?;
+            writeln!(f, "{:<10}{limits} of the overhead, which is {}", "", overhead.state)?;
+        }
         writeln!(f, "{:<10}{}", "devices", self.devices)?;
         for line in self.report.lines() {
             writeln!(f, "{:<10}{} = {}: {}", "report", line.setting, line.value, line.why)?;

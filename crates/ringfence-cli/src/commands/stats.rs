@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
-use ringfence::stats::{CpuStats, Stats as Sample};
+use ringfence::stats::{CpuStats, MemoryStats, Stats as Sample};
 use ringfence::{Host, Limit, Part, Result, Sandbox, SandboxId, StatsReader};
 use serde::Serialize;
 
@@ -38,11 +38,16 @@ struct Sampled {
 #[derive(Debug, Serialize)]
 struct SampledPart {
     cpu: CpuStats,
+    /// Where it has processes of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<MemoryStats>,
 }
 
 /// The readers of one sandbox: of the whole, and of each part.
 struct Readers {
     id: SandboxId,
+    /// The overhead is separate: its memory is not the whole's.
+    is_separate: bool,
     whole: StatsReader,
     parts: BTreeMap<Part, StatsReader>,
 }
@@ -50,19 +55,23 @@ struct Readers {
 impl Readers {
     fn of(host: &Host, context: &Context, id: &SandboxId) -> Result<Self> {
         let state = context.state(host, id)?;
-        let parts: Vec<_> = state.parts.keys().copied().collect();
+        let (parts, is_separate) = (state.part_paths(), state.apart.is_some());
         let sandbox = Sandbox::restore(host, state)?;
-        let reader = |part| Ok((part, sandbox.part_stats_reader(part)?));
-        let parts = parts.into_iter().map(reader).collect::<Result<_>>()?;
-        Ok(Self { id: id.clone(), whole: sandbox.stats_reader()?, parts })
+        // The scope of a separate overhead may have no process now.
+        let reader = |part| Ok(unless_gone(sandbox.part_stats_reader(part))?.map(|reader| (part, reader)));
+        let parts = parts.into_keys().filter_map(|part| reader(part).transpose()).collect::<Result<_>>()?;
+        Ok(Self { id: id.clone(), is_separate, whole: sandbox.stats_reader()?, parts })
     }
 
     fn sample(&mut self) -> Result<Sampled> {
         let sample = self.whole.sample()?.clone();
+        let is_separate = self.is_separate;
         let part = |(part, reader): (&Part, &mut StatsReader)| {
-            Ok((*part, SampledPart { cpu: reader.sample()?.cpu }))
+            let sample = unless_gone(reader.sample())?;
+            let memory = |sample: &Sample| is_separate.then(|| sample.memory.clone());
+            Ok(sample.map(|sample| (*part, SampledPart { cpu: sample.cpu, memory: memory(sample) })))
         };
-        let parts = self.parts.iter_mut().map(part).collect::<Result<_>>()?;
+        let parts = self.parts.iter_mut().filter_map(|one| part(one).transpose()).collect::<Result<_>>()?;
         Ok(Sampled { id: self.id.clone(), sample, parts })
     }
 }
@@ -111,22 +120,22 @@ fn table(sampled: &[Sampled]) -> Table {
         Some(Limit::Value(value)) => bytes(value),
         other => or_dash(other),
     };
-    for Sampled { id, sample, parts } in sampled {
+    let mut row = |name: String, cpu: &CpuStats, memory: &MemoryStats, pids: Option<u64>| {
         table.row([
-            id.to_string(),
-            or_dash(sample.cpu.usage_us.map(seconds)),
-            or_dash(sample.cpu.throttled_us.map(seconds)),
-            or_dash(sample.memory.current.map(bytes)),
-            or_dash(sample.memory.peak.map(bytes)),
-            limit(sample.memory.limit),
-            or_dash(sample.memory.swap_current.map(bytes)),
-            or_dash(sample.pids.current),
+            name,
+            or_dash(cpu.usage_us.map(seconds)),
+            or_dash(cpu.throttled_us.map(seconds)),
+            or_dash(memory.current.map(bytes)),
+            or_dash(memory.peak.map(bytes)),
+            limit(memory.limit),
+            or_dash(memory.swap_current.map(bytes)),
+            or_dash(pids),
         ]);
-        for (part, SampledPart { cpu }) in parts {
-            let (usage, throttled) =
-                (or_dash(cpu.usage_us.map(seconds)), or_dash(cpu.throttled_us.map(seconds)));
-            let none = || "-".to_owned();
-            table.row([format!("{id}/{part}"), usage, throttled, none(), none(), none(), none(), none()]);
+    };
+    for Sampled { id, sample, parts } in sampled {
+        row(id.to_string(), &sample.cpu, &sample.memory, sample.pids.current);
+        for (part, SampledPart { cpu, memory }) in parts {
+            row(format!("{id}/{part}"), cpu, &memory.clone().unwrap_or_default(), None);
         }
     }
     table

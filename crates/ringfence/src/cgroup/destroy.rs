@@ -50,6 +50,14 @@ pub struct Outcome {
     pub removed: Vec<PathBuf>,
 }
 
+impl Outcome {
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.killed.extend(other.killed);
+        self.moved.extend(other.moved);
+        self.removed.extend(other.removed);
+    }
+}
+
 /// What was done all the same, and all that went wrong; the source of the error that [`Cgroup::destroy`] returns.
 #[derive(Debug)]
 pub struct Failures {
@@ -69,7 +77,7 @@ impl Failures {
     }
 
     /// The outcome, or one error for all that went wrong.
-    fn or_outcome(mut errors: Vec<Error>, outcome: Outcome) -> Result<Outcome> {
+    pub(crate) fn or_outcome(mut errors: Vec<Error>, outcome: Outcome) -> Result<Outcome> {
         let error = match errors.pop() {
             None => return Ok(outcome),
             Some(only) if errors.is_empty() => only,
@@ -102,12 +110,8 @@ impl std::error::Error for Failures {}
 impl Cgroup {
     /// Sends a signal to every process inside, once.
     pub fn signal(&self, signal: i32) -> Result<BTreeSet<u32>> {
-        let given = Signal::from_named_raw(signal)
-            .ok_or_else(|| Error::invalid("signal", signal, "the number of a signal"))?;
         let pids = self.processes()?;
-        for pid in &pids {
-            send(*pid, given);
-        }
+        signal_all(&pids, signal)?;
         Ok(pids)
     }
 
@@ -186,14 +190,7 @@ impl Cgroup {
         let mut outcome = Outcome::default();
         let mut failures: Vec<Error> = Vec::new();
         match remaining {
-            Remaining::Refuse => {
-                let pids = self.processes()?;
-                if !pids.is_empty() {
-                    let why =
-                        format!("processes are still inside: {pids:?}; say whether to kill or to drain them");
-                    return Err(self.about(Error::new(ErrorKind::Busy, why)));
-                }
-            }
+            Remaining::Refuse => self.refuse_living()?,
             // What has no cgroup is nowhere that it could be moved out of.
             Remaining::Drain if !self.exists() => {}
             Remaining::Drain => failures = self.drain_until_empty(deadline, &mut outcome),
@@ -221,6 +218,16 @@ impl Cgroup {
             None => {}
         }
         Failures::or_outcome(failures, outcome)
+    }
+
+    /// For [`Remaining::Refuse`].
+    pub(crate) fn refuse_living(&self) -> Result<()> {
+        let pids = self.processes()?;
+        if pids.is_empty() {
+            return Ok(());
+        }
+        let why = format!("processes are still inside: {pids:?}; say whether to kill or to drain them");
+        Err(self.about(Error::new(ErrorKind::Busy, why)))
     }
 
     /// Names the cgroup, if there is one.
@@ -487,6 +494,14 @@ pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome)
             outcome.removed.push(slice.full(host));
         }
     }
+}
+
+/// Sends a signal to processes, by its number.
+pub(crate) fn signal_all(pids: &BTreeSet<u32>, signal: i32) -> Result<()> {
+    let given = Signal::from_named_raw(signal)
+        .ok_or_else(|| Error::invalid("signal", signal, "the number of a signal"))?;
+    pids.iter().for_each(|pid| send(*pid, given));
+    Ok(())
 }
 
 /// Sends a signal to a process that may be gone.

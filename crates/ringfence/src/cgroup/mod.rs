@@ -19,13 +19,13 @@ use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
 pub use destroy::{Failures, Outcome, Remaining};
-pub(crate) use destroy::{send, stop_default_slice};
+pub(crate) use destroy::{send, signal_all, stop_default_slice};
 pub use tasks::Task;
 pub(crate) use tree::members;
 
 use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};
-use crate::driver::cgroupfs::carry_out;
+use crate::driver::cgroupfs::carry_out_and;
 use crate::driver::dirs::Dirs;
 use crate::driver::observe::observe;
 use crate::driver::systemd::Processes;
@@ -176,26 +176,41 @@ impl Cgroup {
         want: &Want<'_>,
         processes: Processes<'_>,
     ) -> Result<(Self, Report)> {
+        Self::create_and(host, want, processes, &mut || Ok(()))
+    }
+
+    /// The same, and then does `also`, whose failure undoes it.
+    pub(crate) fn create_and(
+        host: &Host,
+        want: &Want<'_>,
+        processes: Processes<'_>,
+        also: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Self, Report)> {
         if let Some(unit) = want.unit.filter(|unit| unit.name.is_slice() != processes.pids().is_empty()) {
             return Err(wrong_for_unit(unit.name));
         }
         // Those that wait are killed where a unit that had started for them could not be had.
         let are_there = || processes.pids().iter().all(|pid| proc::is_running(*pid));
         for _ in 0..CREATE_RETRIES {
-            match Self::try_create(host, want, processes) {
+            match Self::try_create(host, want, processes, also) {
                 Err(error)
                     if error.is_one_of(&[Errno::NOENT, Errno::NODEV, Errno::ACCESS]) && are_there() => {}
                 done => return done,
             }
         }
-        Self::try_create(host, want, processes)
+        Self::try_create(host, want, processes, also)
     }
 
-    fn try_create(host: &Host, want: &Want<'_>, processes: Processes<'_>) -> Result<(Self, Report)> {
+    fn try_create(
+        host: &Host,
+        want: &Want<'_>,
+        processes: Processes<'_>,
+        also: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Self, Report)> {
         let mut dirs = Dirs::new(host, Vec::new());
         let plan = Self::plan_with(host, want, &mut dirs)?;
         let mut report = plan.report().clone();
-        let done = carry_out(&plan, &mut dirs, Earlier::Unknown, processes)?;
+        let done = carry_out_and(&plan, &mut dirs, Earlier::Unknown, processes, also)?;
         report.append(done.report);
         let mut cgroup = Self::with(host.clone(), want.path, Self::open_all(host, want.path, &mut dirs)?);
         cgroup.ours = true;
@@ -293,13 +308,22 @@ impl Cgroup {
 
     /// Makes a change; what could not be done, and the settings that were tried.
     pub(crate) fn change_as(&self, want: &Want<'_>) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
+        self.change_and(want, &mut || Ok(()))
+    }
+
+    /// The same, and then does `also`, whose failure undoes it.
+    pub(crate) fn change_and(
+        &self,
+        want: &Want<'_>,
+        also: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
         let mut dirs = Dirs::new(&self.host, self.dirs.clone());
         let plan = Self::plan_with(&self.host, want, &mut dirs)?;
         let mut report = plan.report().clone();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         // systemd refuses for a moment what is allowed before and after (v1).
         let stopped = self.stop_for(&plan)?;
-        let done = carry_out(&plan, &mut dirs, filter.as_earlier(), Processes::NONE);
+        let done = carry_out_and(&plan, &mut dirs, filter.as_earlier(), Processes::NONE, also);
         drop(stopped);
         let done = done?;
         if done.filter.is_some() {
@@ -581,12 +605,16 @@ impl Cgroup {
         }
     }
 
-    /// Whether its directory is still there, in the hierarchy in which systemd keeps its unit.
+    /// Whether its directory is still there: that of a unit in the hierarchy in which systemd keeps it. One of v1's others
+    /// outlasts the unit while there are threads in it of a process that is elsewhere.
     pub(crate) fn is_there(&self) -> bool {
-        let main = self.dirs.iter().find(|(dir, _)| {
-            let known = self.host.hierarchies.get(dir.hierarchy);
-            self.unit.is_none() || known.is_some_and(plan::is_managed)
-        });
+        let keeps =
+            |known: &Hierarchy| known.version == Version::V2 || known.name.as_deref() == Some("systemd");
+        let any_other = self.unit.is_none() || !self.host.hierarchies.iter().any(keeps);
+        let main = self
+            .dirs
+            .iter()
+            .find(|(dir, _)| any_other || self.host.hierarchies.get(dir.hierarchy).is_some_and(keeps));
         main.is_some_and(|(_, open)| open.has("cgroup.procs"))
     }
 

@@ -38,18 +38,20 @@ pub(crate) struct Done {
     pub(crate) filter: Option<DeviceFilter>,
 }
 
-/// Carries the plan out. On failure everything that it did is undone, and the error is that of the step that failed.
+/// Carries the plan out, then does `also`. On failure everything that the plan did is undone, and the error is that of the
+/// step that failed, or of `also`.
 ///
 /// A unit of systemd is started around `processes`.
-pub(crate) fn carry_out(
+pub(crate) fn carry_out_and(
     plan: &Plan,
     dirs: &mut Dirs<'_>,
     earlier: Earlier<'_>,
     processes: Processes<'_>,
+    also: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Done> {
     let (log, report) = Default::default();
     let mut run = Run { plan, dirs, earlier, processes, file: None, log, report };
-    let Err(error) = run.steps() else {
+    let Err(error) = run.steps().and_then(|()| also()) else {
         return Ok(Done { report: run.report, filter: run.log.into_filter() });
     };
     let Run { dirs, log, .. } = run;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use super::cgroupfs::carry_out;
+use super::cgroupfs::carry_out_and;
 use super::dirs::Dirs;
 use super::systemd::Processes;
 use crate::Remaining;
@@ -216,9 +216,14 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
             for position in 0..=plan.steps.len() {
                 let filter = cgroup.filter.lock().unwrap_or_else(PoisonError::into_inner);
                 let mut open = Dirs::new(&host, cgroup.dirs.clone());
-                let error =
-                    carry_out(&failing_at(&plan, position), &mut open, filter.as_earlier(), Processes::NONE)
-                        .unwrap_err();
+                let error = carry_out_and(
+                    &failing_at(&plan, position),
+                    &mut open,
+                    filter.as_earlier(),
+                    Processes::NONE,
+                    &mut || Ok(()),
+                )
+                .unwrap_err();
                 assert!(
                     std::error::Error::source(&error).is_none_or(|source| source.is::<std::io::Error>()),
                     "{position}: {error}: {:?}\n{plan}",
@@ -250,8 +255,14 @@ fn a_creation_that_fails_at_any_step_leaves_no_directory() {
     let plan = Cgroup::plan_with(&host, &create, &mut Dirs::new(&host, Vec::new())).unwrap();
     for position in 0..=plan.steps.len() {
         let mut dirs = Dirs::new(&host, Vec::new());
-        let error = carry_out(&failing_at(&plan, position), &mut dirs, Earlier::Unknown, Processes::NONE)
-            .unwrap_err();
+        let error = carry_out_and(
+            &failing_at(&plan, position),
+            &mut dirs,
+            Earlier::Unknown,
+            Processes::NONE,
+            &mut || Ok(()),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Kernel, "{error}");
         for hierarchy in &host.hierarchies {
             assert!(!hierarchy.root.join(Path::new(&top)).exists(), "{position} of\n{plan}");

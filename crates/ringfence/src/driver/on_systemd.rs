@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
-use super::cgroupfs::carry_out;
+use super::cgroupfs::carry_out_and;
 use super::dirs::Dirs;
 use super::on_a_kernel::{SOON, failing_at, nothing_changed, policy, resources, snapshot, want};
 use super::systemd::Processes;
@@ -95,7 +95,9 @@ fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
             let filter = cgroup.filter.lock().unwrap_or_else(PoisonError::into_inner);
             let mut open = Dirs::new(&host, cgroup.dirs.clone());
             let failing = failing_at(&plan, position);
-            let error = carry_out(&failing, &mut open, filter.as_earlier(), Processes::NONE).unwrap_err();
+            let error =
+                carry_out_and(&failing, &mut open, filter.as_earlier(), Processes::NONE, &mut || Ok(()))
+                    .unwrap_err();
             assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}\n{plan}");
             assert!(!format!("{:?}", std::error::Error::source(&error)).contains("undone"), "{error:?}");
             nothing_changed(&cgroup, &filter, &files, &old, &format!("{position} of\n{plan}"));
@@ -122,7 +124,8 @@ fn a_start_of_a_unit_that_fails_at_any_step_leaves_nothing() {
         let failing = failing_at(&plan, position);
         let fail = |processes: Processes<'_>| {
             let mut dirs = Dirs::new(&host, Vec::new());
-            let error = carry_out(&failing, &mut dirs, Earlier::Unknown, processes).unwrap_err();
+            let error =
+                carry_out_and(&failing, &mut dirs, Earlier::Unknown, processes, &mut || Ok(())).unwrap_err();
             assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}\n{plan}");
             assert!(
                 std::error::Error::source(&error).is_none_or(|source| source.is::<std::io::Error>()),

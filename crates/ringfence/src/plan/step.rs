@@ -195,6 +195,16 @@ impl Plan {
         &self.report
     }
 
+    /// Goes on with the steps of another plan that are not among these: ancestors in common are made once.
+    pub(crate) fn append(&mut self, other: Self) {
+        for step in other.steps {
+            if !self.steps.contains(&step) {
+                self.steps.push(step);
+            }
+        }
+        self.report.add_new(&other.report);
+    }
+
     /// Every write to a file, those too that systemd is told.
     pub(crate) fn writes(&self) -> impl Iterator<Item = &Step> {
         self.steps.iter().flat_map(|step| {

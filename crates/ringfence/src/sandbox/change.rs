@@ -33,13 +33,18 @@ pub struct ChangeOptions {
 impl Sandbox {
     /// The steps of [`Sandbox::change`], without doing them.
     pub fn plan_change(&self, change: &Resources, options: ChangeOptions) -> Result<Plan> {
+        let (options, theirs) = self.shared_out(change, options)?;
         let state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.host)?;
-        self.think(&state, planned, &options)
+        let mut plan = self.think(&state, planned, &options)?;
+        if let (Some(apart), Some((change, options))) = (&self.apart, theirs) {
+            plan.append(apart.plan_change(&change, options)?);
+        }
+        Ok(plan)
     }
 
     pub(super) fn think(&self, state: &State, planned: Changed, options: &ChangeOptions) -> Result<Plan> {
-        let mut plan = match self.present(state)? {
+        let mut plan = match self.present_or_planned(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
                 let want = planned.want(&cgroup, state, &anew, options);
@@ -58,9 +63,13 @@ impl Sandbox {
 
     /// [`Sandbox::change`] with options.
     pub fn change_with(&self, change: &Resources, options: ChangeOptions) -> Result<Report> {
+        let (options, theirs) = self.shared_out(change, options)?;
         let mut state = self.locked();
         let planned = Changed::of(&state, change, &options, &self.host)?;
-        let mut report = self.carry_out(&mut state, planned, &options)?;
+        let mut report = self.carry_out_both(&mut state, planned, &options, |apart| match &theirs {
+            Some((change, options)) => apart.change_with(change, options.clone()),
+            None => Ok(Report::default()),
+        })?;
         if let Some(cgroup) = self.present(&state)? {
             let before = state.vcpus.clone();
             self.keep_pinned(&cgroup, &mut state, &before, &BTreeSet::new(), &mut report);
@@ -68,17 +77,19 @@ impl Sandbox {
         Ok(report)
     }
 
+    /// Carries a change out, and `also`: if that fails, the change is undone.
     pub(super) fn carry_out(
         &self,
         state: &mut State,
         planned: Changed,
         options: &ChangeOptions,
+        also: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Report> {
         options.unsupported.mind(&planned.report)?;
-        let (changed, tried) = match self.present(state)? {
+        let (changed, tried) = match self.present_or_planned(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
-                let made = cgroup.change_as(&planned.want(&cgroup, state, &anew, options))?;
+                let made = cgroup.change_and(&planned.want(&cgroup, state, &anew, options), also)?;
                 state.device_program = cgroup.filter_id();
                 made
             }
@@ -86,6 +97,7 @@ impl Sandbox {
             None => {
                 let plan = planned.plan_anew(&self.host, state, options.unsupported)?;
                 let tried = plan.writes().filter_map(|step| step.setting.clone()).collect();
+                also()?;
                 (plan.report, tried)
             }
         };

@@ -45,14 +45,21 @@ impl Sandbox {
     pub fn change_claim(&self, name: &str, claim: Claim<'_>, options: ChangeOptions) -> Result<Report> {
         let mut state = self.locked();
         let planned = of_claim(&state, name, claim, &options)?;
-        self.carry_out(&mut state, planned, &options)
+        self.carry_out_both(&mut state, planned, &options, |apart| {
+            apart.change_claim(name, claim, ChangeOptions { unread: Report::default(), ..options.clone() })
+        })
     }
 
     /// The steps of [`Sandbox::change_claim`], without doing them.
     pub fn plan_claim(&self, name: &str, claim: Claim<'_>, options: ChangeOptions) -> Result<Plan> {
         let state = self.locked();
         let planned = of_claim(&state, name, claim, &options)?;
-        self.think(&state, planned, &options)
+        let mut plan = self.think(&state, planned, &options)?;
+        if let Some(apart) = &self.apart {
+            let options = ChangeOptions { unread: Report::default(), ..options };
+            plan.append(apart.plan_claim(name, claim, options)?);
+        }
+        Ok(plan)
     }
 
     /// Puts rules and claims back as they were in an earlier state of this sandbox: for a caller that changed them and then
@@ -63,7 +70,10 @@ impl Sandbox {
         let mut resources = state.resources.clone();
         resources.devices.clone_from(&before.resources.devices);
         let planned = Changed { resources, ..Changed::of_devices(&state, devices, Report::default()) };
-        self.carry_out(&mut state, planned, &ChangeOptions::default())
+        self.carry_out_both(&mut state, planned, &ChangeOptions::default(), |apart| match &before.apart {
+            Some(before) => apart.put_back_devices(before),
+            None => Ok(Report::default()),
+        })
     }
 
     /// The claims: what each of them allows.

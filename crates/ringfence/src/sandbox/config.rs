@@ -1,5 +1,6 @@
 //! What a sandbox should be.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use crate::resources::{Cpu, Resources};
 use crate::threads::{Finder, ThreadNames, Vmm};
 
 /// Where the VMM's own threads are: those that do not run the guest's CPUs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Overhead {
@@ -27,6 +28,21 @@ pub enum Overhead {
     /// In a part of its own beside that of the vCPUs, below the cgroup of the whole: a limit of CPU time, and CPUs, hold for
     /// the vCPUs alone. The default of the VMM profiles.
     Nested,
+    /// In a cgroup of its own elsewhere, with limits of its own, memory too. Helper processes go there whole. On v1 so do the
+    /// VMM's own threads as far as threads count (CPU time, CPUs), while its memory stays charged to the sandbox; on v2
+    /// they stay inside, since the threads of a process cannot be in different domains.
+    Separate(CgroupPath),
+}
+
+impl fmt::Display for Overhead {
+    /// As on the command line: `separate=/kata_overhead/vm1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Together => f.write_str("together"),
+            Self::Nested => f.write_str("nested"),
+            Self::Separate(path) => write!(f, "separate={path}"),
+        }
+    }
 }
 
 impl Overhead {
@@ -39,20 +55,33 @@ impl Overhead {
     }
 
     /// Refuses limits of the overhead that it cannot have by itself.
-    pub(super) fn allows(self, limits: &Resources) -> Result<()> {
+    pub(super) fn allows(&self, limits: &Resources) -> Result<()> {
         if limits.is_empty() {
             return Ok(());
         }
-        if self == Self::Together {
-            let why = "the overhead has limits of its own where it has a part of its own: overhead nested";
-            return Err(Error::new(ErrorKind::InvalidInput, why).with_setting("overhead"));
+        let refused = |why: &'static str| {
+            Err(Error::new(ErrorKind::InvalidInput, why).with_setting("overhead").with_value(self))
+        };
+        match self {
+            Self::Together => {
+                return refused(
+                    "the overhead has limits of its own where it is nested (CPU bandwidth and CPUs) or separate (all)",
+                );
+            }
+            Self::Separate(_) if !limits.devices.is_empty() => {
+                return refused("the overhead may open what the sandbox may: its devices are not its own");
+            }
+            Self::Separate(_) => return limits.validate(),
+            Self::Nested => {}
         }
         let Cpu { quota, period, burst, cpus, .. } = limits.cpu.clone();
         let by_thread =
             Resources { cpu: Cpu { quota, period, burst, cpus, ..Cpu::default() }, ..Resources::default() };
         if *limits != by_thread {
-            let why = "of threads only CPU bandwidth and CPUs can be limited: memory and the rest are charged to processes";
-            return Err(Error::new(ErrorKind::InvalidInput, why).with_setting("overhead"));
+            return refused(
+                "of threads only CPU bandwidth and CPUs can be limited: memory and the rest, which are charged to processes, \
+                 where the overhead is separate",
+            );
         }
         limits.validate()
     }
@@ -172,8 +201,8 @@ impl SandboxConfig {
         self
     }
 
-    /// Limits of the VMM's own threads, where they have a part of their own: CPU bandwidth and CPUs. Memory and block I/O
-    /// are charged to processes, not to threads, and are limited for the whole.
+    /// Limits of the overhead. Where it is nested, CPU bandwidth and CPUs: memory and block I/O are charged to processes, not
+    /// to threads, and are limited for the whole. Where it is separate, all but devices, which are the sandbox's.
     pub fn overhead_resources(mut self, resources: Resources) -> Self {
         self.overhead_resources = resources;
         self
@@ -263,19 +292,38 @@ impl SandboxConfig {
     /// Limits for what has no part of its own, or that no part can have; parts of a slice.
     pub(super) fn overhead_at(&self) -> Result<Overhead> {
         let is_slice = self.path.as_systemd().is_some_and(SystemdName::is_slice);
-        let overhead = match self.overhead {
-            Some(Overhead::Nested) if is_slice => {
-                return Err(Error::invalid(
-                    "overhead",
-                    "nested",
-                    "together, for a slice: no threads go into it",
-                ));
+        let overhead = match &self.overhead {
+            Some(given) if is_slice && *given != Overhead::Together => {
+                let why = "together, for a slice: no threads go into it";
+                return Err(Error::invalid("overhead", given, why));
+            }
+            Some(Overhead::Separate(CgroupPath::Systemd(name))) if name.is_slice() => {
+                let why = "a scope, slice:prefix:name: no process goes into a slice";
+                return Err(Error::invalid("overhead", format!("separate={name}"), why));
             }
             None if is_slice => Overhead::Together,
-            given => given.unwrap_or_else(|| Overhead::of_profile(self.profile)),
+            given => given.clone().unwrap_or_else(|| Overhead::of_profile(self.profile)),
         };
         overhead.allows(&self.overhead_resources)?;
         Ok(overhead)
+    }
+
+    /// What the separate overhead should be: the limits that are its own, the devices and the owner of the sandbox.
+    pub(super) fn apart(&self) -> Result<Option<Self>> {
+        let Overhead::Separate(path) = self.overhead_at()? else { return Ok(None) };
+        let mut resources = self.overhead_resources.clone();
+        resources.devices.clone_from(&self.resources.devices);
+        Ok(Some(Self {
+            path,
+            resources,
+            overhead: Some(Overhead::Together),
+            overhead_resources: Resources::default(),
+            vcpu_hints: VcpuHints::default(),
+            // For the sandbox's own name.
+            name_prefix: None,
+            unread: Report::default(),
+            ..self.clone()
+        }))
     }
 
     pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew) -> Want<'a> {

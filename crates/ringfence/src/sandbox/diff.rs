@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::Sandbox;
+use super::{Part, Sandbox, Status};
 use crate::cgroup::Cgroup;
 use crate::devices::{DevicePolicy, filter, program, transition};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,6 +33,16 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::NotFound`] if the cgroup was removed.
     pub fn diff(&self) -> Result<Vec<Difference>> {
+        let mut differences = self.own_diff()?;
+        if let Some(apart) = &self.apart
+            && apart.own_status()? != Status::Planned
+        {
+            differences.extend(apart.own_diff()?.into_iter().map(|other| in_part(Part::Overhead, other)));
+        }
+        Ok(differences)
+    }
+
+    fn own_diff(&self) -> Result<Vec<Difference>> {
         let state = self.state();
         let cgroup = &*self.cgroup()?;
         let mut plan = plan::plan(&cgroup.host, &state.want(&state.anew()), &Observed::default())?;
@@ -52,8 +62,7 @@ impl Sandbox {
             let seat = cgroup.seat(path)?;
             for ((hierarchy, file), value) in plan.values(path) {
                 let found = file_differs(&seat, &Dir::new(hierarchy, path), file, &value)?;
-                let named = |other: Difference| Difference { key: format!("{part}/{}", other.key), ..other };
-                differences.extend(found.into_iter().map(named));
+                differences.extend(found.into_iter().map(|other| in_part(*part, other)));
             }
         }
         // The kernel shows another weight while the cgroup is idle.
@@ -70,6 +79,10 @@ impl Sandbox {
         }
         Ok(differences)
     }
+}
+
+fn in_part(part: Part, other: Difference) -> Difference {
+    Difference { key: format!("{part}/{}", other.key), ..other }
 }
 
 /// Of a file with a line for each device: those lines that differ.

@@ -122,11 +122,11 @@ pub(super) fn parts(paths: &BTreeMap<Part, String>, base: &Shares, change: &Shar
 }
 
 /// The paths of the parts, as far as this host has a place for them.
-pub(super) fn paths(host: &Host, overhead: Overhead, cgroup: &str, is_unit: bool) -> BTreeMap<Part, String> {
+pub(super) fn paths(host: &Host, overhead: &Overhead, cgroup: &str, is_unit: bool) -> BTreeMap<Part, String> {
     // A user's systemd has no say on v1, nor has the user.
     let is_ours = |index| !(is_unit && host.rootless && host.version_of(index) == Version::V1);
     let has_place = |index| is_ours(index) && host.takes(index, cgroup) && host.has_parts(index);
-    if overhead != Overhead::Nested || !(0..host.hierarchies.len()).any(has_place) {
+    if *overhead != Overhead::Nested || !(0..host.hierarchies.len()).any(has_place) {
         return BTreeMap::new();
     }
     Part::ALL.into_iter().map(|part| (part, format!("{cgroup}/{part}"))).collect()
@@ -186,12 +186,12 @@ mod tests {
     fn parts_have_a_place_where_there_is_a_hierarchy_for_threads() {
         for mode in [Mode::V1, Mode::Hybrid, Mode::V2] {
             let host = Host::standard(mode, false);
-            let found = paths(&host, Overhead::Nested, "ringfence/a", false);
+            let found = paths(&host, &Overhead::Nested, "ringfence/a", false);
             assert_eq!(found[&Part::Vcpu], "ringfence/a/vcpu");
             assert_eq!(found[&Part::Overhead], "ringfence/a/overhead");
-            assert!(paths(&host, Overhead::Together, "ringfence/a", false).is_empty());
+            assert!(paths(&host, &Overhead::Together, "ringfence/a", false).is_empty());
             // Without a cgroup.
-            assert!(paths(&host, Overhead::Nested, "", false).is_empty());
+            assert!(paths(&host, &Overhead::Nested, "", false).is_empty());
         }
     }
 }

@@ -53,7 +53,14 @@ impl Store {
         // After the search: a state is written before its cgroup is made, so that what was made meanwhile is known now.
         let mut known = BTreeSet::new();
         for id in self.ids()? {
-            known.extend(self.load(&id)?.map(|state| state.cgroup));
+            let state = self.load(&id)?;
+            known.extend(
+                state
+                    .iter()
+                    .flat_map(|state| [Some(state), state.apart.as_deref()])
+                    .flatten()
+                    .map(|state| state.cgroup.clone()),
+            );
         }
         found.retain(|leftover| !known.contains(&leftover.path));
         Ok(found)

@@ -8,6 +8,7 @@ mod layout;
 mod leftovers;
 mod pinning;
 mod processes;
+mod separate;
 mod state;
 mod store;
 mod threads;
@@ -29,6 +30,7 @@ pub use layout::Part;
 pub use leftovers::Leftover;
 pub use pinning::{Pin, TakenCpus};
 use processes::part_path;
+use separate::Second;
 pub use state::{Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
 pub use threads::Placed;
@@ -41,7 +43,7 @@ use crate::explain::{Explanation, Key};
 use crate::host::Host;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
-use crate::plan::{self, Observed, Plan, Unsupported, Want};
+use crate::plan::{Plan, Unsupported, Want};
 use crate::report::Report;
 use crate::stats::StatsReader;
 
@@ -85,25 +87,29 @@ pub struct Sandbox {
     state: Mutex<State>,
     /// What is done about what only shows when a unit starts.
     unsupported: Unsupported,
+    /// The overhead where it is separate; its state is here alone.
+    apart: Option<Box<Sandbox>>,
 }
 
 impl Sandbox {
     /// The steps that [`Sandbox::create`] would take on this host, or on any other. Pure.
     pub fn plan(host: &Host, config: &SandboxConfig) -> Result<Plan> {
-        let state = Self::intent(host, config)?;
-        let mut plan = plan::plan(host, &config.want(&state, &state.anew()), &Observed::default())?;
-        plan.report = joined(state.report, plan.report);
-        Ok(plan)
+        Self::plan_seen(host, config, |_| host.clone())
     }
 
     /// [`Sandbox::plan`] for this machine, where an ordinary user's rights may differ from place to place: what is delegated
     /// at the path is looked at.
     pub fn plan_here(host: &Host, config: &SandboxConfig) -> Result<Plan> {
-        Self::plan(&host.as_seen_at(&config.resolve(host)?), config)
+        Self::plan_seen(host, config, |path| host.as_seen_at(path))
     }
 
     /// The state of a sandbox that is about to be made: what a [`Store`](crate::Store) writes ahead. Changes nothing.
     pub fn intent(host: &Host, config: &SandboxConfig) -> Result<State> {
+        let state = Self::own_intent(host, config)?;
+        Self::with_apart(host, config, state)
+    }
+
+    fn own_intent(host: &Host, config: &SandboxConfig) -> Result<State> {
         config.resources.validate()?;
         let cgroup = config.resolve(host)?;
         let overhead = config.overhead_at()?;
@@ -111,7 +117,7 @@ impl Sandbox {
         let (devices, denied) =
             DevicePolicy::with_base(&config.resources.devices, &base, &config.profile.required(host))?;
         let mut report = joined(joined(config.unread.clone(), missing), denied);
-        let parts = layout::paths(host, overhead, &cgroup, config.path.is_systemd());
+        let parts = layout::paths(host, &overhead, &cgroup, config.path.is_systemd());
         if parts.is_empty() && overhead == Overhead::Nested {
             let why = "no hierarchy for CPU time or CPUs is at hand: all limits hold for the whole";
             report.add("overhead", "nested", why);
@@ -155,6 +161,7 @@ impl Sandbox {
             owner: config.owner,
             mark: config.mark.clone(),
             placeholder: None,
+            apart: None,
             unknown: BTreeMap::new(),
         })
     }
@@ -168,6 +175,8 @@ impl Sandbox {
     /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if there is such a cgroup; otherwise the setting that failed.
     pub fn create(host: &Host, config: &SandboxConfig) -> Result<(Self, Report)> {
         let mut state = Self::intent(host, config)?;
+        state.apart = None;
+        let mut second = Second::of(host, config)?;
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = match state.path.as_systemd().filter(|unit| !unit.is_slice()) {
             Some(unit) => {
@@ -175,13 +184,17 @@ impl Sandbox {
                     let why = "systemd has such a unit already";
                     return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(unit.unit()));
                 }
-                state.report = Self::plan(host, config)?.report;
+                state.report = Self::own_plan(host, config)?.report;
+                second.make()?;
                 None
             }
             None => {
                 let anew = state.anew();
-                let (mut cgroup, created) =
-                    Cgroup::create_as(host, &config.want(&state, &anew), Processes::NONE)?;
+                let made =
+                    Cgroup::create_and(host, &config.want(&state, &anew), Processes::NONE, &mut || {
+                        second.make()
+                    });
+                let (mut cgroup, created) = made.inspect_err(|_| second.unmake())?;
                 cgroup.parent_is_default = state.parent_is_default;
                 state.mark.iter().for_each(|mark| cgroup.mark(mark));
                 state.device_program = cgroup.filter_id();
@@ -190,10 +203,11 @@ impl Sandbox {
             }
         };
         state.phase = Phase::Ready;
-        let report = state.report.clone();
-        let (host, unsupported) = (host.clone(), config.unsupported);
+        let (host, unsupported, apart) = (host.clone(), config.unsupported, second.made);
         let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
-        Ok((Self { host, cgroup, state, unsupported }, report))
+        let made = Self { host, cgroup, state, unsupported, apart };
+        let report = made.state().full_report();
+        Ok((made, report))
     }
 
     /// Takes over a sandbox that another process made.
@@ -202,17 +216,33 @@ impl Sandbox {
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if its cgroup is gone from every hierarchy, unless it is a scope of systemd, which starts
     /// again; [`ErrorKind::State`](crate::ErrorKind::State) if the state is of a newer version.
     pub fn restore(host: &Host, mut state: State) -> Result<Self> {
+        let apart = state.apart.take().map(|apart| Self::opened(host, *apart)).transpose()?;
+        let mut found = Self::opened(host, state)?;
+        // What is left of one of the two can still be removed.
+        if found.is_gone() && apart.as_ref().is_none_or(|apart| apart.held().is_none()) {
+            return Err(gone(&found.locked()));
+        }
+        found.apart = apart.map(Box::new);
+        Ok(found)
+    }
+
+    fn opened(host: &Host, mut state: State) -> Result<Self> {
         state.check_version()?;
         // What is written from now on is in this version's format.
         state.version = STATE_VERSION;
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = open(host, &state)?;
-        if cgroup.is_none() && !state.path.is_systemd() {
-            let why = "there is no such cgroup in any hierarchy";
-            return Err(Error::new(ErrorKind::NotFound, why).with_value(&state.cgroup));
-        }
         let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
-        Ok(Self { host: host.clone(), cgroup, state, unsupported: Unsupported::Report })
+        Ok(Self { host: host.clone(), cgroup, state, unsupported: Unsupported::Report, apart: None })
+    }
+
+    fn held(&self) -> Option<Arc<Cgroup>> {
+        self.cgroup.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether its cgroup was removed. A scope of systemd starts again.
+    fn is_gone(&self) -> bool {
+        self.held().is_none() && !self.locked().path.is_systemd()
     }
 
     /// Its cgroup as it is now, if it has one.
@@ -227,6 +257,9 @@ impl Sandbox {
 
     fn present_or_not_found(&self, state: &State) -> Result<Arc<Cgroup>> {
         self.present(state)?.ok_or_else(|| {
+            if !state.path.is_systemd() {
+                return gone(state);
+            }
             let why =
                 "nothing runs inside, so that there is no cgroup: systemd starts it with the first process";
             Error::new(ErrorKind::NotFound, why).with_value(&state.cgroup)
@@ -235,6 +268,9 @@ impl Sandbox {
 
     /// Starts the scope that was planned, around processes.
     fn start(&self, state: &mut State, processes: Processes<'_>) -> Result<Arc<Cgroup>> {
+        if !state.path.is_systemd() {
+            return Err(gone(state));
+        }
         let anew = state.anew();
         let want = Want { unsupported: self.unsupported, ..state.want(&anew) };
         let (cgroup, report) = Cgroup::create_as(&self.host, &want, processes)?;
@@ -255,6 +291,7 @@ impl Sandbox {
         let mut state = state.clone();
         let held = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
         state.started = held.as_ref().map(|cgroup| cgroup.started()).unwrap_or_default();
+        state.apart = self.apart.as_ref().map(|apart| Box::new(apart.state()));
         state
     }
 
@@ -273,9 +310,10 @@ impl Sandbox {
         present.ok().flatten().map(|cgroup| cgroup.paths()).unwrap_or_default()
     }
 
-    /// What it is doing now.
-    pub fn status(&self) -> Result<Status> {
-        let Some(cgroup) = self.present(&self.locked())? else { return Ok(Status::Planned) };
+    fn own_status(&self) -> Result<Status> {
+        let Some(cgroup) = self.present(&self.locked())? else {
+            return Ok(if self.is_gone() { Status::Gone } else { Status::Planned });
+        };
         if cgroup.is_frozen()? {
             return Ok(Status::Frozen);
         }
@@ -297,6 +335,9 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
     pub fn part_stats_reader(&self, part: Part) -> Result<StatsReader> {
+        if let (place, None) = self.place_of(Some(part)) {
+            return place.stats_reader();
+        }
         let whole = self.cgroup()?;
         Cgroup::open_at(&whole.host, part_path(&self.locked(), part)?)?.stats_reader()
     }
@@ -325,28 +366,17 @@ impl Sandbox {
         Cgroup::open_at(&whole.host, part_path(&self.locked(), part)?)?.explain(key)
     }
 
-    /// Stops every task inside. See [`Cgroup::freeze`].
-    pub fn freeze(&self, timeout: Duration) -> Result<()> {
+    fn own_freeze(&self, timeout: Duration) -> Result<()> {
         let state = self.locked();
         self.present_or_not_found(&state)?.freeze(timeout)
     }
 
-    /// Lets the tasks run again. See [`Cgroup::thaw`].
-    pub fn thaw(&self, timeout: Duration) -> Result<Report> {
+    fn own_thaw(&self, timeout: Duration) -> Result<Report> {
         let state = self.locked();
         self.present_or_not_found(&state)?.thaw(timeout)
     }
 
-    /// Sends a signal to every process inside, once.
-    pub fn signal(&self, signal: i32) -> Result<BTreeSet<u32>> {
-        match self.present(&self.locked())? {
-            Some(cgroup) => cgroup.signal(signal),
-            None => Ok(BTreeSet::new()),
-        }
-    }
-
-    /// Kills everything inside. See [`Cgroup::kill`].
-    pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
+    fn own_kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
         let state = self.locked();
         match self.present(&state)? {
             Some(cgroup) => cgroup.kill(timeout),
@@ -354,8 +384,7 @@ impl Sandbox {
         }
     }
 
-    /// Removes it in every hierarchy. See [`Cgroup::destroy`].
-    pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
+    fn own_destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let mut state = self.locked();
         let cgroup = match self.present(&state)? {
             Some(cgroup) => Some(cgroup),
@@ -399,6 +428,10 @@ impl Sandbox {
     pub fn cgroup(&self) -> Result<Arc<Cgroup>> {
         self.present_or_not_found(&self.locked())
     }
+}
+
+fn gone(state: &State) -> Error {
+    Error::new(ErrorKind::NotFound, "there is no such cgroup in any hierarchy").with_value(&state.cgroup)
 }
 
 /// The cgroup of a state, if it is there.

@@ -12,22 +12,33 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::proc::ProcessIdentity;
 
 impl Sandbox {
-    /// The processes inside.
+    /// The processes inside, and in a separate overhead.
     pub fn processes(&self) -> Result<BTreeSet<u32>> {
+        let mut processes = self.own_processes()?;
+        if let Some(apart) = &self.apart {
+            processes.extend(apart.own_processes()?);
+        }
+        Ok(processes)
+    }
+
+    pub(super) fn own_processes(&self) -> Result<BTreeSet<u32>> {
         match self.present(&self.locked())? {
             Some(cgroup) => cgroup.processes(),
             None => Ok(BTreeSet::new()),
         }
     }
 
-    /// Joins running processes with all their threads: all of them, or none. Where the sandbox has parts, they go to the
-    /// overhead.
+    /// Joins running processes with all their threads: all of them, or none. Where the overhead has a place of its own, they
+    /// go there.
     pub fn join_all(&self, pids: &[u32]) -> Result<()> {
         self.join_part(self.default_part(), pids)
     }
 
-    /// Where processes go of which nothing is said: to the overhead, where there are parts.
+    /// Where processes go of which nothing is said: to the overhead, where it has a place of its own.
     pub fn default_part(&self) -> Option<Part> {
+        if self.apart.is_some() {
+            return Some(Part::Overhead);
+        }
         self.locked().parts.contains_key(&Part::Overhead).then_some(Part::Overhead)
     }
 
@@ -36,7 +47,11 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
     pub fn join_part(&self, part: impl Into<Option<Part>>, pids: &[u32]) -> Result<()> {
-        let part = part.into();
+        let (place, part) = self.place_of(part.into());
+        place.join_here(part, pids)
+    }
+
+    fn join_here(&self, part: Option<Part>, pids: &[u32]) -> Result<()> {
         let mut state = self.locked();
         let mut races = 0;
         loop {
@@ -71,7 +86,11 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
     pub fn spawn_in(&self, part: impl Into<Option<Part>>, command: &Command) -> Result<Child> {
-        let part = part.into();
+        let (place, part) = self.place_of(part.into());
+        place.spawn_here(part, command)
+    }
+
+    fn spawn_here(&self, part: Option<Part>, command: &Command) -> Result<Child> {
         let mut state = self.locked();
         for _ in 0..RACES {
             if let Some(cgroup) = self.present(&state)? {
@@ -101,9 +120,11 @@ impl Sandbox {
     }
 
     /// Starts a command that does nothing but live: it keeps a scope of systemd alive, and is no reason for
-    /// [`Remaining::Refuse`](crate::Remaining::Refuse) to refuse.
+    /// [`Remaining::Refuse`](crate::Remaining::Refuse) to refuse. A separate overhead has a scope of its own:
+    /// [`Sandbox::overhead`].
     pub fn hold(&self, command: &Command) -> Result<Child> {
-        let child = self.spawn_in(self.default_part(), command)?;
+        let part = self.default_part().filter(|_| self.apart.is_none());
+        let child = self.spawn_in(part, command)?;
         self.locked().placeholder = ProcessIdentity::of(child.pid());
         Ok(child)
     }

@@ -108,6 +108,9 @@ pub struct State {
     /// The process that keeps a scope of systemd alive while nothing else runs inside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placeholder: Option<ProcessIdentity>,
+    /// The overhead where it is separate: a cgroup like that of a sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apart: Option<Box<State>>,
     /// Fields that this version does not know: they are kept as they are for the one that wrote them.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
@@ -123,6 +126,19 @@ pub(super) struct Anew {
 }
 
 impl State {
+    /// The paths of the parts, and of the overhead where it is separate.
+    pub fn part_paths(&self) -> BTreeMap<Part, String> {
+        let apart = self.apart.iter().map(|apart| (Part::Overhead, apart.cgroup.clone()));
+        self.parts.clone().into_iter().chain(apart).collect()
+    }
+
+    /// What could not be done, of a separate overhead too.
+    pub fn full_report(&self) -> Report {
+        let mut report = self.report.clone();
+        self.apart.iter().for_each(|apart| report.add_new(&apart.report));
+        report
+    }
+
     /// For [`State::want`].
     pub(super) fn anew(&self) -> Anew {
         let kept = self.mark.as_ref().map_or(String::new(), |mark| format!(" ({mark})"));

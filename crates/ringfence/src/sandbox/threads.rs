@@ -19,7 +19,7 @@ use crate::report::Report;
 use crate::threads::{Expect, VmmThreads};
 
 /// A thread that is made while threads are placed starts where the one that made it is: it is found by the next pass.
-const PASSES: usize = 100;
+pub(super) const PASSES: usize = 100;
 
 /// How long one of several processes is looked at for the threads of a VMM, at first; each time twice as long.
 const LOOK: Duration = Duration::from_millis(200);
@@ -118,7 +118,7 @@ impl Sandbox {
         })?;
         let mut look = LOOK;
         loop {
-            let mut inside = self.processes()?;
+            let mut inside = self.own_processes()?;
             // What keeps a scope of systemd alive is no VMM.
             inside.retain(|pid| placeholder.as_ref().is_none_or(|process| process.pid != *pid));
             if inside.is_empty() {
@@ -179,6 +179,11 @@ impl Sandbox {
 
     /// The same; of those that were found in a `vmm`, some may have ended meanwhile, or all with it.
     fn sort(&self, vcpus: &[(u32, u32)], vmm: Option<u32>) -> Result<Placed> {
+        if let Some(apart) = &self.apart {
+            let mut vcpus = vcpus.to_vec();
+            vcpus.retain(|(_, tid)| vmm.is_none() || proc::process_of(*tid).is_some());
+            return self.place_apart(apart, &vcpus);
+        }
         let mut state = self.locked();
         let cgroup = self.present_or_not_found(&state)?;
         let hierarchies = parts_of(&cgroup, &state)?;
@@ -239,6 +244,9 @@ impl Sandbox {
     /// # Errors
     /// On v2 the process of each must be inside: threads of one process cannot be in different domains.
     pub fn join_threads(&self, part: Part, tids: &[u32]) -> Result<()> {
+        if let Some(apart) = &self.apart {
+            return self.join_threads_apart(apart, part, tids);
+        }
         let state = self.locked();
         let cgroup = self.present_or_not_found(&state)?;
         let hierarchies = parts_of(&cgroup, &state)?;
@@ -255,6 +263,9 @@ impl Sandbox {
 
     /// The processes inside, or all their threads, each with the part in which it is.
     pub fn tasks(&self, threads: bool) -> Result<Vec<Task>> {
+        if let Some(apart) = &self.apart {
+            return self.tasks_apart(apart, threads);
+        }
         let state = self.locked();
         let Some(cgroup) = self.present(&state)? else { return Ok(Vec::new()) };
         let mut tasks = cgroup.tasks(threads)?;
@@ -272,6 +283,16 @@ impl Sandbox {
         }
         Ok(tasks)
     }
+}
+
+/// The processes whose threads run vCPUs; each must be inside.
+pub(super) fn processes_of(vcpus: &[(u32, u32)], inside: &BTreeSet<u32>) -> Result<BTreeSet<u32>> {
+    let process = |(_, tid): &(u32, u32)| {
+        proc::process_of(*tid)
+            .filter(|pid| inside.contains(pid))
+            .ok_or_else(|| Error::invalid("tid", tid, "the ID of a thread of a process in this sandbox"))
+    };
+    vcpus.iter().map(process).collect()
 }
 
 /// Threads that are not where they belong, and where that is.

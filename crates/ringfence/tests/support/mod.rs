@@ -53,7 +53,8 @@ pub struct Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        let paths = self.paths();
+        let both = || std::iter::once(&self.sandbox).chain(self.sandbox.overhead());
+        let paths: Vec<_> = both().flat_map(|one| one.paths().into_values()).collect();
         _ = self.sandbox.destroy(Remaining::Kill, SOON);
         if let Some(holder) = &self.holder {
             _ = holder.wait();
@@ -61,8 +62,12 @@ impl Drop for Guarded {
         if std::thread::panicking() {
             return;
         }
-        assert!(paths.values().all(|path| !path.exists()), "left behind: {paths:?}");
-        if let CgroupPath::Systemd(name) = self.state().path {
+        assert!(paths.iter().all(|path| !path.exists()), "left behind: {paths:?}");
+        let units = both().filter_map(|one| match one.state().path {
+            CgroupPath::Systemd(name) => Some(name),
+            _ => None,
+        });
+        for name in units {
             let unit = Path::new("/run/systemd/transient").join(name.unit());
             // systemd unloads it a moment after its end.
             let deadline = Instant::now() + SOON;
