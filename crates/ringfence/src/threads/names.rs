@@ -182,6 +182,12 @@ pub enum ThreadNames {
     Like(NamePattern),
 }
 
+impl From<NamePattern> for ThreadNames {
+    fn from(pattern: NamePattern) -> Self {
+        Self::Like(pattern)
+    }
+}
+
 impl ThreadNames {
     /// What a thread of this name is.
     fn role(&self, name: &[u8]) -> Option<Role> {
