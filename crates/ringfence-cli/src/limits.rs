@@ -10,8 +10,8 @@ use nix::unistd::{Group, User};
 use ringfence::devices::DeviceKind;
 use ringfence::resources::{Cpu, SpecFile, parse_cpus, parse_limit};
 use ringfence::{
-    CgroupPath, CpuSet, DeviceNode, DeviceRule, Error, ErrorKind, Limit, Overhead, Pin, Profile, Report,
-    Resources, Result, SandboxConfig, SandboxId, ThreadNames, VcpuHints,
+    CgroupPath, CpuSet, DeviceNode, DeviceRule, EachThread, Error, ErrorKind, Limit, Overhead, Pin, Profile,
+    Report, Resources, Result, SandboxConfig, SandboxId, ThreadNames, VcpuHints,
 };
 
 use crate::context::{Context, Driver};
@@ -230,6 +230,14 @@ pub struct Limits {
     #[arg(long, value_name = "N", value_parser = cpus)]
     overhead_cpus: Option<Limit>,
 
+    /// Most CPU time of each vCPU by itself, where the overhead is nested: CPUs with fractions; or max
+    #[arg(long, value_name = "N", value_parser = cpus)]
+    cpus_per_vcpu: Option<Limit>,
+
+    /// Most CPU time of each I/O thread by itself, where QEMU tells which they are: CPUs with fractions; or max
+    #[arg(long, value_name = "N", value_parser = cpus)]
+    cpus_per_iothread: Option<Limit>,
+
     /// Most memory of the overhead, where it is separate: bytes, or with K, M, G, T; or max
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_limit("memory.limit", text))]
     overhead_memory: Option<Limit>,
@@ -329,6 +337,14 @@ impl Limits {
         self.put(resources);
     }
 
+    /// Those of each thread by itself.
+    pub fn each(&self) -> EachThread {
+        let mut each = EachThread::default();
+        put_quota(&mut each.vcpu.cpu, self.cpus_per_vcpu);
+        put_quota(&mut each.iothread.cpu, self.cpus_per_iothread);
+        each
+    }
+
     /// Those of the overhead by itself.
     pub fn overhead(&self) -> Resources {
         let mut overhead = Resources::default();
@@ -395,6 +411,7 @@ impl Wanted {
             .unread(unread)
             .profile(self.creation.profile.unwrap_or_default())
             .overhead_resources(self.limits.overhead())
+            .each_thread(self.limits.each())
             .vcpu_hints(self.creation.vcpus.hints())
             .evacuate(self.creation.evacuate)
             .unsupported(context.unsupported());

@@ -221,6 +221,7 @@ mod tests {
             "ringfence create a --memory 1G --cpus 0.5 --profile qemu --strict",
             "ringfence -o json create a --path /x/y --overhead together",
             "ringfence create a --overhead nested --overhead-cpus 0.5",
+            "ringfence set a --cpus-per-vcpu 0.5 --cpus-per-iothread max",
             "ringfence exec a --part overhead -- ls",
             "ringfence attach a --thread --part vcpu 1 2",
             "ringfence create a --pin --cpuset-cpus 0-1",

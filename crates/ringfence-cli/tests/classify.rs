@@ -231,7 +231,7 @@ fn a_sandbox_without_parts_has_nothing_to_sort() {
 }
 
 #[test]
-fn each_vcpu_has_a_cpu_of_its_own_while_there_are_as_many() {
+fn each_thread_has_limits_and_a_cpu_of_its_own_while_there_are_as_many() {
     let cpus = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
     if !cpus.starts_with("0-") {
         return skip("one CPU is not enough, or they have other numbers");
@@ -240,7 +240,8 @@ fn each_vcpu_has_a_cpu_of_its_own_while_there_are_as_many() {
     let (sandbox, monitor) = (&machine.sandbox, machine.socket.display().to_string());
     let options =
         ["--profile", "qemu", "--cpuset-cpus", "0-1", "--qmp", &monitor, "--vcpus", "2", "--pin=exclusive"];
-    let running = sandbox.start(&options, &machine.words());
+    let each = ["--cpus", "1.5", "--cpus-per-vcpu", "0.5", "--cpus-per-iothread", "0.25"];
+    let running = sandbox.start(&[&options[..], &each].concat(), &machine.words());
     // Index of a vCPU → the CPU to which it is pinned, as it is told and as it is.
     let pins = || {
         let list = sandbox.json("ps", &["--threads"]);
@@ -254,13 +255,25 @@ fn each_vcpu_has_a_cpu_of_its_own_while_there_are_as_many() {
         let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
         assert!(status.contains(&format!("Cpus_allowed_list:\t{cpu}\n")), "{status}");
     }
+    let list = sandbox.json("ps", &["--threads"]);
+    let parts: BTreeSet<_> =
+        list.as_array().unwrap().iter().map(|task| task["part"].as_str().unwrap()).collect();
+    assert_eq!(parts, ["iothread/0", "overhead", "vcpu/0", "vcpu/1"].into());
+    let quota = |part: &str| {
+        let files = ["cpu.max", "cpu.cfs_quota_us"].map(|file| sandbox.dir("cpu").join(part).join(file));
+        let text = files.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap();
+        text.split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!((quota("vcpu/1"), quota("iothread/0")), ("50000".to_owned(), "25000".to_owned()));
+    sandbox.does("set", &["--cpus-per-vcpu", "0.4"]);
+    assert_eq!(quota("vcpu/0"), "40000");
     let shown = sandbox.json("show", &[]);
     let both = json!({"0": 0, "1": 1});
     assert_eq!((&shown["pin"], &shown["pinned"]), (&"exclusive".into(), &both), "{shown}");
     let told = sandbox.does("show", &[]).stdout;
     assert!(told.contains("exclusive: vCPU 0 on CPU 0, vCPU 1 on CPU 1\n"), "{told}");
     let told = sandbox.does("ps", &["--threads"]).stdout;
-    assert!(told.contains("vcpu 1 on CPU 1"), "{told}");
+    assert!(told.contains("vcpu/1 on CPU 1"), "{told}");
 
     let fewer = sandbox.json("set", &["--cpuset-cpus", "1"]);
     let line = fewer["report"].as_array().unwrap().iter().find(|line| line["setting"] == "pin").unwrap();

@@ -85,8 +85,8 @@ pub use plan::{Owner, Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
 pub use sandbox::{
-    ChangeOptions, Claim, Difference, Entry, Leftover, Overhead, Part, Phase, Pin, Placed, STATE_VERSION,
-    Sandbox, SandboxConfig, State, Status, Store, TakenCpus, VcpuHints,
+    ChangeOptions, Claim, Difference, EachThread, Entry, Leftover, Overhead, Part, Phase, Pin, Placed,
+    STATE_VERSION, Sandbox, SandboxConfig, State, Status, Store, TakenCpus, VcpuHints,
 };
 pub use stats::StatsReader;
 pub use threads::{

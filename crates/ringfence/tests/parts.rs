@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ringfence::{
-    ChangeOptions, Child, Command, CpuSet, Entry, ErrorKind, Host, Limit, Overhead, Part, Pin, Remaining,
-    Report, Resources, Sandbox, SandboxConfig, State, Store, TakenCpus, null,
+    ChangeOptions, Child, Command, CpuSet, EachThread, Entry, ErrorKind, Host, Limit, Overhead, Part, Pin,
+    Remaining, Report, Resources, Sandbox, SandboxConfig, State, Store, TakenCpus, VcpuHints, Vmm as Kind,
+    null,
 };
 use support::{Guarded, MIB, SOON, by_systemd, path};
 
@@ -102,7 +103,7 @@ fn nested(host: &Host, what: &str, resources: Resources, overhead: Resources) ->
 /// The directory of a part in the hierarchy of a controller, and whether that is of v1.
 fn dir(vm: &Guarded, part: Part, controller: &str) -> (PathBuf, bool) {
     let (whole, is_v1) = vm.dir(controller);
-    (whole.join(part.as_str()), is_v1)
+    (whole.join(part.to_string()), is_v1)
 }
 
 fn file(vm: &Guarded, part: Part, controller: &str, v1: &str, v2: &str) -> Option<String> {
@@ -125,6 +126,70 @@ fn cgroup_of(tid: u32) -> String {
     };
     let line = text.lines().find(found).or(text.lines().find(|line| line.starts_with("0::")));
     line.unwrap().splitn(3, ':').nth(2).unwrap().to_owned()
+}
+
+#[test]
+fn threads_have_limits_of_their_own_in_parts_that_come_and_go_with_them() {
+    let host = Host::detect().unwrap();
+    let each = |vcpu, iothread| EachThread {
+        vcpu: Resources::new().cpu_quota(vcpu),
+        iothread: Resources::new().cpu_quota(iothread),
+    };
+    let limits = Resources::new().cpu_quota(90_000).cpuset_cpus("0".parse().unwrap());
+    let config = SandboxConfig::new(path("each")).resources(limits).overhead(Overhead::Nested);
+    let vm = Guarded::make(&host, &config.each_thread(each(30_000, 20_000)));
+    let vmm = Vmm::start(&vm);
+    assert_eq!(vm.state().parts.len(), 2);
+    let placed = vm.classify(&VcpuHints::default().names(Kind::Qemu).count(2), SOON).unwrap();
+    assert_eq!((placed.vcpus, placed.report.lines().len()), (2, 0), "{placed:?}");
+    let parts = [Part::OneVcpu(0), Part::OneVcpu(1), Part::OneIoThread(0)];
+    assert_eq!(parts.map(|part| quota(&vm, part)), ["30000", "30000", "20000"]);
+    for task in vm.tasks(true).unwrap() {
+        let wanted = match task.name.as_str() {
+            "CPU 0/TCG" => Part::OneVcpu(0),
+            "CPU 1/TCG" => Part::OneVcpu(1),
+            "IO io0" => Part::OneIoThread(0),
+            _ => Part::Overhead,
+        };
+        assert_eq!((task.part, cgroup_of(task.tid)), (Some(wanted), task.cgroup.clone()), "{task:?}");
+    }
+
+    // By another process that restores it.
+    let other = Sandbox::restore(&host, vm.state()).unwrap();
+    let options = ChangeOptions { each: each(40_000, 50_000), ..ChangeOptions::default() };
+    other.change_with(&Resources::new(), options).unwrap();
+    assert_eq!(parts.map(|part| quota(&vm, part)), ["40000", "40000", "50000"]);
+    // What is below has its CPUs from what is above, whichever grows or shrinks.
+    for cpus in ["0-1", "1", "0"] {
+        other.change(&Resources::new().cpuset_cpus(cpus.parse().unwrap())).unwrap();
+        let found = file(&vm, Part::OneVcpu(1), "cpuset", "cpuset.effective_cpus", "cpuset.cpus.effective");
+        assert!(found.is_none_or(|found| found == cpus), "{cpus}");
+    }
+    let differences = other.diff().unwrap();
+    assert!(differences.is_empty(), "{differences:?}");
+
+    // One that was unplugged.
+    let (index, tid) = vmm.vcpus()[1];
+    other.place_vcpus(&[(index, tid)]).unwrap();
+    let left = [Part::Vcpu, Part::Overhead, Part::OneVcpu(index)];
+    assert_eq!(other.state().parts.into_keys().collect::<BTreeSet<_>>(), left.into());
+    assert!(!dir(&vm, Part::OneVcpu(1 - index), "cpu").0.exists());
+    assert!(!dir(&vm, Part::IoThreads, "cpu").0.exists());
+    assert_eq!(cgroup_of(tid), format!("/{}", other.state().parts[&Part::OneVcpu(index)]));
+}
+
+#[test]
+fn threads_have_limits_of_their_own_where_they_are_told_apart_alone() {
+    let host = Host::detect().unwrap();
+    let each = EachThread { vcpu: Resources::new().cpu_quota(1000), ..EachThread::default() };
+    let memory = EachThread { iothread: Resources::new().memory_limit(MIB), ..EachThread::default() };
+    for (overhead, each, setting) in
+        [(Overhead::Together, each, "each_vcpu"), (Overhead::Nested, memory, "each_iothread")]
+    {
+        let config = SandboxConfig::new(path("refused")).overhead(overhead).each_thread(each);
+        let error = Sandbox::create(&host, &config).map(drop).unwrap_err();
+        assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some(setting)), "{error}");
+    }
 }
 
 #[test]
@@ -221,7 +286,7 @@ fn threads_are_told_apart_and_only_the_vcpus_are_held_to_their_quota() {
     assert_eq!(vm.place_vcpus(&vmm.vcpus()).unwrap().moved, 0);
     assert_eq!(vm.processes().unwrap(), BTreeSet::from([vmm.child.pid()]));
 
-    let mut readers = Part::ALL.map(|part| vm.part_stats_reader(part).unwrap());
+    let mut readers = Part::FIRST.map(|part| vm.part_stats_reader(part).unwrap());
     let mut sample = || {
         let [vcpu, overhead] = &mut readers;
         (vcpu.sample().unwrap().cpu, overhead.sample().unwrap().cpu)
@@ -269,7 +334,7 @@ fn a_command_and_a_process_go_where_they_are_told_to() {
     let host = Host::detect().unwrap();
     let vm = nested(&host, "told", Resources::new(), Resources::new());
     let part = |part: Part| format!("/{}", vm.state().parts[&part]);
-    for to in Part::ALL {
+    for to in Part::FIRST {
         let child = vm.spawn_in(to, &support::sleeper()).unwrap();
         assert_eq!(cgroup_of(child.pid()), part(to));
         let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();

@@ -61,7 +61,11 @@ impl Plan {
         change.devices = devices.rules(node_on(host))?;
         Sandbox::restore(host, state)?.plan_change(
             &change,
-            ChangeOptions { overhead: limits.overhead(), ..set::options(context, unread) },
+            ChangeOptions {
+                overhead: limits.overhead(),
+                each: limits.each(),
+                ..set::options(context, unread)
+            },
         )
     }
 }

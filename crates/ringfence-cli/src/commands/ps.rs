@@ -34,7 +34,7 @@ fn table(tasks: &[Task]) -> Table {
     let mut table = Table::new(["PID", "TID", "NAME", "PART", "CGROUP"]);
     for Task { pid, tid, name, part, index, pinned, cgroup } in tasks {
         let part = part.map_or("-".to_owned(), |part| part.to_string());
-        let part = index.map_or(part.clone(), |index| format!("{part} {index}"));
+        let part = index.filter(|_| part == "vcpu").map_or(part.clone(), |index| format!("{part} {index}"));
         let part = pinned.map_or(part.clone(), |cpu| format!("{part} on CPU {cpu}"));
         table.row([pid.to_string(), tid.to_string(), name.clone(), part, cgroup.clone()]);
     }

@@ -45,13 +45,15 @@ impl FromStr for Pinning {
 impl Set {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let (change, unread) = change(&self.limits)?;
-        let overhead = self.limits.overhead();
-        if change.is_empty() && unread.is_empty() && overhead.is_empty() && self.pin.is_none() {
+        let (overhead, each) = (self.limits.overhead(), self.limits.each());
+        let changes_nothing =
+            change.is_empty() && unread.is_empty() && overhead.is_empty() && each.is_empty();
+        if changes_nothing && self.pin.is_none() {
             return Err(Error::new(ErrorKind::InvalidInput, "no limit is given: see `ringfence set --help`"));
         }
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
-        let options = ChangeOptions { force: self.force, overhead, ..options(context, unread) };
+        let options = ChangeOptions { force: self.force, overhead, each, ..options(context, unread) };
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
         if let Some(Pinning(pin)) = self.pin {
             sandbox.set_pin(pin)?;

@@ -14,7 +14,7 @@ use self::bandwidth::Bandwidth;
 use self::section::{Section, child, set, text, whole};
 use crate::devices::DeviceNumber;
 use crate::resources::{Cpu, CpuSet, Limit, Resources};
-use crate::{Error, ErrorKind, Report, Result};
+use crate::{EachThread, Error, ErrorKind, Report, Result};
 
 /// The longest document that is read, in bytes: a domain has some 10 KiB.
 const LONGEST: usize = 1 << 20;
@@ -30,6 +30,8 @@ pub struct LibvirtDomain {
     pub resources: Resources,
     /// What is not a vCPU (libvirt's emulator): quota, period and CPUs.
     pub overhead: Cpu,
+    /// Limits of each vCPU and of each I/O thread by itself: `quota`, `iothread_quota`.
+    pub each: EachThread,
     /// How many vCPUs are there at the start.
     pub vcpus: u32,
     /// The CPUs of single vCPUs, by number.
@@ -151,7 +153,11 @@ impl LibvirtDomain {
             })?;
             cpu.quota = Some(Limit::Value(together));
             if self.vcpus > 1 {
-                let why = format!("is for each vCPU: the {} of them have {together} together", self.vcpus);
+                let why = format!(
+                    "is for each vCPU: the {} of them have {together} together; --cpus-per-vcpu {} holds each to its own",
+                    self.vcpus,
+                    each.cpus()
+                );
                 report.note("cputune.quota", quota, why);
             }
         }
@@ -165,13 +171,15 @@ impl LibvirtDomain {
         } else if let Some(Limit::Value(_)) = global.quota {
             report.add("cputune.global_quota", global, "has no place beside the quota of the vCPUs");
         }
+        (self.each.vcpu.cpu.quota, self.each.vcpu.cpu.period) = (each.quota, each.period);
+        (self.each.iothread.cpu.quota, self.each.iothread.cpu.period) = (io_thread.quota, io_thread.period);
         (self.overhead.quota, self.overhead.period) = (emulator.quota, emulator.period);
         if let Some(Limit::Value(_)) = emulator.quota {
             let why = format!("is for the overhead: --overhead-cpus {}", emulator.cpus());
             report.add("cputune.emulator_quota", emulator, why);
         }
         if let Some(Limit::Value(_)) = io_thread.quota {
-            let why = "I/O threads have no quota of their own: they are part of the overhead";
+            let why = format!("is for each I/O thread: --cpus-per-iothread {}", io_thread.cpus());
             report.add("cputune.iothread_quota", io_thread, why);
         }
         Ok(())

@@ -52,7 +52,7 @@ fn a_whole_domain_becomes_resources() {
     let (domain, report) = LibvirtDomain::from_xml(xml, device).unwrap();
     assert_eq!(
         report.to_string(),
-        "cputune.quota = 25000: is for each vCPU: the 2 of them have 50000 together\n"
+        "cputune.quota = 25000: is for each vCPU: the 2 of them have 50000 together; --cpus-per-vcpu 0.25 holds each to its own\n"
     );
     let mut expected = Resources::new()
         .cpu_shares(2048)

@@ -142,14 +142,17 @@ impl PartWant {
 
 impl<'a> Want<'a> {
     /// The same, for a part of this.
-    fn of_part(&self) -> Self {
+    pub(crate) fn of_part(&self, part: &'a PartWant) -> Self {
         Self {
+            path: &part.path,
+            base: &part.base,
+            change: &part.change,
             unit: None,
             devices: None,
             evacuate: false,
             statistics: &[Controller::Cpu],
             parts: &[],
-            threads_of: Some(self.path),
+            threads_of: part.path.rsplit_once('/').map(|(above, _)| above),
             ..*self
         }
     }
@@ -205,9 +208,7 @@ fn think_out(host: &Host, want: &Want<'_>, observed: &Observed) -> (Result<(Vec<
     // A new one is found to be as its steps make it.
     let found = if want.create { &observed.after(&steps) } else { observed };
     for part in want.parts {
-        let (base, change) = (&part.base, &part.change);
-        let part = Want { path: &part.path, base, change, ..want.of_part() };
-        let (done, lacking) = think_out_one(host, &part, found);
+        let (done, lacking) = think_out_one(host, &want.of_part(part), found);
         missing.extend(lacking);
         match done {
             Ok((more, about)) => {
@@ -223,24 +224,29 @@ fn think_out(host: &Host, want: &Want<'_>, observed: &Observed) -> (Result<(Vec<
     (Ok((steps, report)), missing)
 }
 
-/// Memory nodes of v1: no part can have what the whole has not, so that the whole has the old ones and the new ones while its
-/// parts change.
+/// CPUs and memory nodes of v1: nothing can have what is not above it, so that what is above a part has the old ones and the
+/// new ones while those below change.
 fn around_parts(host: &Host, want: &Want<'_>, observed: &Observed, steps: &mut Vec<Step>) {
-    let is_it = |step: &&mut Step| match &step.action {
-        Action::Write { dir, file, .. } => {
-            dir.path == want.path && host.version_of(dir.hierarchy) == Version::V1 && file.ends_with("mems")
-        }
-        _ => false,
+    let is_above_some = |path: &str| {
+        let is_below =
+            |part: &PartWant| part.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+        want.parts.iter().any(is_below)
     };
-    let Some(step) = steps.iter_mut().find(is_it).filter(|_| !want.parts.is_empty()) else { return };
-    let last = step.clone();
-    if let Action::Write { dir, file, value } = &mut step.action
-        && let Some(now) = observed.get(dir.hierarchy, want.path, file)
-        && !now.is_empty()
-    {
-        *value = format!("{now},{value}");
-        steps.push(last);
+    let mut last = Vec::new();
+    for step in &mut *steps {
+        let whole = step.clone();
+        if let Action::Write { dir, file, value } = &mut step.action
+            && host.version_of(dir.hierarchy) == Version::V1
+            && (file.ends_with("cpus") || file.ends_with("mems"))
+            && is_above_some(&dir.path)
+            && let Some(now) = observed.get(dir.hierarchy, &dir.path, file)
+            && !now.is_empty()
+        {
+            *value = format!("{now},{value}");
+            last.push(whole);
+        }
     }
+    steps.extend(last.into_iter().rev());
 }
 
 /// The same of one of them.

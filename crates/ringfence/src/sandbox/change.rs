@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::claims::Devices;
-use super::layout::{self, Shares};
+use super::layout::{self, EachThread, Shares};
 use super::state::Anew;
 use super::{Sandbox, State, base_rules, joined};
 use crate::cgroup::Cgroup;
@@ -28,6 +28,8 @@ pub struct ChangeOptions {
     pub unread: Report,
     /// What is to become different for the overhead, where it has a part of its own.
     pub overhead: Resources,
+    /// The same for each thread of a kind by itself.
+    pub each: EachThread,
 }
 
 impl Sandbox {
@@ -70,7 +72,10 @@ impl Sandbox {
             Some((change, options)) => apart.change_with(change, options.clone()),
             None => Ok(Report::default()),
         })?;
-        if let Some(cgroup) = self.present(&state)? {
+        if !(options.each.is_empty() || state.vcpus.is_empty()) {
+            drop(state);
+            report.append(self.place_again()?);
+        } else if let Some(cgroup) = self.present(&state)? {
             let before = state.vcpus.clone();
             self.keep_pinned(&cgroup, &mut state, &before, &BTreeSet::new(), &mut report);
         }
@@ -105,6 +110,7 @@ impl Sandbox {
         state.report.supersede(&tried, &report);
         state.resources = planned.resources;
         state.overhead_resources = planned.overhead_resources;
+        state.each = planned.each;
         planned.devices.keep_in(state);
         Ok(report)
     }
@@ -114,6 +120,7 @@ impl Sandbox {
 pub(super) struct Changed {
     pub(super) resources: Resources,
     pub(super) overhead_resources: Resources,
+    pub(super) each: EachThread,
     /// What is to become different, as it lies on the whole and its parts.
     pub(super) shares: Shares,
     pub(super) parts: Vec<PartWant>,
@@ -133,7 +140,11 @@ impl Changed {
         let mut overhead_resources = state.overhead_resources.clone();
         overhead_resources.merge(&options.overhead, version);
         state.overhead.allows(&overhead_resources)?;
-        let shares = state.shares_of(change, &options.overhead);
+        let mut each = state.each.clone();
+        each.vcpu.merge(&options.each.vcpu, version);
+        each.iothread.merge(&options.each.iothread, version);
+        state.overhead.allows_each(&each)?;
+        let shares = state.shares_of(change, &options.overhead, &options.each);
         let parts = layout::parts(&state.parts, &state.shares(), &shares);
         if let Some(swap) = resources.memory.swap {
             swap_to_v2(resources.memory.limit.unwrap_or(Limit::Max), swap)?;
@@ -141,28 +152,28 @@ impl Changed {
         let unread = options.unread.clone();
         if change.devices.is_empty() {
             let devices = Devices::of(state);
-            return Ok(Self { resources, overhead_resources, shares, parts, devices, report: unread });
+            return Ok(Self { resources, overhead_resources, each, shares, parts, devices, report: unread });
         }
         DeviceRule::drop_superseded(&mut resources.devices);
         let base = || base_rules(state.profile, host).map(|(base, _)| base);
         let (devices, report) =
             Devices::of(state).changed(&change.devices, base, &state.profile.required(host))?;
         let report = joined(unread, report);
-        Ok(Self { resources, overhead_resources, shares, parts, devices, report })
+        Ok(Self { resources, overhead_resources, each, shares, parts, devices, report })
     }
 
     /// Of what may be opened, and of nothing else.
     pub(super) fn of_devices(state: &State, devices: Devices, report: Report) -> Self {
         let (resources, overhead_resources) = (state.resources.clone(), state.overhead_resources.clone());
-        let (shares, parts) = Default::default();
-        Self { resources, overhead_resources, shares, parts, devices, report }
+        let (each, (shares, parts)) = (state.each.clone(), Default::default());
+        Self { resources, overhead_resources, each, shares, parts, devices, report }
     }
 
     /// All of it, in a unit that is yet to be started.
     fn plan_anew(&self, host: &Host, state: &State, unsupported: Unsupported) -> Result<Plan> {
         let (resources, devices) = (self.resources.clone(), self.devices.policy.clone());
-        let overhead_resources = self.overhead_resources.clone();
-        let then = State { resources, overhead_resources, devices, ..state.clone() };
+        let (overhead_resources, each) = (self.overhead_resources.clone(), self.each.clone());
+        let then = State { resources, overhead_resources, each, devices, ..state.clone() };
         let anew = then.anew();
         plan::plan(host, &Want { unsupported, ..then.want(&anew) }, &Observed::default())
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::layout::EachThread;
 use super::state::{Anew, State};
 use super::{Pin, Store};
 use crate::cgroup::STATISTICS;
@@ -74,10 +75,7 @@ impl Overhead {
             Self::Separate(_) => return limits.validate(),
             Self::Nested => {}
         }
-        let Cpu { quota, period, burst, cpus, .. } = limits.cpu.clone();
-        let by_thread =
-            Resources { cpu: Cpu { quota, period, burst, cpus, ..Cpu::default() }, ..Resources::default() };
-        if *limits != by_thread {
+        if !is_by_thread(limits) {
             return refused(
                 "of threads only CPU bandwidth and CPUs can be limited: memory and the rest, which are charged to processes, \
                  where the overhead is separate",
@@ -85,6 +83,30 @@ impl Overhead {
         }
         limits.validate()
     }
+
+    /// The same, of those that each thread has by itself.
+    pub(super) fn allows_each(&self, each: &EachThread) -> Result<()> {
+        for (whose, limits) in [("each_vcpu", &each.vcpu), ("each_iothread", &each.iothread)] {
+            let refused = |why: &'static str| {
+                Err(Error::new(ErrorKind::InvalidInput, why).with_setting(whose).with_value(self))
+            };
+            if !limits.is_empty() && *self != Self::Nested {
+                return refused("threads have limits of their own where the overhead is nested");
+            }
+            if !is_by_thread(limits) {
+                return refused("of threads only CPU bandwidth and CPUs can be limited");
+            }
+            limits.validate()?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether these are limits that a part of a process can have.
+fn is_by_thread(limits: &Resources) -> bool {
+    let Cpu { quota, period, burst, cpus, .. } = limits.cpu.clone();
+    let cpu = Cpu { quota, period, burst, cpus, ..Cpu::default() };
+    *limits == Resources { cpu, ..Resources::default() }
 }
 
 /// How the vCPU threads of a VMM are found: what is not said is taken from the profile.
@@ -147,6 +169,7 @@ pub struct SandboxConfig {
     pub(crate) profile: Profile,
     overhead: Option<Overhead>,
     pub(crate) overhead_resources: Resources,
+    pub(crate) each: EachThread,
     pub(crate) vcpu_hints: VcpuHints,
     pub(super) pin: Option<Pin>,
     pub(crate) unsupported: Unsupported,
@@ -169,6 +192,7 @@ impl SandboxConfig {
             profile: Profile::Default,
             overhead: None,
             overhead_resources: Resources::default(),
+            each: EachThread::default(),
             vcpu_hints: VcpuHints::default(),
             pin: None,
             unsupported: Unsupported::Report,
@@ -205,6 +229,12 @@ impl SandboxConfig {
     /// to threads, and are limited for the whole. Where it is separate, all but devices, which are the sandbox's.
     pub fn overhead_resources(mut self, resources: Resources) -> Self {
         self.overhead_resources = resources;
+        self
+    }
+
+    /// Limits that each vCPU thread, and each I/O thread, has by itself, where the overhead is nested: CPU bandwidth and CPUs.
+    pub fn each_thread(mut self, limits: EachThread) -> Self {
+        self.each = limits;
         self
     }
 
@@ -305,6 +335,7 @@ impl SandboxConfig {
             given => given.clone().unwrap_or_else(|| Overhead::of_profile(self.profile)),
         };
         overhead.allows(&self.overhead_resources)?;
+        overhead.allows_each(&self.each)?;
         Ok(overhead)
     }
 

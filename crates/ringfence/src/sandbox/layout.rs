@@ -21,24 +21,52 @@ pub enum Part {
     Vcpu,
     /// All else: the VMM's main thread, its I/O threads, vhost workers, helpers such as virtiofsd.
     Overhead,
+    /// What holds the parts of I/O threads, where these have limits of their own; no thread is in it.
+    IoThreads,
+    /// The thread of one vCPU, by the vCPU's number; inside [`Vcpu`](Self::Vcpu).
+    OneVcpu(u32),
+    /// One I/O thread, by its position among those that the VMM tells.
+    OneIoThread(u32),
 }
 
 impl Part {
-    /// Both, in the order in which they are made.
-    pub const ALL: [Self; 2] = [Self::Vcpu, Self::Overhead];
+    /// Those that are there from the start, in the order in which they are made.
+    pub const FIRST: [Self; 2] = [Self::Vcpu, Self::Overhead];
 
-    /// The name of its directory.
-    pub fn as_str(self) -> &'static str {
+    /// Whether it comes and goes with the threads of the VMM.
+    pub(super) fn is_for_threads(self) -> bool {
+        !Self::FIRST.contains(&self)
+    }
+
+    /// The part that it is inside of.
+    pub(super) fn above(self) -> Option<Self> {
         match self {
-            Self::Vcpu => "vcpu",
-            Self::Overhead => "overhead",
+            Self::OneVcpu(_) => Some(Self::Vcpu),
+            Self::OneIoThread(_) => Some(Self::IoThreads),
+            Self::Vcpu | Self::Overhead | Self::IoThreads => None,
         }
+    }
+
+    /// Whether its threads run vCPUs.
+    pub(super) fn is_of_vcpus(self) -> bool {
+        matches!(self, Self::Vcpu | Self::OneVcpu(_))
+    }
+
+    pub(super) fn path_in(self, cgroup: &str) -> String {
+        format!("{cgroup}/{self}")
     }
 }
 
 impl fmt::Display for Part {
+    /// The path of its directory, from that of the whole.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        match self {
+            Self::Vcpu => f.write_str("vcpu"),
+            Self::Overhead => f.write_str("overhead"),
+            Self::IoThreads => f.write_str("iothread"),
+            Self::OneVcpu(number) => write!(f, "vcpu/{number}"),
+            Self::OneIoThread(number) => write!(f, "iothread/{number}"),
+        }
     }
 }
 
@@ -46,14 +74,17 @@ impl FromStr for Part {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|part| part.as_str() == text);
-        found.ok_or_else(|| Error::invalid("part", text, "vcpu or overhead"))
+        let number = |prefix| text.strip_prefix(prefix).and_then(|number| number.parse().ok());
+        let one = number("vcpu/").map(Self::OneVcpu).or(number("iothread/").map(Self::OneIoThread));
+        let mut known = Self::FIRST.into_iter().chain([Self::IoThreads]).chain(one);
+        let found = known.find(|part| part.to_string() == text);
+        found.ok_or_else(|| Error::invalid("part", text, "vcpu, overhead, vcpu/N, iothread or iothread/N"))
     }
 }
 
 impl Serialize for Part {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
+        serializer.collect_str(self)
     }
 }
 
@@ -77,6 +108,45 @@ pub(super) struct Shares {
     pub(super) whole: Resources,
     vcpu: Resources,
     overhead: Resources,
+    iothreads: Resources,
+    each: EachThread,
+}
+
+/// Limits that each thread of a kind has by itself, in a part of its own, which is made when the thread is found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EachThread {
+    /// Of each vCPU, `vcpu/N`: at most what they have together.
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub vcpu: Resources,
+    /// Of each I/O thread that the VMM tells, `iothread/N`.
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub iothread: Resources,
+}
+
+impl EachThread {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        self.vcpu.is_empty() && self.iothread.is_empty()
+    }
+
+    /// The part of each thread: that of its kind, or one of its own.
+    pub(super) fn parts_of(
+        &self,
+        vcpus: &BTreeMap<u32, u32>,
+        iothreads: &BTreeMap<u32, u32>,
+    ) -> BTreeMap<u32, Part> {
+        let mut parts = BTreeMap::new();
+        for (index, tid) in vcpus {
+            let part = if self.vcpu.is_empty() { Part::Vcpu } else { Part::OneVcpu(*index) };
+            // One thread may run several.
+            parts.entry(*tid).or_insert(part);
+        }
+        for (index, tid) in iothreads.iter().filter(|_| !self.iothread.is_empty()) {
+            parts.entry(*tid).or_insert(Part::OneIoThread(*index));
+        }
+        parts
+    }
 }
 
 impl Shares {
@@ -84,7 +154,12 @@ impl Shares {
     ///
     /// Else the vCPUs have the bandwidth and the CPUs of the workload; real-time bandwidth and memory nodes are everybody's,
     /// since no part can have what the whole has not; the rest is the whole's.
-    pub(super) fn of(has_parts: bool, resources: &Resources, overhead: &Resources) -> Self {
+    pub(super) fn of(
+        has_parts: bool,
+        resources: &Resources,
+        overhead: &Resources,
+        each: &EachThread,
+    ) -> Self {
         let mut whole = resources.clone();
         if !has_parts {
             return Self { whole, ..Self::default() };
@@ -93,20 +168,28 @@ impl Shares {
             resources.cpu.clone();
         let mut vcpu = Resources::default();
         let mut overhead = overhead.clone();
-        overhead.cpu.mems.clone_from(&mems);
+        let (mut each, mut iothreads) = (each.clone(), Resources::default());
+        for limits in [&mut overhead, &mut iothreads, &mut each.vcpu, &mut each.iothread] {
+            limits.cpu.mems.clone_from(&mems);
+        }
+        // On v1 a part has the CPUs that it was given, and none that the part above it has not.
+        each.vcpu.cpu.cpus = each.vcpu.cpu.cpus.or_else(|| cpus.clone());
         vcpu.cpu =
             Cpu { quota, period, burst, realtime_runtime, realtime_period, cpus, mems, ..Cpu::default() };
         (whole.cpu.quota, whole.cpu.period, whole.cpu.burst, whole.cpu.cpus) = (None, None, None, None);
         for name in OF_VCPUS {
             vcpu.unified.extend(whole.unified.remove_entry(name));
         }
-        Self { whole, vcpu, overhead }
+        Self { whole, vcpu, overhead, iothreads, each }
     }
 
-    fn part(&self, part: Part) -> &Resources {
+    pub(super) fn part(&self, part: Part) -> &Resources {
         match part {
             Part::Vcpu => &self.vcpu,
             Part::Overhead => &self.overhead,
+            Part::OneVcpu(_) => &self.each.vcpu,
+            Part::IoThreads => &self.iothreads,
+            Part::OneIoThread(_) => &self.each.iothread,
         }
     }
 }
@@ -129,18 +212,24 @@ pub(super) fn paths(host: &Host, overhead: &Overhead, cgroup: &str, is_unit: boo
     if *overhead != Overhead::Nested || !(0..host.hierarchies.len()).any(has_place) {
         return BTreeMap::new();
     }
-    Part::ALL.into_iter().map(|part| (part, format!("{cgroup}/{part}"))).collect()
+    Part::FIRST.into_iter().map(|part| (part, part.path_in(cgroup))).collect()
 }
 
 impl State {
     /// Limits as they lie on the whole and its parts.
     pub(super) fn shares(&self) -> Shares {
-        self.shares_of(&self.resources, &self.overhead_resources)
+        self.shares_of(&self.resources, &self.overhead_resources, &self.each)
     }
 
     /// The same, for others.
-    pub(super) fn shares_of(&self, resources: &Resources, overhead: &Resources) -> Shares {
-        Shares::of(!self.parts.is_empty(), resources, overhead)
+    pub(super) fn shares_of(&self, resources: &Resources, overhead: &Resources, each: &EachThread) -> Shares {
+        Shares::of(!self.parts.is_empty(), resources, overhead, each)
+    }
+
+    /// Forgets the parts of single threads: they went with the cgroup.
+    pub(super) fn forget_threads(&mut self) {
+        self.parts.retain(|part, _| !part.is_for_threads());
+        (self.vcpus, self.iothreads) = Default::default();
     }
 }
 
@@ -169,7 +258,8 @@ mod tests {
         let mut overhead = Resources::default();
         overhead.cpu.quota = Some(Limit::Value(10_000));
 
-        let Shares { whole, vcpu, overhead: given } = Shares::of(true, &resources, &overhead);
+        let each = EachThread::default();
+        let Shares { whole, vcpu, overhead: given, .. } = Shares::of(true, &resources, &overhead, &each);
         assert_eq!((whole.memory.limit, whole.pids.limit), (resources.memory.limit, resources.pids.limit));
         assert_eq!(whole.cpu, Cpu { weight: Some(200), mems: resources.cpu.mems.clone(), ..Cpu::default() });
         assert_eq!(vcpu.cpu, Cpu { weight: None, ..resources.cpu.clone() });
@@ -179,7 +269,7 @@ mod tests {
         overhead.cpu.mems.clone_from(&resources.cpu.mems);
         assert_eq!(given, overhead);
         // Nothing is lost where there are no parts.
-        assert_eq!(Shares::of(false, &resources, &overhead).whole, resources);
+        assert_eq!(Shares::of(false, &resources, &overhead, &each).whole, resources);
     }
 
     #[test]

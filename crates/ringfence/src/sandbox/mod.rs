@@ -26,7 +26,7 @@ pub use change::ChangeOptions;
 pub use claims::Claim;
 pub use config::{Overhead, SandboxConfig, VcpuHints};
 pub use diff::Difference;
-pub use layout::Part;
+pub use layout::{EachThread, Part};
 pub use leftovers::Leftover;
 pub use pinning::{Pin, TakenCpus};
 use processes::part_path;
@@ -150,9 +150,11 @@ impl Sandbox {
             claims: BTreeMap::new(),
             overhead,
             overhead_resources: config.overhead_resources.clone(),
+            each: config.each.clone(),
             parts,
             vcpu_hints: config.vcpu_hints.clone(),
             vcpus: BTreeMap::new(),
+            iothreads: BTreeMap::new(),
             pin: config.pin,
             pinned: BTreeMap::new(),
             holder: None,
@@ -271,6 +273,7 @@ impl Sandbox {
         if !state.path.is_systemd() {
             return Err(gone(state));
         }
+        state.forget_threads();
         let anew = state.anew();
         let want = Want { unsupported: self.unsupported, ..state.want(&anew) };
         let (cgroup, report) = Cgroup::create_as(&self.host, &want, processes)?;

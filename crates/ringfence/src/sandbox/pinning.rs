@@ -212,7 +212,7 @@ impl Running {
 fn running_vcpus(cgroup: &Cgroup, state: &State) -> Result<BTreeMap<u32, u32>> {
     let threads = parts_of(cgroup, state)?.first().map(|parts| parts.threads()).transpose()?;
     let mut seen = BTreeSet::new();
-    let runs = |tid: &u32| threads.as_ref().is_some_and(|threads: &Threads| threads.are_in(Part::Vcpu, *tid));
+    let runs = |tid: &u32| threads.as_ref().is_some_and(|threads: &Threads| threads.has_vcpu(*tid));
     let vcpus = state.vcpus.iter().filter(|(_, tid)| runs(tid) && seen.insert(**tid));
     Ok(vcpus.map(own).collect())
 }
@@ -260,6 +260,6 @@ pub(super) fn pinned(state: &State, vcpu: u32, tid: u32) -> Option<u32> {
     (mask.len() == 1 && mask.contains(cpu)).then_some(cpu)
 }
 
-fn own((vcpu, value): (&u32, &u32)) -> (u32, u32) {
+pub(super) fn own((vcpu, value): (&u32, &u32)) -> (u32, u32) {
     (*vcpu, *value)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{self, Shares};
+use super::layout::{self, EachThread, Shares};
 use super::{Overhead, Part, Pin, VcpuHints};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
@@ -75,6 +75,9 @@ pub struct State {
     /// Limits of the overhead by itself.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub overhead_resources: Resources,
+    /// Limits of each thread of a kind by itself.
+    #[serde(default, skip_serializing_if = "EachThread::is_empty")]
+    pub each: EachThread,
     /// Parts of the sandbox with limits of their own: name → path below the root of each hierarchy.
     #[serde(default)]
     pub parts: BTreeMap<Part, String>,
@@ -84,6 +87,9 @@ pub struct State {
     /// The threads that run vCPUs, as far as they were found: index → thread ID.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub vcpus: BTreeMap<u32, u32>,
+    /// The I/O threads, where these have limits of their own: position → thread ID.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub iothreads: BTreeMap<u32, u32>,
     /// How vCPUs are to be pinned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<Pin>,

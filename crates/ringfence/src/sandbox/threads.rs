@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::pinning::pinned;
+use super::layout::{self, Shares};
+use super::pinning::{own, pinned};
 use super::{Part, Sandbox, State, VcpuHints};
 use crate::cgroup::{Cgroup, Task};
+use crate::driver::dirs::Dirs;
+use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Version;
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::poll::Deadline;
 use crate::kernel::proc;
-use crate::plan::Dir;
+use crate::plan::{Dir, Want};
 use crate::report::Report;
 use crate::threads::{Expect, VmmThreads};
 
@@ -52,8 +55,9 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    pub(super) fn are_in(&self, part: Part, tid: u32) -> bool {
-        self.parts.get(&part).is_some_and(|tids| tids.contains(&tid))
+    /// Whether a thread is where vCPUs belong.
+    pub(super) fn has_vcpu(&self, tid: u32) -> bool {
+        self.parts.iter().any(|(part, tids)| part.is_of_vcpus() && tids.contains(&tid))
     }
 }
 
@@ -154,7 +158,8 @@ impl Sandbox {
     /// Puts what was found where it belongs.
     pub fn place(&self, found: &VmmThreads) -> Result<Placed> {
         let vcpus: Vec<_> = found.vcpus.iter().map(|vcpu| (vcpu.index, vcpu.tid)).collect();
-        let mut placed = self.sort(&vcpus, Some(found.pid))?;
+        let iothreads: Vec<_> = (0..).zip(found.io_threads.iter().map(|thread| thread.tid)).collect();
+        let mut placed = self.sort(&vcpus, &iothreads, Some(found.pid))?;
         for thread in found.clone().with_kernel_threads().kernel_threads {
             let joined = self.join_part(Part::Overhead, &[thread.pid]);
             if let Err(error) = joined {
@@ -174,11 +179,25 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] where the sandbox has no parts, and for a thread that is not inside.
     pub fn place_vcpus(&self, vcpus: &[(u32, u32)]) -> Result<Placed> {
-        self.sort(vcpus, None)
+        self.sort(vcpus, &[], None)
     }
 
-    /// The same; of those that were found in a `vmm`, some may have ended meanwhile, or all with it.
-    fn sort(&self, vcpus: &[(u32, u32)], vmm: Option<u32>) -> Result<Placed> {
+    /// The same with the threads that are known.
+    pub(super) fn place_again(&self) -> Result<Report> {
+        let state = self.locked();
+        let known = |threads: &BTreeMap<u32, u32>| -> Vec<_> { threads.iter().map(own).collect() };
+        let (vcpus, iothreads) = (known(&state.vcpus), known(&state.iothreads));
+        drop(state);
+        let vmm = vcpus.iter().find_map(|(_, tid)| proc::process_of(*tid));
+        match vmm {
+            Some(vmm) => Ok(self.sort(&vcpus, &iothreads, Some(vmm))?.report),
+            None => Ok(Report::default()),
+        }
+    }
+
+    /// Puts vCPU threads in their place, and I/O threads in places of their own if they are to have them; of those that were
+    /// found in a `vmm`, some may have ended meanwhile, or all with it.
+    fn sort(&self, vcpus: &[(u32, u32)], iothreads: &[(u32, u32)], vmm: Option<u32>) -> Result<Placed> {
         if let Some(apart) = &self.apart {
             let mut vcpus = vcpus.to_vec();
             vcpus.retain(|(_, tid)| vmm.is_none() || proc::process_of(*tid).is_some());
@@ -186,30 +205,35 @@ impl Sandbox {
         }
         let mut state = self.locked();
         let cgroup = self.present_or_not_found(&state)?;
-        let hierarchies = parts_of(&cgroup, &state)?;
+        parts_of(&cgroup, &state)?;
         let inside = cgroup.processes()?;
         if let Some(pid) = vmm.filter(|pid| !inside.contains(pid)) {
             let why = "the VMM has ended meanwhile, or is inside no more";
             return Err(Error::new(ErrorKind::NotFound, why).with_value(pid));
         }
-        let mut vcpus: BTreeMap<u32, u32> = vcpus.iter().copied().collect();
-        for (index, tid) in vcpus.clone() {
-            match proc::process_of(tid) {
-                Some(pid) if inside.contains(&pid) => {}
-                None if vmm.is_some() => drop(vcpus.remove(&index)),
-                _ => {
-                    return Err(Error::invalid(
-                        "tid",
-                        tid,
-                        "the ID of a thread of a process in this sandbox",
-                    ));
+        let there = |threads: &[(u32, u32)]| -> Result<BTreeMap<u32, u32>> {
+            let mut there = BTreeMap::new();
+            for (index, tid) in threads {
+                match proc::process_of(*tid) {
+                    Some(pid) if inside.contains(&pid) => drop(there.insert(*index, *tid)),
+                    None if vmm.is_some() => {}
+                    _ => {
+                        let why = "the ID of a thread of a process in this sandbox";
+                        return Err(Error::invalid("tid", tid, why));
+                    }
                 }
             }
+            Ok(there)
+        };
+        let (vcpus, iothreads) = (there(vcpus)?, there(iothreads)?);
+        let wanted = state.each.parts_of(&vcpus, &iothreads);
+        let mut report = Report::default();
+        for part in wanted.values().collect::<BTreeSet<_>>() {
+            report.append(self.make_part(&mut state, *part)?);
         }
-        let wanted: BTreeSet<u32> = vcpus.values().copied().collect();
+        let hierarchies = parts_of(&cgroup, &state)?;
         let mut moved = BTreeSet::new();
         for _ in 0..PASSES {
-            let before = moved.len();
             let mut is_settled = true;
             for parts in &hierarchies {
                 for (tid, part) in misplaced(&parts.threads()?, &wanted) {
@@ -219,18 +243,47 @@ impl Sandbox {
                     }
                 }
             }
-            if is_settled && moved.len() == before {
+            if is_settled {
                 let all = hierarchies.first().map(Parts::threads).transpose()?;
-                let count = |part| all.as_ref().and_then(|all| all.parts.get(&part)).map_or(0, BTreeSet::len);
+                let (mut vcpu_threads, mut overhead) = (0, 0);
+                for (part, tids) in all.iter().flat_map(|all| &all.parts) {
+                    *if part.is_of_vcpus() { &mut vcpu_threads } else { &mut overhead } += tids.len();
+                }
                 let before = std::mem::replace(&mut state.vcpus, vcpus);
-                let mut report = Report::default();
+                state.iothreads = iothreads;
                 self.keep_pinned(&cgroup, &mut state, &before, &moved, &mut report);
-                let (vcpus, overhead) = (count(Part::Vcpu), count(Part::Overhead));
-                return Ok(Placed { vcpus, overhead, moved: moved.len(), report });
+                remove_unused(&cgroup, &mut state, &wanted);
+                return Ok(Placed { vcpus: vcpu_threads, overhead, moved: moved.len(), report });
             }
         }
         let why = format!("new threads appear faster than they can be placed ({} were)", moved.len());
         Err(Error::new(ErrorKind::TimedOut, why).with_value(&state.cgroup))
+    }
+
+    /// Makes a part, and what it is inside of, unless they are there. One that nobody has recorded was made by a command that
+    /// was killed: it is given the limits once more.
+    fn make_part(&self, state: &mut State, part: Part) -> Result<Report> {
+        let mut report = Report::default();
+        for part in part.above().into_iter().chain([part]) {
+            if state.parts.contains_key(&part) {
+                continue;
+            }
+            let path = BTreeMap::from([(part, part.path_in(&state.cgroup))]);
+            let anew = state.anew();
+            let whole = state.want(&anew);
+            for wanted in &layout::parts(&path, &Shares::default(), &anew.shares) {
+                let want = Want { unsupported: self.unsupported, ..whole.of_part(wanted) };
+                report.append(match Cgroup::create_as(&self.host, &want, Processes::NONE) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                        let there = Cgroup::open_at(&self.host, &wanted.path)?;
+                        there.change_as(&Want { create: false, ..want })?.0
+                    }
+                    made => made?.1,
+                });
+            }
+            state.parts.extend(path);
+        }
+        Ok(report)
     }
 
     /// Puts the calling thread into a part: for a VMM that lives in the process of its runtime, whose threads are then in
@@ -296,12 +349,35 @@ pub(super) fn processes_of(vcpus: &[(u32, u32)], inside: &BTreeSet<u32>) -> Resu
 }
 
 /// Threads that are not where they belong, and where that is.
-fn misplaced(now: &Threads, vcpus: &BTreeSet<u32>) -> Vec<(u32, Part)> {
-    let none = BTreeSet::new();
-    let of = |part| now.parts.get(&part).unwrap_or(&none);
-    let others = now.whole.iter().chain(of(Part::Vcpu)).filter(|tid| !vcpus.contains(tid));
-    let theirs = now.whole.iter().chain(of(Part::Overhead)).filter(|tid| vcpus.contains(tid));
-    others.map(|tid| (*tid, Part::Overhead)).chain(theirs.map(|tid| (*tid, Part::Vcpu))).collect()
+fn misplaced(now: &Threads, wanted: &BTreeMap<u32, Part>) -> Vec<(u32, Part)> {
+    let whole = now.whole.iter().map(|tid| (None, *tid));
+    let parts = now.parts.iter().flat_map(|(part, tids)| tids.iter().map(|tid| (Some(*part), *tid)));
+    let belongs = |(is, tid)| {
+        let part = wanted.get(&tid).copied().unwrap_or(Part::Overhead);
+        (is != Some(part)).then_some((tid, part))
+    };
+    whole.chain(parts).filter_map(belongs).collect()
+}
+
+/// Removes the parts of threads that have ended, the inner ones first. One that has threads stays, and is seen to the next time.
+fn remove_unused(cgroup: &Cgroup, state: &mut State, wanted: &BTreeMap<u32, Part>) {
+    let used: BTreeSet<_> =
+        wanted.values().flat_map(|part| part.above().into_iter().chain([*part])).collect();
+    let unused: Vec<_> =
+        state.parts.keys().copied().filter(|part| part.is_for_threads() && !used.contains(part)).collect();
+    let mut dirs = Dirs::new(&cgroup.host, cgroup.dirs.clone());
+    for part in unused.into_iter().rev() {
+        let path = part.path_in(&state.cgroup);
+        let mut is_gone = true;
+        for (whole, _) in &cgroup.dirs {
+            let dir = Dir::new(whole.hierarchy, &path);
+            let removed = dir.parent().map(|above| dirs.get(&above)?.remove_dir(dir.name()));
+            is_gone &= matches!(removed, None | Some(Ok(()) | Err(Errno::NOENT)));
+        }
+        if is_gone {
+            state.parts.remove(&part);
+        }
+    }
 }
 
 /// The hierarchies in which the sandbox has parts, open.
@@ -335,11 +411,21 @@ mod tests {
     #[test]
     fn what_is_in_the_whole_or_in_the_wrong_part_is_misplaced() {
         let set = |tids: &[u32]| tids.iter().copied().collect::<BTreeSet<u32>>();
-        let parts = BTreeMap::from([(Part::Vcpu, set(&[1, 2, 3])), (Part::Overhead, set(&[4, 5]))]);
+        let parts = BTreeMap::from([
+            (Part::Vcpu, set(&[1, 2, 3])),
+            (Part::Overhead, set(&[4, 5])),
+            (Part::OneVcpu(0), set(&[8, 9])),
+        ]);
         let now = Threads { whole: set(&[6, 7]), parts };
-        let found: BTreeSet<_> = misplaced(&now, &set(&[1, 4, 6])).into_iter().collect();
         let to = |tids: &[u32], part| tids.iter().map(|tid| (*tid, part)).collect::<Vec<_>>();
-        let expected = [to(&[2, 3, 7], Part::Overhead), to(&[4, 6], Part::Vcpu)].concat();
-        assert_eq!(found, expected.into_iter().collect());
+        let sorted = |wanted: &[Vec<(u32, Part)>]| -> BTreeSet<_> {
+            misplaced(&now, &wanted.concat().into_iter().collect()).into_iter().collect()
+        };
+        let expected = [to(&[2, 3, 7, 8, 9], Part::Overhead), to(&[4, 6], Part::Vcpu)].concat();
+        assert_eq!(sorted(&[to(&[1, 4, 6], Part::Vcpu)]), expected.into_iter().collect());
+        // With one of its own.
+        let expected = [to(&[2, 3, 6, 7, 9], Part::Overhead), to(&[1], Part::OneVcpu(1))].concat();
+        let wanted = [to(&[8], Part::OneVcpu(0)), to(&[1], Part::OneVcpu(1)), to(&[5], Part::Overhead)];
+        assert_eq!(sorted(&wanted), expected.into_iter().collect());
     }
 }
