@@ -10,4 +10,8 @@ fuzz_target!(|data: &[u8]| {
     let again: State = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
     assert_eq!(again, state, "{text}");
     assert_eq!(serde_json::to_string(&again).expect("a state is JSON"), text);
+    if ringfence::fuzzing::check_state(&state).is_ok() {
+        let below = std::iter::once(&state.cgroup).chain(state.parts.values());
+        assert!(below.clone().all(|path| !path.starts_with('/') && !path.split('/').any(|part| part == "..")), "{text}");
+    }
 });

@@ -160,7 +160,7 @@ impl Output {
     pub fn diagnostic(&self, words: impl Display) {
         let name = if self.color.is_on(&io::stderr()) { "\x1b[1;31mringfence:\x1b[0m" } else { "ringfence:" };
         // Nobody is left to be told that stderr is closed.
-        _ = writeln!(io::stderr(), "{name} {words}");
+        _ = writeln!(io::stderr(), "{name} {}", plain(&words.to_string()));
     }
 
     /// An error, on stderr.
@@ -169,7 +169,7 @@ impl Output {
             Format::Table => {
                 self.diagnostic(error);
                 for cause in causes(error) {
-                    _ = writeln!(io::stderr(), "  caused by: {cause}");
+                    _ = writeln!(io::stderr(), "  caused by: {}", plain(&cause));
                 }
             }
             Format::Json | Format::Jsonl => {
@@ -239,6 +239,12 @@ fn causes(error: &Error) -> Vec<String> {
     chain.map(ToString::to_string).filter(|cause| !sentence.contains(cause)).collect()
 }
 
+/// A name that someone else chose (a process and a delegated cgroup have any they like) breaks no line and steers no terminal.
+fn plain(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    text.chars().map(escaped).collect()
+}
+
 /// Rows below a heading, in aligned columns.
 #[derive(Debug)]
 pub struct Table {
@@ -250,13 +256,8 @@ impl Table {
         Self { rows: vec![heading.map(str::to_owned).to_vec()] }
     }
 
-    /// A name that someone else chose (a process has any it likes) breaks no line and steers no terminal.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        let plain = |cell: String| {
-            let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
-            cell.chars().map(escaped).collect()
-        };
-        self.rows.push(cells.map(plain).to_vec());
+        self.rows.push(cells.map(|cell| plain(&cell)).to_vec());
     }
 
     fn display(&self, color: bool) -> impl Display {

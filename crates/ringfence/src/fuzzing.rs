@@ -12,8 +12,8 @@ use crate::plan::{self, DeviceWant, Observed, Want};
 use crate::stats::Stats;
 use crate::threads::qmp;
 use crate::{
-    DevicePolicy, Hierarchy, Host, IoThread, Mode, Plan, Resources, Result, ThreadNames, VcpuThread, Version,
-    explain, host, stats,
+    DevicePolicy, Hierarchy, Host, IoThread, Mode, Plan, Resources, Result, State, ThreadNames, VcpuThread,
+    Version, explain, host, stats,
 };
 
 pub mod interface {
@@ -40,6 +40,10 @@ pub fn hierarchies(mountinfo: &[u8], root: Option<&Path>) -> Result<(Mode, Vec<H
 
 pub fn device_mapper_major(proc_devices: &str) -> Option<u32> {
     host::device_mapper_major(proc_devices)
+}
+
+pub fn check_state(state: &State) -> Result<()> {
+    state.check()
 }
 
 /// State and start time.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::Signal;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::cgroup::freeze::event;
 use crate::cgroup::mark::mark_drained;
@@ -47,7 +47,13 @@ pub struct Outcome {
     /// Processes that were moved out.
     pub moved: BTreeSet<u32>,
     /// Directories that were removed.
+    #[serde(serialize_with = "as_text")]
     pub removed: Vec<PathBuf>,
+}
+
+/// Whoever a cgroup was delegated to may have made others in it with names that are no UTF-8, which JSON cannot hold.
+fn as_text<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
 impl Outcome {
@@ -425,7 +431,9 @@ impl Cgroup {
             }
             if let Ok(open) = dirs.get(dir) {
                 // Some of it, as long as the last processes are leaving; and it may be gone by now.
-                _ = clear_below(&open, |names| outcome.removed.push(full.join(names.join("/"))));
+                _ = clear_below(&open, |names| {
+                    outcome.removed.push(full.join(names.iter().collect::<PathBuf>()))
+                });
             }
             if deadline.is_over() {
                 return Err(failed(Errno::BUSY).with_kind(ErrorKind::Busy));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, descend};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
@@ -100,7 +100,11 @@ impl Cgroup {
     pub(crate) fn thaw_tree(&self) {
         _ = self.write_thawed();
         if let Ok((Version::V1, dir)) = self.freezer() {
-            thaw_below(dir);
+            // One that vanishes meanwhile needs no thawing.
+            _ = descend(dir, |child, _| {
+                _ = child.write("freezer.state", "THAWED");
+                true
+            });
         }
     }
 
@@ -129,15 +133,6 @@ impl Cgroup {
 
     fn freezer_error(&self, what: &'static str, errno: Errno) -> Error {
         Error::kernel(what, &self.path, errno)
-    }
-}
-
-fn thaw_below(dir: &CgroupDir) {
-    for child in dir.children().unwrap_or_default() {
-        // One that vanishes meanwhile needs no thawing.
-        let Ok(child) = dir.open_dir(&child) else { continue };
-        _ = child.write("freezer.state", "THAWED");
-        thaw_below(&child);
     }
 }
 

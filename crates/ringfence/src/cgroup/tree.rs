@@ -2,6 +2,7 @@
 //! that no path could hold. One descriptor is open at a time, and the way back up is `..`.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 
 use rustix::io::Errno;
 
@@ -42,7 +43,7 @@ pub(crate) fn members(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32
 /// A level on the way down.
 struct Level {
     /// Those that are still to be looked at.
-    children: Vec<String>,
+    children: Vec<OsString>,
     /// v2: it lists none itself.
     is_without_process: bool,
     /// How many processes were known before.
@@ -86,9 +87,9 @@ fn is_populated(dir: &CgroupDir) -> Result<bool, Errno> {
 }
 
 /// Removes what can be removed of the cgroups below a directory, and tells of each by the names that lead to it.
-pub(super) fn clear_below(dir: &CgroupDir, mut removed: impl FnMut(&[String])) -> Result<(), Errno> {
+pub(super) fn clear_below(dir: &CgroupDir, mut removed: impl FnMut(&[OsString])) -> Result<(), Errno> {
     let mut here = dir.open_dir("")?;
-    let mut names: Vec<String> = Vec::new();
+    let mut names: Vec<OsString> = Vec::new();
     let mut pending = vec![here.children()?];
     while let Some(children) = pending.last_mut() {
         let name = match children.pop() {
@@ -116,6 +117,35 @@ pub(super) fn clear_below(dir: &CgroupDir, mut removed: impl FnMut(&[String])) -
             removed(&names);
         }
         names.pop();
+    }
+    Ok(())
+}
+
+/// Opens every cgroup below a directory, with the names that lead to it, and goes on into those for which `enter` says so.
+/// What vanishes meanwhile, or cannot be opened, is passed over.
+pub(crate) fn descend(
+    dir: &CgroupDir,
+    mut enter: impl FnMut(&CgroupDir, &[OsString]) -> bool,
+) -> Result<(), Errno> {
+    let mut here = dir.open_dir("")?;
+    let mut names = Vec::new();
+    let mut pending = vec![here.children()?];
+    while let Some(children) = pending.last_mut() {
+        if let Some(name) = children.pop() {
+            let Ok(child) = here.open_dir(&name) else { continue };
+            names.push(name);
+            if enter(&child, &names) {
+                pending.push(child.children().unwrap_or_default());
+                here = child;
+            } else {
+                names.pop();
+            }
+            continue;
+        }
+        pending.pop();
+        if names.pop().is_some() {
+            here = here.parent()?;
+        }
     }
     Ok(())
 }

@@ -146,7 +146,7 @@ impl Questions {
         let children = root.children().unwrap_or_default();
         let mut children = children
             .iter()
-            .filter(|name| !name.starts_with(ProbeChild::PREFIX))
+            .filter(|name| !name.as_encoded_bytes().starts_with(ProbeChild::PREFIX.as_bytes()))
             .filter_map(|name| root.open_dir(name).ok());
         // One child tells all, unless it is a threaded cgroup or being removed.
         for child in children.by_ref().take(4) {

@@ -3,8 +3,10 @@
 //! Everything below the root of a hierarchy is reached with openat2(2) and `RESOLVE_BENEATH`, so that no symbolic link
 //! and no mount can lead out of it. Every descriptor is close-on-exec.
 
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid};
 use rustix::io::{Errno, Result};
@@ -26,8 +28,9 @@ impl CgroupDir {
     }
 
     /// Opens a directory below this one; `""` is this one again.
-    pub(crate) fn open_dir(&self, path: &str) -> Result<Self> {
-        let path = if path.is_empty() { "." } else { path };
+    pub(crate) fn open_dir(&self, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).map(Self)
     }
 
@@ -38,7 +41,8 @@ impl CgroupDir {
     }
 
     /// Opens a file below this directory.
-    pub(crate) fn open(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
+    pub(crate) fn open(&self, path: impl AsRef<Path>, flags: OFlags) -> Result<OwnedFd> {
+        let path = path.as_ref();
         let flags = flags | OFlags::CLOEXEC;
         match rustix::fs::openat2(&self.0, path, flags, Mode::empty(), BENEATH) {
             Err(Errno::NOSYS) => self.open_checked(path, flags),
@@ -49,8 +53,8 @@ impl CgroupDir {
     }
 
     /// Before Linux 5.6: open, then see that it is still the file system of this directory.
-    fn open_checked(&self, path: &str, flags: OFlags) -> Result<OwnedFd> {
-        if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+    fn open_checked(&self, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+        if path.components().any(|part| matches!(part, Component::RootDir | Component::ParentDir)) {
             return Err(Errno::XDEV);
         }
         let fd = rustix::fs::openat(&self.0, path, flags | OFlags::NOFOLLOW, Mode::empty())?;
@@ -67,8 +71,8 @@ impl CgroupDir {
     }
 
     /// Removes a child directory; `name` is one component.
-    pub(crate) fn remove_dir(&self, name: &str) -> Result<()> {
-        rustix::fs::unlinkat(&self.0, name, AtFlags::REMOVEDIR)
+    pub(crate) fn remove_dir(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        rustix::fs::unlinkat(&self.0, name.as_ref(), AtFlags::REMOVEDIR)
     }
 
     /// Moves a process here with all its threads. EINVAL is the answer while a task is still being born: briefly retried.
@@ -120,8 +124,8 @@ impl CgroupDir {
         Ok(text)
     }
 
-    /// The names of the child directories.
-    pub(crate) fn children(&self) -> Result<Vec<String>> {
+    /// The names of the child directories: whatever bytes whoever made them chose.
+    pub(crate) fn children(&self) -> Result<Vec<OsString>> {
         let fd = self.open(".", OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut buffer = Vec::with_capacity(4096);
         let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
@@ -129,9 +133,9 @@ impl CgroupDir {
         while let Some(entry) = entries.next() {
             let entry = entry?;
             if entry.file_type() == rustix::fs::FileType::Directory {
-                let name = entry.file_name().to_string_lossy();
+                let name = OsStr::from_bytes(entry.file_name().to_bytes());
                 if name != "." && name != ".." {
-                    names.push(name.into_owned());
+                    names.push(name.to_owned());
                 }
             }
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Store;
 use crate::cgroup::mark::{mark_of, marked_hierarchy};
-use crate::cgroup::{Cgroup, Outcome, Remaining, members, stop_default_slice};
+use crate::cgroup::{Cgroup, Outcome, Remaining, descend, members, stop_default_slice};
 use crate::error::{Error, Result};
 use crate::host::{Host, Version};
 use crate::kernel::dir::CgroupDir;
@@ -66,26 +66,23 @@ impl Store {
         Ok(found)
     }
 
-    fn search(&self, dir: &CgroupDir, version: Version, path: &str, found: &mut Vec<Leftover>) {
-        for name in dir.children().unwrap_or_default() {
-            let path = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
-            // One that vanishes meanwhile is no leftover.
-            let Ok(child) = dir.open_dir(&name) else { continue };
-            let why = match mark_of(&child) {
-                Some(mark) if mark == self.mark() => Some("a sandbox without a state"),
-                Some(mark) if mark == DRAINED && is_empty(&child, version) => {
-                    Some("took drained processes, and is empty")
+    fn search(&self, root: &CgroupDir, version: Version, base: &str, found: &mut Vec<Leftover>) {
+        _ = descend(root, |cgroup, names| {
+            // Ours have names that a path can hold, and are below such.
+            let Some(name) = names.last().and_then(|name| name.to_str()) else { return false };
+            let why = match mark_of(cgroup) {
+                Some(mark) if mark == self.mark() => "a sandbox without a state",
+                Some(mark) if mark == DRAINED && is_empty(cgroup, version) => {
+                    "took drained processes, and is empty"
                 }
-                _ if name.strip_prefix(PROBE).is_some_and(is_of_dead_process) => {
-                    Some("a probe that was cut short")
-                }
-                _ => None,
+                _ if name.strip_prefix(PROBE).is_some_and(is_of_dead_process) => "a probe that was cut short",
+                _ => return true,
             };
-            match why {
-                Some(why) => found.push(Leftover { path, why }),
-                None => self.search(&child, version, &path, found),
-            }
-        }
+            let names = names.iter().filter_map(|name| name.to_str());
+            let path = Some(base).filter(|base| !base.is_empty()).into_iter().chain(names);
+            found.push(Leftover { path: path.collect::<Vec<_>>().join("/"), why });
+            false
+        });
     }
 }
 

@@ -6,6 +6,7 @@ mod config;
 mod diff;
 mod layout;
 mod leftovers;
+mod ownership;
 mod pinning;
 mod processes;
 mod separate;
@@ -229,7 +230,7 @@ impl Sandbox {
     }
 
     fn opened(host: &Host, mut state: State) -> Result<Self> {
-        state.check_version()?;
+        state.check()?;
         // What is written from now on is in this version's format.
         state.version = STATE_VERSION;
         let host = &host.as_seen_at(&state.cgroup);
@@ -414,7 +415,7 @@ impl Sandbox {
             {
                 Remaining::Kill
             }
-            (Remaining::Drain, Some(held)) => {
+            (Remaining::Drain, Some(held)) if cgroup.processes()?.contains(&held.pid) => {
                 // It has nothing to live on for.
                 send(held.pid, Signal::KILL);
                 Remaining::Drain

@@ -11,7 +11,7 @@ use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Mode;
 use crate::kernel::proc::ProcessIdentity;
-use crate::path::CgroupPath;
+use crate::path::{CgroupPath, Subpath};
 use crate::plan::{DeviceWant, Owner, PartWant, UnitWant, Want};
 use crate::report::Report;
 use crate::resources::Resources;
@@ -175,13 +175,24 @@ impl State {
         }
     }
 
-    /// Refuses a state of a format that this version does not know.
-    pub(crate) fn check_version(&self) -> Result<()> {
-        if self.version <= STATE_VERSION {
-            return Ok(());
+    /// Refuses a state of a format that this version does not know, and paths that lead elsewhere.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.version > STATE_VERSION {
+            let why = format!("written by a newer version (this one reads up to {STATE_VERSION})");
+            return Err(Error::new(ErrorKind::State, why).with_setting("version").with_value(self.version));
         }
-        let why = format!("written by a newer version (this one reads up to {STATE_VERSION})");
-        Err(Error::new(ErrorKind::State, why).with_setting("version").with_value(self.version))
+        if !self.cgroup.is_empty() && !Subpath::is_clean(&self.cgroup) {
+            let why = "the path of a cgroup below the root of a hierarchy";
+            return Err(Error::new(ErrorKind::State, why).with_setting("cgroup").with_value(&self.cgroup));
+        }
+        for path in self.parts.values() {
+            let below = path.strip_prefix(&self.cgroup).and_then(|below| below.strip_prefix('/'));
+            if !below.is_some_and(Subpath::is_clean) {
+                let why = format!("the path of a part is below that of the sandbox, {}", self.cgroup);
+                return Err(Error::new(ErrorKind::State, why).with_setting("parts").with_value(path));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -196,7 +207,7 @@ mod tests {
     #[test]
     fn a_state_of_version_1_is_read_and_asks_for_no_burst() {
         let state: State = serde_json::from_str(VERSION_1).unwrap();
-        state.check_version().unwrap();
+        state.check().unwrap();
         assert_eq!((state.version, state.phase, state.profile), (1, Phase::Ready, Profile::Qemu));
         assert_eq!(state.cgroup, "ringfence/vm1");
         assert_eq!(state.resources.memory.swap, Some(Limit::Value(512 << 20)));
@@ -224,7 +235,26 @@ mod tests {
         let state: State = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(serde_json::to_value(&state).unwrap()["from_the_future"], json["from_the_future"]);
         json["version"] = (STATE_VERSION + 1).into();
-        let error = serde_json::from_value::<State>(json).unwrap().check_version().unwrap_err();
+        let error = serde_json::from_value::<State>(json).unwrap().check().unwrap_err();
         assert_eq!((error.kind(), error.setting()), (ErrorKind::State, Some("version")));
+    }
+
+    #[test]
+    fn paths_that_lead_elsewhere_are_refused() {
+        let with = |cgroup: &str, part: &str| {
+            let mut state: State = serde_json::from_str(VERSION_1).unwrap();
+            state.cgroup = cgroup.to_owned();
+            state.parts.insert(Part::Vcpu, part.to_owned());
+            state.check()
+        };
+        with("a/b", "a/b/vcpu").unwrap();
+        for cgroup in ["..", "a/../../b", "/a", "a//b", "a/", "a/./b", "a\0b", "a\nb"] {
+            let error = with(cgroup, &format!("{cgroup}/vcpu")).unwrap_err();
+            assert_eq!((error.kind(), error.setting()), (ErrorKind::State, Some("cgroup")), "{cgroup:?}");
+        }
+        for part in ["", "a/b", "a/bc/vcpu", "a/b/", "a/b/../c", "b/vcpu"] {
+            let error = with("a/b", part).unwrap_err();
+            assert_eq!((error.kind(), error.setting()), (ErrorKind::State, Some("parts")), "{part:?}");
+        }
     }
 }

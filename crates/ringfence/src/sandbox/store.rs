@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::ownership::is_ours;
 use super::{Sandbox, State, TakenCpus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
@@ -51,6 +52,7 @@ impl Store {
     pub fn lock(&self, id: &SandboxId, timeout: Duration) -> Result<Entry> {
         let path = self.directory.join(format!("{id}.lock"));
         let deadline = Deadline::after(timeout);
+        is_ours(&self.directory)?;
         loop {
             DirBuilder::new()
                 .recursive(true)
@@ -104,6 +106,7 @@ impl Store {
     }
 
     fn named(&self, suffix: &str) -> Result<Vec<SandboxId>> {
+        is_ours(&self.directory)?;
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -239,6 +242,7 @@ fn is_still(file: &File, path: &Path) -> bool {
 }
 
 fn load(directory: &Path, id: &SandboxId) -> Result<Option<State>> {
+    is_ours(directory)?;
     let path = directory.join(format!("{id}.json"));
     let text = match fs::read(&path) {
         Ok(text) => text,
@@ -251,7 +255,7 @@ fn load(directory: &Path, id: &SandboxId) -> Result<Option<State>> {
         );
         Error::new(ErrorKind::State, why).with_path(&path)
     })?;
-    state.check_version().map_err(|error| error.with_path(&path))?;
+    state.check().map_err(|error| error.with_path(&path))?;
     Ok(Some(state))
 }
 
