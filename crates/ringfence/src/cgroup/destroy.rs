@@ -313,37 +313,41 @@ impl Cgroup {
     /// does not know they go to the parent.
     fn drain_to_scope(&self, unit: &SystemdName, pids: &BTreeSet<u32>, outcome: &mut Outcome) -> Vec<Error> {
         let drained = unit.drained();
-        let list: Vec<u32> = pids.iter().copied().collect();
-        let properties = plan::scope(DRAINED_DESCRIPTION, unit.slice());
-        let started = self
-            .host
-            .manager()
-            .and_then(|manager| manager.start(&drained, DRAINED_DESCRIPTION, &properties, &list));
+        // systemd takes no kernel threads.
+        let is_kernels = |pid: &u32| proc::Stat::read(*pid).is_some_and(|stat| stat.is_kernel_thread());
+        let (kernel, list): (Vec<u32>, Vec<u32>) = pids.iter().partition(|pid| is_kernels(pid));
+        let start = |list: &[u32]| {
+            let properties = plan::scope(DRAINED_DESCRIPTION, unit.slice());
+            self.host.manager()?.start(&drained, DRAINED_DESCRIPTION, &properties, list)
+        };
         let mut failures = Vec::new();
-        match started {
-            Ok(Started::Anew) => outcome.moved.extend(pids),
+        let by_hand = match if list.is_empty() { Ok(Started::Already) } else { start(&list) } {
+            Ok(Started::Anew) => {
+                outcome.moved.extend(list);
+                kernel
+            }
             // There is one from before, or from the pass before.
-            Ok(_) => {
-                let path =
-                    format!("{}/{drained}", self.path.rsplit_once('/').map_or("", |(parent, _)| parent));
-                for index in plan::in_order_of_leaving(&self.host).filter(|index| self.is_managed(*index)) {
-                    let to = Dir::new(index, path.trim_start_matches('/'));
-                    let joined =
-                        |pid: u32| Dirs::new(&self.host, Vec::new()).get(&to).and_then(|open| open.join(pid));
-                    for pid in pids {
-                        match joined(*pid) {
-                            Ok(()) => drop(outcome.moved.insert(*pid)),
-                            Err(Errno::SRCH | Errno::NOENT) => {}
-                            Err(errno) => {
-                                let why = "cannot drain into the scope of drained processes";
-                                failures.push(Error::kernel(why, to.full(&self.host), errno));
-                            }
-                        }
+            Ok(_) => pids.iter().copied().collect(),
+            // One of them may be gone: the next pass sees.
+            Err(error) => {
+                failures.push(error);
+                Vec::new()
+            }
+        };
+        let path = format!("{}/{drained}", self.path.rsplit_once('/').map_or("", |(parent, _)| parent));
+        for index in plan::in_order_of_leaving(&self.host).filter(|index| self.is_managed(*index)) {
+            let to = Dir::new(index, path.trim_start_matches('/'));
+            let mut dirs = Dirs::new(&self.host, Vec::new());
+            for pid in &by_hand {
+                match dirs.get(&to).and_then(|open| open.join(*pid)) {
+                    Ok(()) => drop(outcome.moved.insert(*pid)),
+                    Err(Errno::SRCH | Errno::NOENT) => {}
+                    Err(errno) => {
+                        let why = "cannot drain into the scope of drained processes";
+                        failures.push(Error::kernel(why, to.full(&self.host), errno));
                     }
                 }
             }
-            // One of them may be gone: the next pass sees.
-            Err(error) => failures.push(error),
         }
         for (dir, open) in self.dirs.iter().filter(|(dir, _)| !self.is_managed(dir.hierarchy)) {
             failures.extend(self.drain_here(dir, open, pids, outcome));

@@ -182,12 +182,19 @@ fn freeze_v2(dir: &CgroupDir, deadline: Deadline) -> Result<bool, Errno> {
 }
 
 /// A kernel thread inside (vhost before Linux 6.4, KVM's huge-page worker before 6.14) keeps `frozen 0` for ever:
-/// frozen is then that every other task has stopped.
+/// frozen is then that every other task has stopped, here and below.
 fn only_kernel_threads_run(dir: &CgroupDir) -> bool {
-    let Ok(threads) = dir.read("cgroup.threads") else { return false };
-    let (kernel, user): (Vec<u32>, Vec<u32>) = threads
-        .lines()
-        .filter_map(|tid| tid.parse().ok())
-        .partition(|tid| proc::Stat::read(*tid).is_some_and(|stat| stat.is_kernel_thread()));
+    let mut threads: Vec<u32> = Vec::new();
+    let mut list = |dir: &CgroupDir| {
+        let listed = dir.read("cgroup.threads").unwrap_or_default();
+        threads.extend(listed.lines().filter_map(|tid| tid.parse::<u32>().ok()));
+        true
+    };
+    list(dir);
+    if descend(dir, |below, _| list(below)).is_err() {
+        return false;
+    }
+    let is_kernels = |tid: &u32| proc::Stat::read(*tid).is_some_and(|stat| stat.is_kernel_thread());
+    let (kernel, user): (Vec<u32>, Vec<u32>) = threads.into_iter().partition(is_kernels);
     !kernel.is_empty() && user.into_iter().all(proc::is_stopped_by_freezer)
 }

@@ -94,9 +94,17 @@ pub(crate) fn process_of(tid: u32) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
-/// Whether a thread sleeps in the freezer of cgroup v2.
+/// Whether a thread counts as stopped for the freezer of cgroup v2: it sleeps there (the function may be inlined in the one
+/// that delivers signals, where nothing else sleeps), was stopped before, or has ended.
 pub(crate) fn is_stopped_by_freezer(tid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{tid}/wchan")).is_ok_and(|wchan| wchan.contains("freez"))
+    match Stat::read(tid).map(|stat| stat.state) {
+        None | Some('T' | 't' | 'Z' | 'X') => true,
+        Some('S') => {
+            let wchan = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+            wchan == "get_signal" || wchan.contains("freez")
+        }
+        Some(_) => false,
+    }
 }
 
 /// The cgroup of a process in each hierarchy: (controllers as `/proc/PID/cgroup` has them, path).
