@@ -11,7 +11,9 @@ use std::sync::mpsc::{self, Receiver};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{PATIENCE, Sandbox, driver, finish, hierarchies, hold, send, until, wait};
+use support::{
+    PATIENCE, Sandbox, by_systemd, driver, finish, hierarchies, hold, is_on_v1, send, until, wait,
+};
 
 /// `watch` in the background, and what it has said.
 struct Watch {
@@ -92,6 +94,15 @@ fn run(sandbox: &Sandbox, id: &str, options: &[&str], program: &[&str]) -> Comma
     sandbox.ringfence(&[&["run", id], options, &["--"], program].concat())
 }
 
+/// On v1 nothing outlives a scope that systemd removes behind its last process: who reads too late does not know.
+fn counters_may_be_lost() -> bool {
+    let may_be = by_systemd() && is_on_v1("memory");
+    if may_be {
+        support::skip("v1 has no counters that outlive a scope");
+    }
+    may_be
+}
+
 /// A hundred on a machine; fewer where it is emulated.
 fn how_many() -> u32 {
     if std::env::var_os("RINGFENCE_TESTBED_MODE").is_some() { 16 } else { 100 }
@@ -99,6 +110,9 @@ fn how_many() -> u32 {
 
 #[test]
 fn of_100_sandboxes_that_run_out_of_memory_and_are_removed_at_once_100_kills_are_told() {
+    if counters_may_be_lost() {
+        return;
+    }
     let sandbox = Sandbox::named("hundred");
     let mut watch = Watch::start(&sandbox, &[]);
     let id = |number| format!("{}-{number}", sandbox.id);
@@ -165,6 +179,9 @@ fn freezing_and_limits_are_told_of_sandboxes_that_come_later() {
 
 #[test]
 fn run_says_that_its_command_was_killed_for_want_of_memory() {
+    if counters_may_be_lost() {
+        return;
+    }
     let sandbox = Sandbox::named("told");
     let inside = ["sh", "-c", "tail /dev/zero; exit 3"];
     let done = sandbox.run(&SMALL, &inside).exits(3);
@@ -185,6 +202,9 @@ fn run_says_that_its_command_was_killed_for_want_of_memory() {
 
 #[test]
 fn who_does_not_read_loses_nothing_and_does_not_keep_it_from_ending() {
+    if counters_may_be_lost() {
+        return;
+    }
     let sandbox = Sandbox::named("slow");
     let command =
         |args: &[&str]| sandbox.ringfence(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();

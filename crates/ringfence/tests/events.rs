@@ -134,6 +134,9 @@ fn limits_that_are_met_are_told_with_how_often_and_not_what_was_before() {
 #[test]
 fn every_one_of_100_kills_is_told_though_the_sandboxes_are_removed_at_once() {
     let host = Host::detect().unwrap();
+    if by_systemd() && host.hierarchy_of(Controller::Memory).unwrap().1.version == Version::V1 {
+        return skip("v1 has no counters that outlive a scope");
+    }
     let mut events = Events::new().unwrap();
     let mut told = Vec::new();
     // Starting units takes its time.

@@ -122,7 +122,8 @@ fn as_text<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Er
 /// if the sandbox is removed at once: whoever removes it by [`Sandbox::destroy`] passes its last counters on, within the
 /// process through the `Sandbox` that was added, and through a [`Store`](crate::Store) to those that
 /// [watch it](Events::add_store). A scope of systemd that ends by itself is gone at once. Its counters are read as
-/// fast as can be; where that was too late on v2, and it was at its limit, its slice tells whether one was killed.
+/// fast as can be; where that was too late on v2, and it was at its limit, its slice tells whether one was killed; v1
+/// has nothing to ask then, and a kill of the last process may be missed.
 pub struct Events {
     kit: Kit,
     timer: OwnedFd,
