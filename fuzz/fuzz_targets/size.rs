@@ -1,8 +1,8 @@
-//! Sizes, limits and numbers of CPUs.
+//! Sizes, limits, numbers of CPUs, and thresholds of pressure.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ringfence::Limit;
+use ringfence::{Limit, PressureTrigger};
 use ringfence::resources::{parse_cpus, parse_limit, parse_size};
 use ringfence_fuzz::assert_refused;
 
@@ -21,6 +21,10 @@ fuzz_target!(|data: &[u8]| {
         Ok(Limit::Max) => assert_eq!(text, "max"),
         Ok(Limit::Value(bytes)) => assert_eq!(bytes, size.expect("a size too")),
         Err(error) => assert_eq!((error.setting(), size.is_err()), (Some("memory.limit"), true)),
+    }
+    match text.parse::<PressureTrigger>() {
+        Ok(trigger) => assert_eq!(trigger.to_string().parse::<PressureTrigger>().expect("as printed"), trigger),
+        Err(error) => assert_refused(&error),
     }
     match parse_cpus(text) {
         Ok(Limit::Max) => assert_eq!(text, "max"),

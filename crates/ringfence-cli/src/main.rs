@@ -33,6 +33,8 @@ Examples:
     ringfence rm vm2 --kill
   See what would be done on a host with cgroup v2, without doing it, without root:
     ringfence plan vm3 --memory 1G --host v2
+  See what happens in all sandboxes, as lines of JSON:
+    ringfence watch -o jsonl
   See whether this host is ready, and what to do about what is not:
     ringfence doctor
 
@@ -73,6 +75,7 @@ enum Command {
     Show(commands::show::Show),
     Ps(commands::ps::Ps),
     Stats(commands::stats::Stats),
+    Watch(commands::watch::Watch),
     Devices(commands::devices::Devices),
     #[command(visible_alias = "pause")]
     Freeze(commands::freeze::Freeze),
@@ -104,6 +107,7 @@ impl Command {
             Self::Show(show) => show.run(context),
             Self::Ps(ps) => ps.run(context),
             Self::Stats(stats) => stats.run(context),
+            Self::Watch(watch) => watch.run(context),
             Self::Devices(devices) => devices.run(context),
             Self::Freeze(freeze) => freeze.run(context),
             Self::Thaw(thaw) => thaw.run(context),
@@ -236,6 +240,8 @@ mod tests {
             "ringfence update a --pids max",
             "ringfence ls -o jsonl",
             "ringfence stats --interval 0.5",
+            "ringfence watch",
+            "ringfence watch a b --pressure memory:some:100ms/1s --pressure io:full:1s/2s -o json",
             "ringfence devices check --profile none /dev/null:r",
             "ringfence pause a",
             "ringfence resume a",
@@ -267,6 +273,7 @@ mod tests {
             "ringfence classify a --vmm vcpu",
             "ringfence ls --timeout -1",
             "ringfence explain a",
+            "ringfence watch a --pressure memory:some:100ms",
             "ringfence explain a memory.nonsense",
             "ringfence devices check --id a --profile none /dev/null",
         ] {

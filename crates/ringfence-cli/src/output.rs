@@ -107,6 +107,11 @@ impl Output {
         self.text(line(object)?)
     }
 
+    /// One line for people.
+    pub fn words(&self, words: impl Display) -> Result<()> {
+        self.text(words)
+    }
+
     /// What was done, in words where words are wanted.
     pub fn done(&self, object: &impl Serialize, words: impl Display) -> Result<()> {
         match self.format() {
@@ -161,6 +166,14 @@ impl Output {
         let name = if self.color.is_on(&io::stderr()) { "\x1b[1;31mringfence:\x1b[0m" } else { "ringfence:" };
         // Nobody is left to be told that stderr is closed.
         _ = writeln!(io::stderr(), "{name} {}", plain(&words.to_string()));
+    }
+
+    /// Something to know, on stderr, where stdout is for something else.
+    pub fn tell(&self, object: &impl Serialize, words: impl Display) {
+        match self.format() {
+            Format::Table => self.diagnostic(words),
+            _ => _ = writeln!(io::stderr(), "{}", line(object).unwrap_or_default()),
+        }
     }
 
     /// An error, on stderr.
@@ -300,6 +313,13 @@ pub fn bytes(bytes: u64) -> String {
 /// Microseconds for people, in seconds.
 pub fn seconds(us: u64) -> String {
     format!("{}.{:03}s", us / 1_000_000, us % 1_000_000 / 1000)
+}
+
+/// A moment of the day in UTC, of microseconds since 1970.
+pub fn clock(us: u64) -> String {
+    let seconds = us / 1_000_000 % 86_400;
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{hours:02}:{minutes:02}:{seconds:02}.{:03}Z", us / 1000 % 1000)
 }
 
 /// What is not there, for people.

@@ -50,6 +50,7 @@ pub mod devices;
 pub mod doctor;
 mod driver;
 mod error;
+pub mod events;
 pub mod explain;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -75,6 +76,7 @@ pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaini
 pub use convert::UnitProperties;
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
+pub use events::{Event, Events, PressureTrigger, What};
 pub use explain::Explanation;
 pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, Mode, Version};
 pub use kernel::proc::ProcessIdentity;

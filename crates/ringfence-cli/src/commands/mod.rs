@@ -22,3 +22,4 @@ pub mod run;
 pub mod set;
 pub mod show;
 pub mod stats;
+pub mod watch;

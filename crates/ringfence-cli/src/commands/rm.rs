@@ -63,6 +63,7 @@ pub fn remove_recorded(
 /// Removes a sandbox and its record, written ahead.
 pub fn remove(entry: Entry, sandbox: &Sandbox, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
     let before = sandbox.state();
+    entry.tell_watchers_of(sandbox);
     entry.save(&State { phase: Phase::Removing, ..before.clone() })?;
     match sandbox.destroy(remaining, timeout) {
         Ok(outcome) => entry.remove().map(|()| outcome),

@@ -1,12 +1,14 @@
 //! `run`: a sandbox for the lifetime of one command.
 
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
+use ringfence::events::LastCounts;
 use ringfence::{
-    Child, Command, Entry, Error, ErrorKind, Host, ProcessIdentity, Profile, Remaining, Result, Sandbox,
-    SandboxId, State, null,
+    Child, Command, Entry, Error, ErrorKind, Events, Host, ProcessIdentity, Profile, Remaining, Result,
+    Sandbox, SandboxId, State, null,
 };
 use serde_json::json;
 
@@ -48,7 +50,13 @@ impl Run {
         let me = this_process()?;
         let supervisor = if self.detach { None } else { Some(Supervisor::new()?) };
         let (entry, sandbox) = create::make(context, &host, &self.id, &self.wanted, Some(me.clone()))?;
+        // systemd removes the cgroup behind the last process. Where descriptors have run out, what it leaves is read.
+        let is_scope = supervisor.is_some() && sandbox.state().path.is_systemd();
+        let mut events = is_scope.then(|| Events::of_one(self.id.as_str(), &sandbox).ok()).flatten();
         let started = command(&self.command, self.detach).and_then(|command| sandbox.spawn(&command));
+        if let Some(events) = &mut events {
+            events.look();
+        }
         let child = match started {
             Ok(child) => child,
             Err(error) => {
@@ -71,7 +79,7 @@ impl Run {
                 let state = sandbox.state();
                 entry.save(&state)?;
                 context.output.report_always(&state.full_report());
-                drop((entry, sandbox));
+                drop(entry);
                 let has_ended = AtomicBool::new(false);
                 let status = std::thread::scope(|scope| {
                     if is_worth_looking(&state) {
@@ -79,11 +87,20 @@ impl Run {
                         let host = &host;
                         scope.spawn(move || classify::at_start(context, host, &self.id, has_ended));
                     }
-                    let status = supervisor.wait(&child);
+                    let status = supervisor.wait(&child, events.as_mut());
                     has_ended.store(true, Ordering::Relaxed);
                     status
                 })?;
-                self.end(context, &host, &me)?;
+                let mut last = Vec::new();
+                if let Some(events) = &mut events {
+                    let was_killed = status.signal() == Some(9) || status.code() == Some(128 + 9);
+                    events.look_last(self.id.as_str(), &sandbox, was_killed);
+                    last = events.last_counts(self.id.as_str());
+                }
+                let counted = sandbox.counts().oom_kill.max(oom_kills(&last));
+                drop((sandbox, events));
+                let counted_last = self.end(context, &host, &me, last)?;
+                self.tell_of_oom(context, counted.max(counted_last));
                 Ok(status.into())
             }
         }
@@ -100,18 +117,43 @@ impl Run {
         context.output.object(&json!({"id": self.id, "pid": child.pid(), "report": report}), child.pid())
     }
 
-    /// Others may have changed the sandbox meanwhile, or removed it, or made another one of the same name.
-    fn end(&self, context: &Context, host: &Host, me: &ProcessIdentity) -> Result<()> {
+    /// Others may have changed the sandbox meanwhile, or removed it, or made another one of the same name. How many
+    /// processes were killed for want of memory, as far as it shows at the end.
+    fn end(
+        &self,
+        context: &Context,
+        host: &Host,
+        me: &ProcessIdentity,
+        last: Vec<LastCounts>,
+    ) -> Result<Option<u64>> {
         let entry = context.store(host).lock(&self.id, context.global.timeout)?;
         let Some(mut state) = entry.load()?.filter(|state| state.holder.as_ref() == Some(me)) else {
-            return Ok(());
+            return Ok(None);
         };
+        last.into_iter().for_each(|last| entry.tell_watchers(last));
         if self.keep {
             state.holder = None;
-            return entry.save(&state);
+            return entry.save(&state).map(|()| None);
         }
-        rm::remove_recorded(context, host, entry, state, Remaining::Kill).map(drop)
+        let outcome = rm::remove_recorded(context, host, entry, state, Remaining::Kill)?;
+        Ok(outcome.events.oom_kill)
     }
+
+    /// On stderr, since stdout is the command's.
+    fn tell_of_oom(&self, context: &Context, kills: Option<u64>) {
+        let Some(count) = kills.filter(|kills| *kills > 0) else { return };
+        let event = json!({"id": self.id, "event": "oom_kill", "count": count});
+        let words = if count == 1 {
+            format!("{}: out of memory: the kernel killed a process inside", self.id)
+        } else {
+            format!("{}: out of memory: the kernel killed {count} processes inside", self.id)
+        };
+        context.output.tell(&event, words);
+    }
+}
+
+fn oom_kills(last: &[LastCounts]) -> Option<u64> {
+    last.iter().filter_map(|last| last.counts.oom_kill).reduce(|sum, more| sum + more)
 }
 
 /// Whether the threads of vCPUs can be told from the others, and somebody said how: QEMU names them only when it is told to.

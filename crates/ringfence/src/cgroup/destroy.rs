@@ -17,6 +17,7 @@ use crate::cgroup::tree::clear_below;
 use crate::cgroup::{Cgroup, members};
 use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::{Counts, LastCounts};
 use crate::host::{Controller, Host, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::poll::{Deadline, wait_for_change};
@@ -49,6 +50,9 @@ pub struct Outcome {
     /// Directories that were removed.
     #[serde(serialize_with = "as_text")]
     pub removed: Vec<PathBuf>,
+    /// What the kernel had counted when everything inside was dead: nothing is known of it afterwards.
+    #[serde(skip_serializing_if = "Counts::is_unknown")]
+    pub events: Counts,
 }
 
 /// Whoever a cgroup was delegated to may have made others in it with names that are no UTF-8, which JSON cannot hold.
@@ -61,6 +65,7 @@ impl Outcome {
         self.killed.extend(other.killed);
         self.moved.extend(other.moved);
         self.removed.extend(other.removed);
+        self.events.add(&other.events);
     }
 }
 
@@ -100,7 +105,7 @@ impl Failures {
 
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { killed, moved, removed } = &self.outcome;
+        let Outcome { killed, moved, removed, .. } = &self.outcome;
         write!(
             f,
             "all the same, {} processes were killed, {} moved out, and {} directories removed",
@@ -192,9 +197,21 @@ impl Cgroup {
     /// [`ErrorKind::Busy`] when there are processes and they were to be refused: nothing is changed then. Otherwise all
     /// failures in one, as the error's source.
     pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
+        self.destroy_telling(remaining, timeout, &mut |_| {})
+    }
+
+    /// The same; what was counted is told before it is gone.
+    pub(crate) fn destroy_telling(
+        &self,
+        remaining: Remaining,
+        timeout: Duration,
+        tell: &mut dyn FnMut(LastCounts),
+    ) -> Result<Outcome> {
         let deadline = Deadline::after(timeout);
         let mut outcome = Outcome::default();
         let mut failures: Vec<Error> = Vec::new();
+        // systemd may remove the cgroup behind the last process that is killed here.
+        let mut counted = self.counted();
         match remaining {
             Remaining::Refuse => self.refuse_living()?,
             // What has no cgroup is nowhere that it could be moved out of.
@@ -205,6 +222,11 @@ impl Cgroup {
         // Of what is left, nothing will go by itself: each directory is tried once.
         let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };
         failures.extend(self.wait_until_unpopulated(deadline).err());
+        counted = self.counted().or(counted);
+        if let Some(last) = counted {
+            outcome.events = last.counts;
+            tell(last);
+        }
         if failures.is_empty()
             && let Some(unit) = &self.unit
         {

@@ -8,3 +8,4 @@ pub(crate) mod poll;
 pub(crate) mod probe;
 pub(crate) mod proc;
 pub(crate) mod spawn;
+pub(crate) mod watch;

@@ -127,6 +127,16 @@ pub(crate) fn parse_cgroups(text: &str) -> Vec<(String, String)> {
     text.lines().filter_map(line).collect()
 }
 
+/// Whether this process has CAP_SYS_RESOURCE, as far as it can be seen.
+pub(crate) fn may_use_resources() -> bool {
+    const SYS_RESOURCE: u64 = 1 << 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_none_or(|caps| caps & SYS_RESOURCE != 0)
+}
+
 /// A PID as the kernel's own type; 0 and what does not fit is no process.
 pub(crate) fn pid(raw: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(raw).ok()?)

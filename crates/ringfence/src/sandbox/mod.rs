@@ -40,6 +40,7 @@ use crate::cgroup::{Cgroup, Filter, Outcome, Remaining, send, stop_default_slice
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::{Counts, Hearer, Hearers, LastWord};
 use crate::explain::{Explanation, Key};
 use crate::host::Host;
 use crate::kernel::proc::ProcessIdentity;
@@ -90,6 +91,8 @@ pub struct Sandbox {
     unsupported: Unsupported,
     /// The overhead where it is separate; its state is here alone.
     apart: Option<Box<Sandbox>>,
+    /// Who is told when it is removed.
+    hearers: Hearers,
 }
 
 impl Sandbox {
@@ -208,7 +211,7 @@ impl Sandbox {
         state.phase = Phase::Ready;
         let (host, unsupported, apart) = (host.clone(), config.unsupported, second.made);
         let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
-        let made = Self { host, cgroup, state, unsupported, apart };
+        let made = Self { host, cgroup, state, unsupported, apart, hearers: Hearers::default() };
         let report = made.state().full_report();
         Ok((made, report))
     }
@@ -236,7 +239,8 @@ impl Sandbox {
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = open(host, &state)?;
         let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
-        Ok(Self { host: host.clone(), cgroup, state, unsupported: Unsupported::Report, apart: None })
+        let (unsupported, hearers) = (Unsupported::Report, Hearers::default());
+        Ok(Self { host: host.clone(), cgroup, state, unsupported, apart: None, hearers })
     }
 
     fn held(&self) -> Option<Arc<Cgroup>> {
@@ -370,6 +374,36 @@ impl Sandbox {
         Cgroup::open_at(&whole.host, part_path(&self.locked(), part)?)?.explain(key)
     }
 
+    /// The host, as it is seen where the sandbox is.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// By which number the cgroup is known that was there last, though it may be gone.
+    pub(crate) fn held_instance(&self) -> Option<u64> {
+        self.held()?.instance()
+    }
+
+    /// How often what [`Events`](crate::Events) tell of has happened in the cgroup that is there now, and in that of a separate
+    /// overhead.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for one in [Some(self), self.apart.as_deref()].into_iter().flatten() {
+            if let Some(last) = one.held().and_then(|cgroup| cgroup.counted()) {
+                counts.add(&last.counts);
+            }
+        }
+        counts
+    }
+
+    /// Whom to tell what was counted before it is removed, and that it is.
+    pub(crate) fn before_removal(&self, hearer: Hearer) {
+        if let Some(apart) = &self.apart {
+            apart.hearers.add(Arc::clone(&hearer));
+        }
+        self.hearers.add(hearer);
+    }
+
     fn own_freeze(&self, timeout: Duration) -> Result<()> {
         let state = self.locked();
         self.present_or_not_found(&state)?.freeze(timeout)
@@ -422,7 +456,8 @@ impl Sandbox {
             }
             (remaining, _) => remaining,
         };
-        cgroup.destroy(remaining, timeout).inspect_err(|_| state.phase = Phase::Ready)
+        let mut tell = |last| self.hearers.tell(LastWord::Counted(last));
+        cgroup.destroy_telling(remaining, timeout, &mut tell).inspect_err(|_| state.phase = Phase::Ready)
     }
 
     /// The cgroup as a whole.

@@ -10,6 +10,7 @@ use super::change::{ChangeOptions, Changed};
 use super::{Overhead, Part, Sandbox, SandboxConfig, State, Status, gone, joined, open_leftover};
 use crate::cgroup::{Cgroup, Failures, Outcome, Remaining, signal_all};
 use crate::error::{Error, Result};
+use crate::events::LastWord;
 use crate::host::{Host, Version};
 use crate::plan::{self, Observed, Plan};
 use crate::report::Report;
@@ -264,6 +265,12 @@ impl Sandbox {
 
     /// Removes it in every hierarchy, with a separate overhead. See [`Cgroup::destroy`].
     pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
+        let outcome = self.destroy_both(remaining, timeout)?;
+        self.hearers.tell(LastWord::Removed);
+        Ok(outcome)
+    }
+
+    fn destroy_both(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let Some(apart) = &self.apart else { return self.own_destroy(remaining, timeout) };
         if remaining == Remaining::Refuse {
             for one in self.both() {

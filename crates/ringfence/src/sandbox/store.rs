@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -12,6 +13,7 @@ use rustix::io::Errno;
 use super::ownership::is_ours;
 use super::{Sandbox, State, TakenCpus};
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::{LastCounts, LastWord, announce};
 use crate::host::Host;
 use crate::kernel::poll::Deadline;
 use crate::path::SandboxId;
@@ -205,7 +207,23 @@ impl Entry {
         }
     }
 
-    /// Removes the state; the lock goes when this is dropped.
+    /// From now on those that watch the store are told what was counted in the sandbox, before its cgroup is removed.
+    pub fn tell_watchers_of(&self, sandbox: &Sandbox) {
+        let (directory, id) = (self.directory.clone(), self.id.clone());
+        sandbox.before_removal(Arc::new(move |word| {
+            // That it is removed is told with its state.
+            if matches!(word, LastWord::Counted(_)) {
+                announce(&directory, &id, word);
+            }
+        }));
+    }
+
+    /// Tells them what was counted in a cgroup of the sandbox that is gone.
+    pub fn tell_watchers(&self, last: LastCounts) {
+        announce(&self.directory, &self.id, LastWord::Counted(last));
+    }
+
+    /// Removes the state, and tells those that watch the store; the lock goes when this is dropped.
     pub fn remove(self) -> Result<()> {
         for suffix in ["json", "tmp"] {
             let path = self.directory.join(format!("{}.{suffix}", self.id));
@@ -216,6 +234,7 @@ impl Entry {
                 _ => {}
             }
         }
+        announce(&self.directory, &self.id, LastWord::Removed);
         Ok(())
     }
 }

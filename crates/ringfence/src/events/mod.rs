@@ -1,0 +1,572 @@
+//! Events of many sandboxes in one stream: OOM kills, limits that were met, processes that come and go, freezing, pressure,
+//! and the end.
+//!
+//! What the kernel tells of is waited for: inotify(7) on the counters of v2, of which one descriptor serves any number of
+//! files, where poll(2) would take one entry for each; on v1 the eventfd of `memory.oom_control`, and a pidfd for a process
+//! inside. What it does not tell of (`memory.failcnt` and `pids.events` of v1) is looked at once a second.
+
+mod counts;
+mod farewell;
+mod mailbox;
+mod place;
+mod slice;
+mod stored;
+mod subject;
+mod trigger;
+mod watches;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::epoll::{self, EventFlags};
+use rustix::fs::inotify::ReadFlags;
+use serde::{Serialize, Serializer};
+
+pub use counts::{Counts, LastCounts};
+pub(crate) use farewell::{Hearer, Hearers, LastWord, announce};
+pub use trigger::{PressureKind, PressureResource, PressureTrigger};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
+use crate::kernel::poll::Deadline;
+use crate::kernel::watch;
+use crate::sandbox::{Sandbox, State};
+use mailbox::{Mailbox, Message};
+use place::Kit;
+use slice::Slice;
+use stored::Stored;
+use subject::Subject;
+use watches::{Watches, Whom};
+
+/// The numbers by which descriptors are known; from `FIRST` on those of sandboxes.
+const INOTIFY: u64 = 0;
+const TIMER: u64 = 1;
+const MAILBOX: u64 = 2;
+const FIRST: u64 = 16;
+
+/// Something that happened in a sandbox. Its JSON is a line of the command's `watch`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Event {
+    /// When it was noticed: microseconds of wall-clock time since 1970-01-01 00:00 UTC.
+    pub at_us: u64,
+    /// The name under which the sandbox was [added](Events::add).
+    #[serde(serialize_with = "as_text")]
+    pub id: Arc<str>,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What can happen. A `count` is how often it did since it was told before: the kernel puts into one what comes fast, and
+/// the sum of all counts is exact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum What {
+    /// Processes were killed because memory ran out. See [`Counts::oom_kill`].
+    OomKill {
+        /// How many.
+        count: u64,
+    },
+    /// Memory went over `memory.high`.
+    MemoryHigh {
+        /// How often.
+        count: u64,
+    },
+    /// Memory was about to go over its limit.
+    MemoryMax {
+        /// How often.
+        count: u64,
+    },
+    /// Memory was reclaimed below `memory.low`.
+    MemoryLow {
+        /// How often.
+        count: u64,
+    },
+    /// A task was not made because there are too many.
+    PidsMax {
+        /// How often.
+        count: u64,
+    },
+    /// Processes run inside.
+    Populated,
+    /// None does any more.
+    Empty,
+    /// Everything inside is stopped.
+    Frozen,
+    /// It runs again.
+    Thawed,
+    /// A threshold of pressure was reached.
+    Pressure {
+        /// Which.
+        trigger: PressureTrigger,
+    },
+    /// The sandbox is removed. Nothing follows.
+    Removed,
+}
+
+fn as_text<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
+/// A stream of events of many sandboxes, on one thread.
+///
+/// Its descriptor ([`AsFd`]) is readable when [`Events::wait`] has something to do: call it then with
+/// [`Duration::ZERO`] until it says `None`. As an [`Iterator`] it blocks, and ends when the last sandbox is removed.
+///
+/// What happened before a sandbox was added is not told. Nothing is lost however late it is read, and an OOM kill not even
+/// if the sandbox is removed at once: whoever removes it by [`Sandbox::destroy`] passes its last counters on, within the
+/// process through the `Sandbox` that was added, and through a [`Store`](crate::Store) to those that
+/// [watch it](Events::add_store). A scope of systemd that ends by itself is gone at once. Its counters are read as
+/// fast as can be; where that was too late on v2, and it was at its limit, its slice tells whether one was killed; v1
+/// has nothing to ask then, and a kill of the last process may be missed.
+pub struct Events {
+    kit: Kit,
+    timer: OwnedFd,
+    subjects: BTreeMap<u32, Subject>,
+    slices: BTreeMap<u32, Slice>,
+    next: u32,
+    stored: Option<Stored>,
+    queue: VecDeque<Result<Event>>,
+    // Kept, so that waiting allocates nothing.
+    ready: Vec<epoll::Event>,
+    told: Vec<u8>,
+    concerned: Vec<Whom>,
+    messages: Vec<Message>,
+}
+
+impl Events {
+    /// A stream without sandboxes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Kernel`] where descriptors, or instances of inotify (`fs.inotify.max_user_instances`), have run out.
+    pub fn new() -> Result<Self> {
+        Self::set_up(true).map_err(|errno| {
+            let why =
+                "cannot watch anything: descriptors, or fs.inotify.max_user_instances (sysctl), have run out";
+            Error::new(ErrorKind::Kernel, why).with_errno(errno)
+        })
+    }
+
+    /// A stream of one sandbox, for whoever supervises it and removes it: without an instance of inotify, of which a user
+    /// has 128 for everything. What was there before is told too. That others remove it, or freeze it on v1, is not, and a
+    /// scope of systemd that starts later is seen by [`Events::look`].
+    ///
+    /// # Errors
+    /// Those of [`Events::add`].
+    pub fn of_one(name: &str, sandbox: &Sandbox) -> Result<Self> {
+        let made = Self::set_up(false);
+        let mut events = made.map_err(|errno| failed("cannot wait for events: out of descriptors", errno))?;
+        events.add_from(name, sandbox, false)?;
+        Ok(events)
+    }
+
+    fn set_up(with_inotify: bool) -> rustix::io::Result<Self> {
+        let (epoll, timer, mailbox) = (Arc::new(watch::epoll()?), watch::timer()?, Arc::new(Mailbox::new()?));
+        let watches = Watches::new(&epoll, with_inotify.then(watch::inotify).transpose()?);
+        if let Some(inotify) = &watches.inotify {
+            watch::add(&*epoll, inotify, INOTIFY, EventFlags::IN)?;
+        }
+        watch::add(&*epoll, &timer, TIMER, EventFlags::IN)?;
+        watch::add(&*epoll, &*mailbox, MAILBOX, EventFlags::IN)?;
+        Ok(Self {
+            kit: Kit { epoll, watches, mailbox, pressure: None, buffer: Vec::with_capacity(4096) },
+            timer,
+            subjects: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            next: 0,
+            stored: None,
+            queue: VecDeque::with_capacity(64),
+            ready: Vec::with_capacity(64),
+            told: Vec::with_capacity(16 << 10),
+            concerned: Vec::with_capacity(64),
+            messages: Vec::with_capacity(64),
+        })
+    }
+
+    /// Adds a sandbox, whose events bear this name. A separate overhead belongs to it: populated is then either, and frozen
+    /// are both.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if its cgroup is gone; [`ErrorKind::Unsupported`] if it never had one;
+    /// [`ErrorKind::Kernel`] when the kernel watches no more (`fs.inotify.max_user_watches`).
+    pub fn add(&mut self, name: &str, sandbox: &Sandbox) -> Result<()> {
+        self.add_from(name, sandbox, true)
+    }
+
+    fn add_from(&mut self, name: &str, sandbox: &Sandbox, now: bool) -> Result<()> {
+        let state = sandbox.state();
+        let host = Arc::new(sandbox.host().clone());
+        if state.cgroup.is_empty() {
+            return Err(Error::new(ErrorKind::Unsupported, host.why_nothing()).with_value(name));
+        }
+        let key = self.next_key();
+        // Before it is looked at, so that its end is not missed.
+        let mailbox = Arc::downgrade(&self.kit.mailbox);
+        sandbox.before_removal(Arc::new(move |word| {
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.post(Message::Last(key, word));
+            }
+        }));
+        let mut subject = Subject::new(key, name, &host, &state, &mut self.kit)?;
+        if now {
+            subject.begin(&mut self.kit)?;
+        } else {
+            subject.look(&mut self.kit)?;
+        }
+        if !subject.is_there() && !state.path.is_systemd() {
+            subject.close(&mut self.kit);
+            let why = "there is no such cgroup in any hierarchy";
+            return Err(Error::new(ErrorKind::NotFound, why).with_value(&state.cgroup));
+        }
+        subject.ends_with_cgroup = !state.path.is_systemd();
+        self.insert(subject)
+    }
+
+    /// Adds a threshold of pressure to a sandbox that was added before under this name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the kernel does not measure pressure, has none for cgroups (v1), or keeps the window
+    /// to those with CAP_SYS_RESOURCE; [`ErrorKind::NotFound`] for a name that was not added.
+    pub fn add_pressure(&mut self, name: &str, trigger: &PressureTrigger) -> Result<()> {
+        let found = self.subjects.values_mut().find(|subject| &*subject.id == name);
+        let Some(subject) = found else {
+            return Err(Error::new(ErrorKind::NotFound, "nothing of this name is watched").with_value(name));
+        };
+        subject.add_pressure(trigger, &mut self.kit)
+    }
+
+    /// The next event. `None` when `timeout` is over, or when there is nothing left to wait for
+    /// ([`Events::is_over`]).
+    ///
+    /// # Errors
+    /// What the kernel refused, and [`ErrorKind::State`] for a state of a [store](Events::add_store) that cannot be read; the
+    /// stream goes on.
+    pub fn wait(&mut self, timeout: Duration) -> Result<Option<Event>> {
+        let deadline = Deadline::after(timeout);
+        self.next_before(|| Some(deadline.left()))
+    }
+
+    fn next_before(&mut self, left: impl Fn() -> Option<Duration>) -> Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return event.map(Some);
+            }
+            if self.is_over() {
+                return Ok(None);
+            }
+            let left = left();
+            self.set_timer()?;
+            let waited = watch::wait(&self.kit.epoll, &mut self.ready, left);
+            waited.map_err(|errno| failed("cannot wait for events", errno))?;
+            if self.ready.is_empty() && left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            self.take_in();
+        }
+    }
+
+    /// Looks at everything, whether something is told of it or not.
+    pub fn look(&mut self) {
+        self.look_at_all(|_| true);
+    }
+
+    /// Looks at a sandbox whose last process has ended, and with it perhaps a scope of systemd: finds out what was counted in
+    /// it at last. `was_killed` says whether that process was killed, or exited as one does of which another was (137).
+    pub fn look_last(&mut self, name: &str, sandbox: &Sandbox, was_killed: bool) {
+        self.look();
+        let instance = sandbox.held_instance();
+        let gone = self.subjects.values_mut().filter(|subject| &*subject.id == name && !subject.is_there());
+        gone.for_each(|subject| subject.has_ended(instance, was_killed));
+        self.settle_all();
+    }
+
+    /// Whether every sandbox that was added is removed, and no store is watched whose sandboxes are still to come.
+    pub fn is_over(&self) -> bool {
+        let more = self.stored.as_ref().is_some_and(Stored::has_future);
+        self.queue.is_empty() && self.subjects.is_empty() && !more
+    }
+
+    /// What is known to have been counted in a sandbox, since its cgroups were made; those of one that is gone until its
+    /// removal is told.
+    pub fn last_counts(&self, name: &str) -> Vec<LastCounts> {
+        let named = self.subjects.values().filter(|subject| &*subject.id == name);
+        named.flat_map(Subject::last).collect()
+    }
+
+    fn next_key(&mut self) -> u32 {
+        self.next = self.next.wrapping_add(1);
+        self.next
+    }
+
+    fn insert(&mut self, subject: Subject) -> Result<()> {
+        for (hierarchy, path) in subject.slices() {
+            if let Some(key) = self.slice_of(path) {
+                self.settle(key);
+            } else {
+                self.next = self.next.wrapping_add(1);
+                let slice = Slice::new(self.next, &subject.host, hierarchy, path, &mut self.kit);
+                self.slices.insert(self.next, slice);
+            }
+        }
+        self.subjects.insert(subject.key, subject);
+        Ok(())
+    }
+
+    fn slice_of(&self, path: &str) -> Option<u32> {
+        self.slices.iter().find(|(_, slice)| slice.path == path).map(|(key, _)| *key)
+    }
+
+    /// Rings when something is to be looked at that nobody tells of.
+    fn set_timer(&self) -> Result<()> {
+        let soonest = self.subjects.values().filter_map(Subject::again).min();
+        let after = soonest.map(|again| again.saturating_duration_since(Instant::now()));
+        watch::ring_after(&self.timer, after).map_err(|errno| failed("cannot set a timer", errno))
+    }
+
+    /// Looks at all that is said to have changed.
+    fn take_in(&mut self) {
+        let ready = std::mem::take(&mut self.ready);
+        for event in &ready {
+            match event.data.u64() {
+                INOTIFY => self.take_told(),
+                TIMER => {
+                    watch::lower(&self.timer);
+                    let now = Instant::now();
+                    self.look_at_all(|subject| subject.again().is_some_and(|again| again <= now));
+                }
+                MAILBOX => self.take_messages(),
+                data => {
+                    let key = u32::try_from(data.saturating_sub(FIRST)).unwrap_or_default();
+                    self.look_at(key);
+                }
+            }
+        }
+        self.ready = ready;
+    }
+
+    fn take_told(&mut self) {
+        let mut told = std::mem::take(&mut self.told);
+        let Some(inotify) = &self.kit.watches.inotify else { return };
+        if let Err(errno) = watch::read_told(inotify, &mut told) {
+            self.queue.push_back(Err(failed("cannot read what has changed", errno)));
+        }
+        let mut concerned = std::mem::take(&mut self.concerned);
+        let mut rest = &told[..];
+        while let Some(line) = watch::next_told(&mut rest) {
+            if line.flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+                self.rescan();
+                self.look_at_all(|_| true);
+                continue;
+            }
+            concerned.clear();
+            self.kit.watches.concerned(line.watch, line.name, &mut concerned);
+            for whom in &concerned {
+                match whom {
+                    Whom::Sandbox(key) => self.look_at(*key),
+                    Whom::Slice(key) => self.settle(*key),
+                    Whom::Store => self.take_stored(line.name, line.flags),
+                    Whom::Spool => self.take_spool(),
+                }
+            }
+        }
+        (self.told, self.concerned) = (told, concerned);
+    }
+
+    fn take_messages(&mut self) {
+        let mut messages = std::mem::take(&mut self.messages);
+        self.kit.mailbox.collect(&mut messages);
+        for message in messages.drain(..) {
+            match message {
+                Message::Last(key, word) => self.hear(key, word),
+                Message::Pressure(key, position) => {
+                    if let Some(subject) = self.subjects.get(&key)
+                        && let Some(trigger) = subject.triggers.get(position)
+                    {
+                        subject.say(What::Pressure { trigger: *trigger }, &mut self.queue);
+                    }
+                }
+            }
+        }
+        self.messages = messages;
+    }
+
+    /// Somebody removes a sandbox.
+    fn hear(&mut self, key: u32, word: LastWord) {
+        let Some(subject) = self.subjects.get_mut(&key) else { return };
+        match word {
+            LastWord::Counted(last) => {
+                let by = subject.hear(&last);
+                self.explain(key, by);
+                self.tell(key);
+            }
+            LastWord::Removed => self.end(key),
+        }
+    }
+
+    fn look_at_all(&mut self, wanted: impl Fn(&Subject) -> bool) {
+        let mut after = 0;
+        while let Some((key, subject)) = self.subjects.range(after..).next() {
+            let (key, is_wanted) = (*key, wanted(subject));
+            if is_wanted {
+                self.look_at(key);
+            }
+            let Some(next) = key.checked_add(1) else { break };
+            after = next;
+        }
+    }
+
+    fn look_at(&mut self, key: u32) {
+        let vanished = self.read(key);
+        // Without inotify nothing tells of the slice, and how the last process ended is still to be said.
+        let is_one = self.kit.watches.inotify.is_none();
+        if is_one && self.subjects.get(&key).is_some_and(Subject::is_there) || !is_one && vanished {
+            self.settle_all();
+        }
+        self.tell(key);
+    }
+
+    /// Reads what there is of a sandbox; whether a cgroup of it has vanished.
+    fn read(&mut self, key: u32) -> bool {
+        let Some(subject) = self.subjects.get_mut(&key) else { return false };
+        match subject.look(&mut self.kit) {
+            Ok((by, vanished)) => {
+                self.explain(key, by);
+                vanished
+            }
+            Err(error) => {
+                self.queue.push_back(Err(error));
+                false
+            }
+        }
+    }
+
+    /// These kills are in the counters of its slice too.
+    fn explain(&mut self, key: u32, kills: u64) {
+        let Some(subject) = self.subjects.get(&key).filter(|_| kills > 0) else { return };
+        for slice in self.slices.values_mut() {
+            if subject.is_in(&slice.path) {
+                slice.explain(kills);
+            }
+        }
+    }
+
+    /// Finds out whose kills those are that a slice has counted and no scope that is there.
+    fn settle(&mut self, key: u32) {
+        let Self { kit, slices, subjects, queue, .. } = self;
+        let Some(slice) = slices.get_mut(&key) else { return };
+        let mut total = slice.count(kit);
+        loop {
+            // Between two readings that are the same, so that all of them are of one moment.
+            for subject in subjects.values_mut() {
+                if !subject.is_in(&slice.path) {
+                    continue;
+                }
+                match subject.look(kit) {
+                    Ok((by, _)) => slice.explain(by),
+                    Err(error) => queue.push_back(Err(error)),
+                }
+            }
+            let again = slice.count(kit);
+            if again == total {
+                break;
+            }
+            total = again;
+        }
+        let mut left = total.map_or(0, |total| slice.settle(total));
+        for subject in subjects.values_mut().filter(|subject| subject.is_in(&slice.path)) {
+            // As far as is known it is one: if more were killed at once, they are told as one.
+            // A slice that went at once with its last scope says nothing, and the end of the process has to do.
+            let is_likely = left > 0 || total.is_none() && subject.was_killed;
+            if is_likely && subject.may_lack_a_kill() {
+                subject.credit();
+                left = left.saturating_sub(1);
+            }
+            subject.is_settled();
+            subject.tell(queue);
+        }
+    }
+
+    fn settle_all(&mut self) {
+        let mut after = 0;
+        while let Some((key, _)) = self.slices.range(after..).next() {
+            let key = *key;
+            self.settle(key);
+            let Some(next) = key.checked_add(1) else { break };
+            after = next;
+        }
+    }
+
+    /// Tells what is new of a sandbox, and that it is removed if it ends with its cgroup.
+    fn tell(&mut self, key: u32) {
+        let Some(subject) = self.subjects.get_mut(&key) else { return };
+        if subject.ends_with_cgroup && !subject.is_there() {
+            // What was said in this process was said before the cgroup went.
+            self.take_messages();
+            return self.end(key);
+        }
+        subject.tell(&mut self.queue);
+    }
+
+    /// A sandbox is removed.
+    fn end(&mut self, key: u32) {
+        if let Some(mut subject) = self.subjects.remove(&key) {
+            subject.close(&mut self.kit);
+            subject.tell(&mut self.queue);
+            if subject.was_there {
+                subject.say(What::Removed, &mut self.queue);
+            }
+        }
+    }
+
+    /// Adds a sandbox of a store.
+    fn add_stored(&mut self, name: &str, host: &Arc<Host>, state: &State, is_there: bool) -> Result<()> {
+        let key = self.next_key();
+        let mut subject = Subject::new(key, name, host, state, &mut self.kit)?;
+        if is_there {
+            subject.begin(&mut self.kit)?;
+        }
+        let triggers = self.stored.as_ref().map(Stored::triggers).unwrap_or_default();
+        for trigger in triggers {
+            subject.add_pressure(&trigger, &mut self.kit)?;
+        }
+        self.insert(subject)?;
+        self.look_at(key);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let watched = self.subjects.values().map(|subject| &subject.id);
+        f.debug_struct("Events").field("watched", &watched.collect::<Vec<_>>()).finish_non_exhaustive()
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.kit.epoll.as_fd()
+    }
+}
+
+/// Blocks until something happens; ends when the last sandbox is removed.
+impl Iterator for Events {
+    type Item = Result<Event>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_before(|| None).transpose()
+    }
+}
+
+fn failed(what: &'static str, errno: rustix::io::Errno) -> Error {
+    Error::new(ErrorKind::Kernel, what).with_errno(errno)
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,537 @@
+//! One cgroup that is watched, from before it is there until after it is gone.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::EventFlags;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::PidfdFlags;
+
+use super::counts::{Counts, LastCounts, flat, reference};
+use super::mailbox::{Mailbox, PressureThread};
+use super::trigger::PressureTrigger;
+use super::watches::{Watches, Whom};
+use crate::cgroup::members;
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::{Controller, Host, Version};
+use crate::kernel::dir::{CgroupDir, read_all, write_once};
+use crate::kernel::{proc, watch};
+
+/// How often, and how soon, is looked again where the kernel tells of something before it has happened.
+const HURRIED: u32 = 32;
+const HURRY: Duration = Duration::from_millis(1);
+/// After that, ever more slowly, up to this; and for ever where the kernel tells nothing.
+const PACE: Duration = Duration::from_secs(1);
+/// Earlier cgroups of the same path whose counters are still known.
+const KNOWN: usize = 8;
+
+/// A kernel file that is kept open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum File {
+    /// v2.
+    CgroupEvents,
+    MemoryEvents,
+    /// v1.
+    OomControl,
+    Failcnt,
+    SwapFailcnt,
+    FreezerState,
+    Procs,
+    /// Both.
+    PidsEvents,
+}
+
+impl File {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CgroupEvents => "cgroup.events",
+            Self::MemoryEvents => "memory.events",
+            Self::OomControl => "memory.oom_control",
+            Self::Failcnt => "memory.failcnt",
+            Self::SwapFailcnt => "memory.memsw.failcnt",
+            Self::FreezerState => "freezer.state",
+            Self::Procs => "cgroup.procs",
+            Self::PidsEvents => "pids.events",
+        }
+    }
+}
+
+/// What all of it needs that waits.
+#[derive(Debug)]
+pub(super) struct Kit {
+    pub(super) epoll: Arc<OwnedFd>,
+    pub(super) watches: Watches,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) pressure: Option<PressureThread>,
+    pub(super) buffer: Vec<u8>,
+}
+
+/// What became of a place since it was looked at before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// There is no cgroup, and was none.
+    Nothing,
+    Living,
+    /// The cgroup is gone, or another one has its path. It was read when everything inside was dead.
+    Gone,
+    /// The same, and what was counted last was not read.
+    Lost,
+}
+
+#[derive(Debug)]
+pub(super) struct Place {
+    /// The number of the sandbox.
+    key: u32,
+    host: Arc<Host>,
+    path: String,
+    /// systemd removes it without a word, when the last process has ended.
+    pub(super) is_scope: bool,
+    /// With the hierarchies in which they are.
+    files: Vec<(usize, File)>,
+    /// The hierarchy by whose directory it is known whether the cgroup is there.
+    reference: usize,
+    /// The watches of the directories that lead to it.
+    way: Vec<i32>,
+    live: Option<Live>,
+    known: Vec<LastCounts>,
+    hurried: u32,
+    pace: Duration,
+    /// When to look again.
+    pub(super) again: Option<Instant>,
+}
+
+/// What is open of a cgroup that is there.
+#[derive(Debug)]
+struct Live {
+    last: LastCounts,
+    files: Vec<(usize, File, OwnedFd)>,
+    watched: Vec<i32>,
+    /// v1: readable when memory ran out, before anybody is killed.
+    oom: Option<OwnedFd>,
+    /// v1: a process inside, and what is readable when it has ended.
+    member: Option<(u32, OwnedFd)>,
+    triggers: Vec<OwnedFd>,
+    is_whole: bool,
+    populated: bool,
+    frozen: bool,
+    /// All that was inside is dead.
+    is_final: bool,
+}
+
+impl Place {
+    /// A place where a cgroup is, or will be.
+    pub(super) fn new(key: u32, host: &Arc<Host>, path: &str, is_scope: bool, kit: &mut Kit) -> Result<Self> {
+        let reference = reference(host, path);
+        let mut place = Self {
+            key,
+            host: Arc::clone(host),
+            path: path.to_owned(),
+            is_scope,
+            files: files(host, reference),
+            reference,
+            way: Vec::new(),
+            live: None,
+            known: Vec::new(),
+            hurried: 0,
+            pace: PACE,
+            again: None,
+        };
+        place.walk(kit)?;
+        Ok(place)
+    }
+
+    /// Takes the cgroup that is there now, if one is, with all that happened in it before.
+    pub(super) fn begin(&mut self, kit: &mut Kit) -> Result<()> {
+        if self.open(&[], kit)? {
+            self.read(kit, &mut Counts::default());
+            self.pace();
+        }
+        Ok(())
+    }
+
+    /// Whether its cgroup is there.
+    pub(super) fn is_there(&self) -> bool {
+        self.live.is_some()
+    }
+
+    pub(super) fn is_populated(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.populated)
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.frozen)
+    }
+
+    /// The slice of a scope, in whose counters are those of its scopes (v2).
+    pub(super) fn slice(&self) -> Option<(usize, &str)> {
+        let (index, memory) = self.host.hierarchy_of(Controller::Memory)?;
+        let slice = self.path.rsplit_once('/')?.0;
+        (self.is_scope && memory.version == Version::V2).then_some((index, slice))
+    }
+
+    /// Looks soon, and soon again.
+    pub(super) fn hurry(&mut self) {
+        self.hurried = HURRIED;
+        self.again = Some(Instant::now() + HURRY);
+    }
+
+    /// Watches the directories on the way, as far as there are any.
+    pub(super) fn walk(&mut self, kit: &mut Kit) -> Result<()> {
+        let mut dir = match self.host.root(self.reference) {
+            Ok(root) => root.open_dir("").map_err(|errno| self.failed("cannot open the root", errno))?,
+            Err(errno) => return Err(self.failed("cannot open the root", errno)),
+        };
+        for name in self.path.split('/') {
+            let watched = kit.watches.directory(&dir, Whom::Sandbox(self.key), Some(name));
+            let number = watched.map_err(|errno| self.failed(CANNOT_WATCH, errno))?;
+            if !self.way.contains(&number) {
+                self.way.push(number);
+            }
+            match dir.open_dir(name) {
+                Ok(below) => dir = below,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything, and adds what has grown.
+    pub(super) fn look(
+        &mut self,
+        triggers: &[PressureTrigger],
+        kit: &mut Kit,
+        grown: &mut Counts,
+    ) -> Result<Found> {
+        if let Some(live) = &self.live
+            && let Some(oom) = &live.oom
+            && watch::lower(oom)
+        {
+            self.hurry();
+        }
+        let mut found = Found::Nothing;
+        if let Some(live) = &self.live {
+            let gone = if live.is_final { Found::Gone } else { Found::Lost };
+            found = if self.read(kit, grown) { Found::Living } else { gone };
+        }
+        if !self.is_there() {
+            self.walk(kit)?;
+            if self.open(triggers, kit)? {
+                // All that it has counted happened since we looked before.
+                self.hurry();
+                if self.read(kit, grown) && found == Found::Nothing {
+                    found = Found::Living;
+                }
+            }
+        }
+        self.pace();
+        Ok(found)
+    }
+
+    /// When to look again.
+    fn pace(&mut self) {
+        let now = Instant::now();
+        if self.again.is_some_and(|again| again > now) {
+            return;
+        }
+        if self.hurried > 0 {
+            self.hurried -= 1;
+            self.pace = HURRY;
+        } else {
+            self.pace = (self.pace * 2).min(PACE);
+        }
+        let is_told =
+            self.live.as_ref().is_none_or(|live| live.files.iter().all(|(_, file, _)| is_told(*file)));
+        self.again = (self.pace < PACE || !is_told).then(|| now + self.pace);
+    }
+
+    /// False if the cgroup is gone.
+    fn read(&mut self, kit: &mut Kit, grown: &mut Counts) -> bool {
+        let Some(live) = &mut self.live else { return false };
+        if !live.is_whole {
+            live.open_missing(self.key, &self.host, &self.path, &self.files, kit);
+        }
+        let mut now = Counts::default();
+        let (mut populated, mut frozen, mut members_now) = (false, false, None);
+        let buffer = &mut kit.buffer;
+        let mut is_gone = false;
+        for (hierarchy, file, fd) in &live.files {
+            if let Err(errno) = read_all(fd, buffer) {
+                is_gone |= errno == Errno::NODEV && *hierarchy == self.reference;
+                continue;
+            }
+            match file {
+                File::CgroupEvents => {
+                    for (key, value) in flat(buffer) {
+                        populated |= key == b"populated" && value == 1;
+                        frozen |= key == b"frozen" && value == 1;
+                    }
+                }
+                File::MemoryEvents => now.take_memory_events(buffer),
+                File::OomControl => now.take_oom_control(buffer),
+                File::Failcnt | File::SwapFailcnt => now.take_failcnt(buffer),
+                File::PidsEvents => now.take_pids_events(buffer),
+                File::FreezerState => match buffer.trim_ascii() {
+                    b"FROZEN" => frozen = true,
+                    // It tells of nothing more.
+                    b"FREEZING" => {
+                        self.hurried = self.hurried.max(2);
+                        self.again = self.again.or_else(|| Some(Instant::now() + HURRY));
+                        frozen = live.frozen;
+                    }
+                    _ => {}
+                },
+                File::Procs => {
+                    let first = buffer.split(|byte| *byte == b'\n').next().unwrap_or_default();
+                    members_now = Some(str::from_utf8(first).ok().and_then(|pid| pid.parse::<u32>().ok()));
+                }
+            }
+        }
+        if let Some(first) = members_now {
+            populated |= first.is_some() || live.has_members_below(&self.host, &self.path, self.reference);
+            if !live.follow(self.key, first, kit) {
+                self.hurried = self.hurried.max(2);
+                self.again = self.again.or_else(|| Some(Instant::now() + HURRY));
+            }
+        }
+        let by = live.last.counts.advance(&now);
+        grown.add(&by);
+        if is_gone {
+            self.leave(kit);
+            return false;
+        }
+        if by.oom_kill.is_some() {
+            self.hurried = 0;
+        } else if self.is_scope && by.memory_max.is_some() {
+            // Somebody may be killed for it, and systemd removes the cgroup behind the last one.
+            self.hurried = HURRIED;
+            self.again = self.again.or_else(|| Some(Instant::now() + HURRY));
+        }
+        // Whether it is populated was read before the counters were.
+        live.is_final = !populated && (live.populated || live.is_final);
+        (live.populated, live.frozen) = (populated, frozen);
+        true
+    }
+
+    /// Takes in what somebody else has read last.
+    pub(super) fn hear(&mut self, last: &LastCounts, grown: &mut Counts) -> bool {
+        let known = self.live.as_mut().map(|live| &mut live.last);
+        match known.into_iter().chain(&mut self.known).find(|known| known.instance == last.instance) {
+            Some(known) => {
+                grown.add(&known.counts.advance(&last.counts));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The same of a cgroup that was never seen.
+    pub(super) fn hear_of(&mut self, last: &LastCounts, grown: &mut Counts) {
+        let mut new = LastCounts { instance: last.instance, counts: Counts::default() };
+        grown.add(&new.counts.advance(&last.counts));
+        self.keep(new);
+    }
+
+    /// Whether somebody may have been killed for want of memory in the cgroup that is gone, of which nothing is known: it was
+    /// at its limit when it was read last.
+    pub(super) fn may_lack_a_kill(&self, was_killed: bool) -> bool {
+        let counts = self.known.last().map(|last| last.counts).unwrap_or_default();
+        self.slice().is_some()
+            && (was_killed || counts.memory_max.is_some_and(|count| count > 0))
+            && counts.oom_kill.is_none_or(|count| count == 0)
+    }
+
+    /// A cgroup of it ended before it was seen.
+    pub(super) fn was_missed(&mut self, instance: u64) -> bool {
+        let is_missed = self.last().all(|last| last.instance != instance);
+        if is_missed {
+            self.keep(LastCounts { instance, counts: Counts::default() });
+        }
+        is_missed
+    }
+
+    /// What is known to have been counted without having been read.
+    pub(super) fn credit(&mut self, oom_kills: u64) {
+        if let Some(last) = self.known.last_mut() {
+            last.counts.add(&Counts { oom_kill: Some(oom_kills), ..Counts::default() });
+        }
+    }
+
+    /// The last counters of all its cgroups that are known.
+    pub(super) fn last(&self) -> impl Iterator<Item = LastCounts> {
+        self.known.iter().copied().chain(self.live.as_ref().map(|live| live.last))
+    }
+
+    fn keep(&mut self, last: LastCounts) {
+        if self.known.len() >= KNOWN {
+            self.known.remove(0);
+        }
+        self.known.push(last);
+    }
+
+    /// Closes what is open of a cgroup that is gone.
+    fn leave(&mut self, kit: &mut Kit) {
+        if let Some(live) = self.live.take() {
+            live.watched.iter().for_each(|number| kit.watches.forget(*number, Whom::Sandbox(self.key)));
+            self.keep(live.last);
+        }
+    }
+
+    /// Ends all watches.
+    pub(super) fn close(&mut self, kit: &mut Kit) {
+        self.leave(kit);
+        self.way.drain(..).for_each(|number| kit.watches.forget(number, Whom::Sandbox(self.key)));
+    }
+
+    /// Opens the cgroup; false if there is none.
+    fn open(&mut self, triggers: &[PressureTrigger], kit: &mut Kit) -> Result<bool> {
+        let opened = self.host.root(self.reference).and_then(|root| root.open_dir(&self.path));
+        let Ok(dir) = opened else { return Ok(false) };
+        let instance = rustix::fs::fstat(&dir).map_err(|errno| self.failed("cannot look at", errno))?.st_ino;
+        let mut live = Live {
+            last: LastCounts { instance, counts: Counts::default() },
+            files: Vec::with_capacity(self.files.len()),
+            watched: Vec::new(),
+            oom: None,
+            member: None,
+            triggers: Vec::new(),
+            is_whole: false,
+            populated: false,
+            frozen: false,
+            is_final: false,
+        };
+        live.open_missing(self.key, &self.host, &self.path, &self.files, kit);
+        self.live = Some(live);
+        for (position, trigger) in triggers.iter().enumerate() {
+            match self.arm(position, trigger, kit) {
+                // Gone again.
+                Err(error) if error.is_one_of(&[Errno::NODEV]) => {}
+                armed => armed?,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Has the kernel tell of pressure, as long as the cgroup is there.
+    pub(super) fn arm(&mut self, position: usize, trigger: &PressureTrigger, kit: &mut Kit) -> Result<()> {
+        let Some(live) = &mut self.live else { return Ok(()) };
+        let unified = self.host.unified().map_or(usize::MAX, |(index, _)| index);
+        let dir = self.host.root(unified).and_then(|root| root.open_dir(&self.path));
+        let opened = dir.and_then(|dir| dir.open(trigger.file(), OFlags::RDWR | OFlags::NONBLOCK));
+        let armed = opened.and_then(|fd| write_once(&fd, &trigger.line()).map(|()| fd));
+        let fd = armed.map_err(|errno| trigger.refused(errno))?;
+        let cannot = |error: std::io::Error| {
+            Error::new(ErrorKind::Kernel, "cannot start a thread that waits for pressure").with_source(error)
+        };
+        if kit.pressure.is_none() {
+            kit.pressure = Some(PressureThread::start(&kit.mailbox).map_err(cannot)?);
+        }
+        if let Some(thread) = &kit.pressure {
+            thread.add(self.key, position, &fd).map_err(|errno| cannot(errno.into()))?;
+        }
+        live.triggers.push(fd);
+        Ok(())
+    }
+
+    fn failed(&self, what: &'static str, errno: Errno) -> Error {
+        let what = if errno == Errno::NOSPC { TOO_MANY } else { what };
+        Error::kernel(what, &self.path, errno)
+    }
+}
+
+const CANNOT_WATCH: &str = "cannot watch the directory";
+const TOO_MANY: &str = "cannot watch any more: raise fs.inotify.max_user_watches (sysctl)";
+
+impl Live {
+    /// Opens what is not open yet: on v1 the directories of a cgroup come one after the other.
+    fn open_missing(&mut self, key: u32, host: &Host, path: &str, files: &[(usize, File)], kit: &mut Kit) {
+        self.is_whole = true;
+        for (hierarchy, file) in files {
+            if self.files.iter().any(|(_, open, _)| open == file) {
+                continue;
+            }
+            let dir = host.root(*hierarchy).and_then(|root| root.open_dir(path));
+            let Ok(dir) = dir else {
+                self.is_whole = false;
+                continue;
+            };
+            // Not every kernel has every file.
+            let Ok(fd) = dir.open(file.name(), OFlags::RDONLY) else { continue };
+            if *file == File::OomControl {
+                self.oom = told_of_oom(key, &dir, &fd, kit).ok();
+            } else if let Ok(number) = kit.watches.file(&fd, Whom::Sandbox(key)) {
+                self.watched.push(number);
+            }
+            self.files.push((*hierarchy, *file, fd));
+        }
+    }
+
+    /// v1: notices when a process inside ends. False where it has ended by now.
+    fn follow(&mut self, key: u32, first: Option<u32>, kit: &Kit) -> bool {
+        if self.member.as_ref().map(|(pid, _)| *pid) == first {
+            // It may have ended, and another one have its PID.
+            let has_ended = |fd: &OwnedFd| {
+                let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
+                rustix::event::poll(&mut fds, Some(&Default::default())).is_ok_and(|ready| ready > 0)
+            };
+            if !self.member.as_ref().is_some_and(|(_, fd)| has_ended(fd)) {
+                return true;
+            }
+        }
+        self.member = None;
+        let Some(pid) = first.and_then(proc::pid) else { return true };
+        let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return false };
+        let data = u64::from(key) + super::FIRST;
+        if watch::add(&*kit.epoll, &fd, data, EventFlags::IN | EventFlags::ET).is_err() {
+            return false;
+        }
+        self.member = first.map(|pid| (pid, fd));
+        true
+    }
+
+    /// v1: in cgroups that somebody made below.
+    fn has_members_below(&self, host: &Host, path: &str, reference: usize) -> bool {
+        let Ok(dir) = host.root(reference).and_then(|root| root.open_dir(path)) else { return false };
+        let mut pids = std::collections::BTreeSet::new();
+        members(&dir, Version::V1, &mut pids).is_ok_and(|()| !pids.is_empty())
+    }
+}
+
+/// v1: a counter that is raised when memory runs out, and when the cgroup is removed.
+fn told_of_oom(key: u32, dir: &CgroupDir, oom_control: &OwnedFd, kit: &Kit) -> rustix::io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd as _;
+    let counter = watch::counter()?;
+    let line = format!("{} {}", counter.as_raw_fd(), oom_control.as_raw_fd());
+    dir.write("cgroup.event_control", &line)?;
+    watch::add(&*kit.epoll, &counter, u64::from(key) + super::FIRST, EventFlags::IN)?;
+    Ok(counter)
+}
+
+/// Whether the kernel says when it changes. It does of `pids.events` of v1 before Linux 6.11 alone, and of `cgroup.procs`
+/// only when somebody joins.
+fn is_told(file: File) -> bool {
+    !matches!(file, File::Failcnt | File::SwapFailcnt | File::Procs)
+}
+
+/// What there is to read of a cgroup.
+fn files(host: &Host, reference: usize) -> Vec<(usize, File)> {
+    let of = |controller| host.hierarchy_of(controller).map(|(index, found)| (index, found.version));
+    let mut files = Vec::new();
+    match host.version_of(reference) {
+        Version::V2 => files.push((reference, File::CgroupEvents)),
+        Version::V1 => files.push((reference, File::Procs)),
+    }
+    match of(Controller::Memory) {
+        Some((index, Version::V2)) => files.push((index, File::MemoryEvents)),
+        Some((index, Version::V1)) => {
+            files.extend([File::OomControl, File::Failcnt, File::SwapFailcnt].map(|file| (index, file)));
+        }
+        None => {}
+    }
+    files.extend(of(Controller::Pids).map(|(index, _)| (index, File::PidsEvents)));
+    if let Some((index, Version::V1)) = of(Controller::Freezer) {
+        files.push((index, File::FreezerState));
+    }
+    files
+}
