@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
-.PHONY: demo test check host-test testbed-test bench fuzz
+.PHONY: demo test check host-test testbed-test bench fuzz sanitize
 
 # Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
 demo:
@@ -27,6 +27,11 @@ testbed-test:
 # Every parser, the planner and the eBPF compiler under libFuzzer, FUZZ_SECONDS (600) each; stops at the first crash.
 fuzz:
 	./fuzz/run
+
+# The library with its unsafe code, the unit tests and those that spawn, under AddressSanitizer (which stable compilers have).
+sanitize:
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" cargo test -p ringfence --locked --lib --test library --test threads \
+		--test storms --target $$(rustc -vV | sed -n 's/^host: //p')
 
 # Ringfence beside other cgroup managers, as ratios within one run.
 bench:
