@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
-.PHONY: demo test check host-test testbed-test bench fuzz
+.PHONY: demo test check host-test testbed-test bench fuzz faults
 
 # Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
 demo:
@@ -27,6 +27,16 @@ testbed-test:
 # Every parser, the planner and the eBPF compiler under libFuzzer, FUZZ_SECONDS (600) each; stops at the first crash.
 fuzz:
 	./fuzz/run
+
+# Every system call of every operation fails in every plausible way, and the command is killed at each: on this host, and in
+# a guest with cgroup v2. A table for each.
+faults: export CARGO_TARGET_DIR = $(CURDIR)/target/faults
+faults: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
+faults: export CARGO_PROFILE_DEV_DEBUG = false
+faults: export CARGO_PROFILE_DEV_DEBUG_ASSERTIONS = false
+faults:
+	cargo test -p ringfence-cli --test faults --locked -- --ignored --nocapture every_call
+	./testbed/testbed run --mode trixie --test faults --timeout 3600 -- --ignored --nocapture every_call
 
 # Ringfence beside other cgroup managers, as ratios within one run.
 bench:
