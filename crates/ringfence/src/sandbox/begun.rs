@@ -246,6 +246,8 @@ mod tests {
         assert_eq!(again, begun);
         assert_eq!(serde_json::to_value(Begun::default()).unwrap(), serde_json::json!({}));
         begun.check(&["ringfence/vm1"]).unwrap();
-        assert!(begun.check(&["ringfence/vm", ""]).is_err() && of("../x", "1").check(&["ringfence/vm1"]).is_err());
+        assert!(
+            begun.check(&["ringfence/vm", ""]).is_err() && of("../x", "1").check(&["ringfence/vm1"]).is_err()
+        );
     }
 }
