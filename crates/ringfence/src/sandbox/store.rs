@@ -77,7 +77,8 @@ impl Store {
                 }
                 // The one before us removed the sandbox and the lock with it.
                 Ok(()) => continue,
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) => {}
                 Err(errno) => return Err(Error::kernel("cannot lock", &path, errno)),
             }
             if deadline.is_over() {
@@ -277,8 +278,9 @@ impl Entry {
         loop {
             match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(directory),
-                Err(Errno::WOULDBLOCK | Errno::INTR) if !deadline.is_over() => {}
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) if !deadline.is_over() => {}
+                Err(Errno::WOULDBLOCK) => {
                     let why = format!("another process chooses CPUs; not done within {timeout:?}");
                     return Err(Error::new(ErrorKind::Locked, why).with_path(&self.directory));
                 }
