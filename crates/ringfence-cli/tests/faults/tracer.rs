@@ -137,8 +137,8 @@ struct Tracer {
     about_devices: u64,
     hit: Option<Hit>,
     stage: Stage,
-    /// What the call of a thread is to return.
-    pending: BTreeMap<Pid, Errno>,
+    /// How the call of a thread is to fail.
+    pending: BTreeMap<Pid, Way>,
 }
 
 impl Tracer {
@@ -182,9 +182,12 @@ impl Tracer {
     fn call(&mut self, pid: Pid) {
         let Ok(info) = ptrace::syscall_info(pid) else { return };
         if info.op == PTRACE_SYSCALL_INFO_EXIT {
-            if let Some(errno) = self.pending.remove(&pid)
+            // What was to be done and was not, has failed by itself.
+            if let Some(way) = self.pending.remove(&pid)
                 && let Ok(mut registers) = ptrace::getregs(pid)
+                && (matches!(way, Way::Refused(_)) || registers.rax.cast_signed() >= 0)
             {
+                let errno = way.errno();
                 registers.rax = i64::from(-(errno as i32)).cast_unsigned();
                 _ = ptrace::setregs(pid, registers);
             }
@@ -225,14 +228,14 @@ impl Tracer {
         });
         match (self.fault, way) {
             (Fault::Kill, _) => _ = kill(self.pid, Signal::SIGKILL),
-            (_, Some(Way::Refused(errno))) => {
+            (_, Some(way @ Way::Refused(_))) => {
                 if let Ok(mut registers) = ptrace::getregs(pid) {
                     registers.orig_rax = u64::MAX;
                     _ = ptrace::setregs(pid, registers);
-                    self.pending.insert(pid, errno);
+                    self.pending.insert(pid, way);
                 }
             }
-            (_, Some(Way::DoneAndYet(errno))) => drop(self.pending.insert(pid, errno)),
+            (_, Some(way)) => drop(self.pending.insert(pid, way)),
             (_, None) => {}
         }
     }
