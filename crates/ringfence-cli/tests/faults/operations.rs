@@ -289,7 +289,8 @@ impl Trial {
             let is_placed = self.operation.kind == Kind::Placing;
             return if is_placed { String::new() } else { self.agrees_by_command() };
         }
-        if hit.is_before_lock && is_said {
+        // A burst by default is only had where there is one.
+        if hit.is_before_lock && (is_said || hit.errno == Some(Errno::ENOENT)) {
             self.tally.reported += 1;
             if self.operation.start == Start::Nothing {
                 _ = self.world.does(&["rm", &self.world.sandbox.id]);
