@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
-.PHONY: demo test check host-test testbed-test bench fuzz sanitize
+.PHONY: demo test check host-test testbed-test bench fuzz faults sanitize
 
 # Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
 demo:
@@ -32,6 +32,16 @@ fuzz:
 sanitize:
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" cargo test -p ringfence --locked --lib --test library --test threads \
 		--test storms --target $$(rustc -vV | sed -n 's/^host: //p')
+
+# Every system call of every operation fails in every plausible way, and the command is killed at each, on this host; forty
+# calls of each operation in a guest with cgroup v2, where all of them would take hours. A table for each.
+faults: export CARGO_TARGET_DIR = $(CURDIR)/target/faults
+faults: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
+faults: export CARGO_PROFILE_DEV_DEBUG = false
+faults: export CARGO_PROFILE_DEV_DEBUG_ASSERTIONS = false
+faults:
+	cargo test -p ringfence-cli --test faults --locked -- --ignored --nocapture every_call
+	./testbed/testbed run --mode trixie --test faults --timeout 3600 -- --ignored --nocapture forty_calls
 
 # Ringfence beside other cgroup managers, as ratios within one run.
 bench:

@@ -160,13 +160,16 @@ impl Context {
         Ok((entry, state))
     }
 
-    /// A sandbox that is whole, under its lock.
+    /// A sandbox that is whole, under its lock; a change that was interrupted is taken back first.
     pub fn open(&self, host: &Host, id: &SandboxId) -> Result<(Entry, Sandbox)> {
         let (entry, state) = self.lock(host, id)?;
         if state.phase != Phase::Ready {
             return Err(Error::new(ErrorKind::State, unfinished(state.phase)).with_value(id));
         }
-        Ok((entry, Sandbox::restore(host, state)?))
+        let sandbox = Sandbox::restore(host, state)?;
+        let settled = entry.settle(&sandbox)?;
+        self.output.report(&settled);
+        Ok((entry, sandbox))
     }
 
     /// Asks each sandbox that there is. One that cannot be read or changed does not keep the others: it is told on stderr,

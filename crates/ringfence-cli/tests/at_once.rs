@@ -4,9 +4,11 @@
 
 mod support;
 
-use std::process::Stdio;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
 
-use support::{Sandbox, hold, is_on_v1, wait};
+use rustix::process::Signal;
+use support::{Sandbox, finish, hold, is_on_v1, send, wait};
 
 /// Of a command that was killed.
 const KILLED: i32 = 128 + 9;
@@ -35,6 +37,46 @@ fn commands_at_once_on_one_sandbox_take_turns() {
     let file = if is_on_v1("memory") { "memory.limit_in_bytes" } else { "memory.max" };
     assert_eq!(sandbox.file(file).unwrap(), memory.to_string());
     assert_eq!(sandbox.file("pids.max").unwrap(), pids.to_string());
+}
+
+#[test]
+fn a_lock_is_waited_for_until_the_timeout_and_goes_with_a_holder_that_is_killed() {
+    let sandbox = Sandbox::named("locked");
+    sandbox.create(&["--pids", "10"]);
+    let file = sandbox.state_dir().join(format!("{}.lock", sandbox.id));
+    // It has the lock, its child has not.
+    let mut holder = Command::new("flock");
+    holder.arg("--close").arg(&file).args(["sh", "-c", "echo held; exec sleep 1000"]);
+    let mut holder = holder.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 5];
+    holder.stdout.take().unwrap().read_exact(&mut said).unwrap();
+    for (verb, args) in [("set", &["--pids", "20"][..]), ("freeze", &[]), ("rm", &["--kill"])] {
+        let options = [args, &["--timeout", "0.1"]].concat();
+        let error = sandbox.attempt_json(verb, &options).exits(5).error();
+        assert_eq!(
+            (&error["kind"], &error["value"]),
+            (&"locked".into(), &sandbox.id.as_str().into()),
+            "{error}"
+        );
+    }
+    // Whoever only looks does not wait, and gc leaves it alone.
+    assert_eq!(sandbox.json("show", &["--timeout", "0"])["resources"]["pids"]["limit"], 10);
+    assert_eq!(
+        finish(sandbox.ringfence(&["-o", "json", "gc", "--apply"])).exits(0).json(),
+        serde_json::json!([])
+    );
+
+    let options = ["--pids", "20", "--timeout", "50"];
+    let waiting =
+        sandbox.command("set", &options).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let sleeper = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", holder.id())).unwrap();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    wait(waiting, "set".to_owned()).exits(0);
+    assert_eq!(sandbox.file("pids.max").unwrap(), "20");
+    for pid in sleeper.split_whitespace() {
+        send(pid.parse().unwrap(), Signal::KILL);
+    }
 }
 
 #[test]

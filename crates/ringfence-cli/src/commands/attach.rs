@@ -43,11 +43,10 @@ impl Attach {
                 let why = "nothing: threads are told apart where the overhead is nested or separate, and this sandbox has no parts";
                 Err(Error::invalid("thread", "true", why))
             }
-            part => sandbox.join_part(part, &self.pids),
+            // A unit of systemd may start with them.
+            part => entry.join_part(&sandbox, part, &self.pids),
         }
         .map_err(not_the_sandbox)?;
-        // A unit of systemd may have started with them.
-        entry.save(&sandbox.state())?;
         context.output.done(&json!({"id": self.id, "attached": self.pids}), "")?;
         Ok(Exit::Done)
     }

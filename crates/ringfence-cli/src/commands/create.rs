@@ -33,25 +33,37 @@ impl Create {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
         let (entry, sandbox) = make(context, &host, &self.id, &self.wanted, None)?;
-        if self.hold {
-            // By its name, which is what is seen of it.
-            let own = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-            let me = Command::new(own).args(["hold"]).new_session();
-            let me = me.stdin(null()?).stdout(null()?).stderr(null()?);
-            let held = std::iter::once(&sandbox)
-                .chain(sandbox.overhead())
-                .try_for_each(|one| one.hold(&me).map(drop));
-            if let Err(error) = held {
-                rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout)?;
-                return Err(error);
-            }
-            entry.save(&sandbox.state())?;
+        if self.hold
+            && let Err(error) = hold(&entry, &sandbox)
+        {
+            return Err(unmake(context, entry, &sandbox, error));
         }
         let state = sandbox.state();
-        let shown = Shown::of(&self.id, &state, Some(&sandbox))?;
+        let shown = match Shown::of(&self.id, &state, Some(&sandbox)) {
+            Ok(shown) => shown,
+            Err(error) => return Err(unmake(context, entry, &sandbox, error)),
+        };
         context.output.report(&state.full_report());
         context.output.done(&shown, &shown)?;
         Ok(Exit::Done)
+    }
+}
+
+/// Starts a process inside that does nothing; by its name, which is what is seen of it.
+fn hold(entry: &Entry, sandbox: &Sandbox) -> Result<()> {
+    let own = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    let me = Command::new(own).args(["hold"]).new_session();
+    let me = me.stdin(null()?).stdout(null()?).stderr(null()?);
+    std::iter::once(sandbox).chain(sandbox.overhead()).try_for_each(|one| one.hold(&me).map(drop))?;
+    entry.save(&sandbox.state())
+}
+
+/// Takes a sandbox away again, which was made a moment ago; what cannot be removed stays recorded. The error is the one for
+/// which that is done.
+fn unmake(context: &Context, entry: Entry, sandbox: &Sandbox, error: Error) -> Error {
+    match rm::remove(entry, sandbox, Remaining::Kill, context.global.timeout) {
+        Ok(_) => error,
+        Err(also) => error.with_source(also),
     }
 }
 
@@ -87,17 +99,32 @@ pub fn make(
         }
     }
     context.announce(|| Sandbox::plan_here(host, &config))?;
-    entry.save(&intent)?;
+    if let Err(error) = entry.save(&intent) {
+        // It may be there all the same, and only not be safe from a loss of power.
+        return Err(match entry.remove() {
+            Ok(()) => error,
+            Err(also) => error.with_source(also),
+        });
+    }
     match Sandbox::create(host, &config) {
         Ok((sandbox, _)) => {
             sandbox.set_holder(holder);
-            entry.save(&sandbox.state())?;
-            Ok((entry, sandbox))
+            match entry.save(&sandbox.state()) {
+                Ok(()) => Ok((entry, sandbox)),
+                Err(error) => Err(unmake(context, entry, &sandbox, error)),
+            }
         }
         Err(error) => {
-            // The library has undone everything: nothing is left to be recorded.
-            entry.remove()?;
-            Err(error)
+            // The library has undone everything; where it could not, what is left stays recorded.
+            let forgotten = match alive(host, &intent) {
+                Ok(None) => entry.remove(),
+                Ok(Some(left)) => return Err(unmake(context, entry, &left, error)),
+                Err(unknown) => Err(unknown),
+            };
+            Err(match forgotten {
+                Ok(()) => error,
+                Err(also) => error.with_source(also),
+            })
         }
     }
 }

@@ -176,9 +176,8 @@ impl Change {
         let change = Resources::new().devices(rules);
         let options = options(context, notes);
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
-        let before = sandbox.state();
-        let report = sandbox.change_with(&change, options)?;
-        done(context, &self.id, &entry, &sandbox, &before, &report)
+        let report = entry.change(&sandbox, &change, options)?;
+        done(context, &self.id, &sandbox, &report)
     }
 }
 
@@ -193,29 +192,13 @@ fn claim_as(
 ) -> Result<Exit> {
     let options = options(context, notes);
     context.announce(|| sandbox.plan_claim(name, claim, options.clone()))?;
-    let before = sandbox.state();
-    let report = sandbox.change_claim(name, claim, options)?;
-    done(context, id, entry, sandbox, &before, &report)
+    let report = entry.change_claim(sandbox, name, claim, options)?;
+    done(context, id, sandbox, &report)
 }
 
-fn done(
-    context: &Context,
-    id: &SandboxId,
-    entry: &Entry,
-    sandbox: &Sandbox,
-    before: &State,
-    report: &Report,
-) -> Result<Exit> {
-    let state = sandbox.state();
-    if let Err(error) = entry.save(&state) {
-        // Nobody would know of what is open then.
-        return Err(match sandbox.put_back_devices(before) {
-            Ok(_) => error,
-            Err(also) => error.with_source(also),
-        });
-    }
+fn done(context: &Context, id: &SandboxId, sandbox: &Sandbox, report: &Report) -> Result<Exit> {
     context.output.report(report);
-    let State { devices, claims, .. } = state;
+    let State { devices, claims, .. } = sandbox.state();
     context.output.done(&json!({"id": id, "devices": devices, "claims": claims, "report": report}), "")?;
     Ok(Exit::Done)
 }

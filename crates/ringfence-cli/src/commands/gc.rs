@@ -43,6 +43,8 @@ enum Action {
     Remove,
     /// What lives inside is killed, then it is removed.
     Kill,
+    /// It stays, and is again as it was before the change.
+    Settle,
 }
 
 impl Gc {
@@ -83,7 +85,12 @@ impl Gc {
         };
         let Some(state) = entry.load()? else { return Ok(None) };
         let sandbox = alive(host, &state)?;
-        let Some(why) = why(&state, sandbox.as_ref()) else { return Ok(None) };
+        let Some(why) = why(&state, sandbox.as_ref()) else {
+            return sandbox
+                .filter(Sandbox::is_unsettled)
+                .map(|sandbox| self.settle(id, &entry, &sandbox))
+                .transpose();
+        };
         let action = match sandbox.map(|sandbox| unless_gone(sandbox.processes())).transpose()?.flatten() {
             None => Action::Forget,
             Some(pids) if pids.is_empty() => Action::Remove,
@@ -96,6 +103,15 @@ impl Gc {
         Ok(Some(Found { id: id.to_string(), why, action }))
     }
 
+    /// A change that was interrupted is taken back.
+    fn settle(&self, id: &SandboxId, entry: &Entry, sandbox: &Sandbox) -> Result<Found> {
+        if self.apply {
+            entry.settle(sandbox)?;
+        }
+        let why = "a change of it was interrupted".to_owned();
+        Ok(Found { id: id.to_string(), why, action: Action::Settle })
+    }
+
     fn remove(
         &self,
         context: &Context,
@@ -106,7 +122,7 @@ impl Gc {
     ) -> Result<()> {
         let remaining = match action {
             Action::Kill => Remaining::Kill,
-            Action::Forget | Action::Remove => Remaining::Refuse,
+            Action::Forget | Action::Remove | Action::Settle => Remaining::Refuse,
         };
         remove_recorded(context, host, entry, state, remaining).map(drop)
     }
@@ -132,6 +148,7 @@ fn table(found: &[Found]) -> Table {
             Action::Forget => "forget",
             Action::Remove => "remove",
             Action::Kill => "kill",
+            Action::Settle => "settle",
         };
         table.row([id.clone(), why.clone(), action.to_owned()]);
     }

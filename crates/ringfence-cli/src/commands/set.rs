@@ -53,13 +53,10 @@ impl Set {
         }
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
-        let options = ChangeOptions { force: self.force, overhead, each, ..options(context, unread) };
+        let pin = self.pin.map(|Pinning(pin)| pin);
+        let options = ChangeOptions { force: self.force, overhead, each, pin, ..options(context, unread) };
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
-        if let Some(Pinning(pin)) = self.pin {
-            sandbox.set_pin(pin)?;
-        }
-        let mut report = sandbox.change_with(&change, options)?;
-        entry.save(&sandbox.state())?;
+        let mut report = entry.change(&sandbox, &change, options)?;
         let pinned = classify::pin(context, &host, &entry, &sandbox);
         context.unsupported().mind(&pinned)?;
         report.append(pinned);

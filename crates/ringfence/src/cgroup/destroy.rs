@@ -233,8 +233,10 @@ impl Cgroup {
             let stopped = self.host.manager().and_then(|manager| manager.stop(&unit.unit(), false));
             failures.extend(stopped.err());
         }
-        for (dir, _) in &self.dirs {
-            failures.extend(self.remove_tree(dir, deadline, &mut outcome).err());
+        // In all hierarchies: one that was not there when the cgroup was opened may be by now.
+        let all = if self.exists() { self.host.hierarchies.len() } else { 0 };
+        for dir in (0..all).map(|hierarchy| Dir::new(hierarchy, &self.path)) {
+            failures.extend(self.remove_tree(&dir, deadline, &mut outcome).err());
         }
         match &self.unit {
             Some(unit) if unit.is_in_default_slice() => {
@@ -441,7 +443,9 @@ impl Cgroup {
         let Some(parent) = dir.parent() else { return Ok(()) };
         let parent = match dirs.get(&parent) {
             Ok(parent) => parent,
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT) if !self.opened(dir).is_some_and(|open| open.has("cgroup.procs")) => {
+                return Ok(());
+            }
             Err(errno) => return Err(failed(errno)),
         };
         let mut pause = Duration::from_micros(100);

@@ -25,9 +25,11 @@ impl Cgroup {
     /// [`ErrorKind::TimedOut`] when they have not in time; they are then thawed again.
     pub fn freeze(&self, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
-        let frozen = match self.freezer()? {
-            (Version::V1, dir) => freeze_v1(dir, deadline),
-            (Version::V2, dir) => freeze_v2(dir, deadline),
+        let (version, dir) = self.freezer()?;
+        let was_frozen = is_told_to_freeze(version, dir);
+        let frozen = match version {
+            Version::V1 => freeze_v1(dir, deadline),
+            Version::V2 => freeze_v2(dir, deadline),
         };
         match frozen {
             Ok(true) => Ok(()),
@@ -36,7 +38,13 @@ impl Cgroup {
                 let why = format!("not all tasks stopped within {timeout:?}; thawed again");
                 Err(Error::new(ErrorKind::TimedOut, why).with_value(&self.path))
             }
-            Err(errno) => Err(self.freezer_error("cannot freeze", errno)),
+            Err(errno) => {
+                // Some may have stopped by now. The first error is the one to tell.
+                if !was_frozen {
+                    _ = self.write_thawed();
+                }
+                Err(self.freezer_error("cannot freeze", errno))
+            }
         }
     }
 
@@ -120,11 +128,7 @@ impl Cgroup {
         while let Some((above, _)) = path.rsplit_once('/') {
             path = above;
             let Ok(dir) = root.open_dir(path) else { continue };
-            let frozen = match version {
-                Version::V1 => dir.read("freezer.self_freezing"),
-                Version::V2 => dir.read("cgroup.freeze"),
-            };
-            if frozen.is_ok_and(|frozen| frozen == "1") {
+            if is_told_to_freeze(version, &dir) {
                 return Ok(Some(path.to_owned()));
             }
         }
@@ -134,6 +138,15 @@ impl Cgroup {
     fn freezer_error(&self, what: &'static str, errno: Errno) -> Error {
         Error::kernel(what, &self.path, errno)
     }
+}
+
+/// Whether it was frozen by itself, as far as that can be read.
+fn is_told_to_freeze(version: Version, dir: &CgroupDir) -> bool {
+    let told = match version {
+        Version::V1 => dir.read("freezer.self_freezing"),
+        Version::V2 => dir.read("cgroup.freeze"),
+    };
+    told.is_ok_and(|told| told == "1")
 }
 
 fn frozen_now(version: Version, dir: &CgroupDir) -> Result<bool, Errno> {

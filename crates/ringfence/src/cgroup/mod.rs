@@ -40,6 +40,7 @@ use crate::path::{CgroupPath, SystemdName};
 use crate::plan::{self, Action, DeviceWant, Dir, Plan, UnitWant, Verify, Want};
 use crate::report::Report;
 use crate::resources::Resources;
+use crate::sandbox::begun::{Ahead, UNRECORDED};
 use crate::stats::{Source, StatsReader};
 
 /// The controllers that statistics need, where nothing else is configured.
@@ -210,9 +211,14 @@ impl Cgroup {
         let mut dirs = Dirs::new(host, Vec::new());
         let plan = Self::plan_with(host, want, &mut dirs)?;
         let mut report = plan.report().clone();
-        let done = carry_out_and(&plan, &mut dirs, Earlier::Unknown, processes, also)?;
+        let mut opened = Vec::new();
+        let mut also = |dirs: &mut Dirs<'_>| {
+            opened = Self::open_all(host, want.path, dirs)?;
+            also()
+        };
+        let done = carry_out_and(&plan, &mut dirs, Earlier::Unknown, processes, UNRECORDED, &mut also)?;
         report.append(done.report);
-        let mut cgroup = Self::with(host.clone(), want.path, Self::open_all(host, want.path, &mut dirs)?);
+        let mut cgroup = Self::with(host.clone(), want.path, opened);
         cgroup.ours = true;
         cgroup.unit = want.unit.map(|unit| unit.name.clone());
         cgroup.filter = Mutex::new(done.filter.into());
@@ -308,13 +314,14 @@ impl Cgroup {
 
     /// Makes a change; what could not be done, and the settings that were tried.
     pub(crate) fn change_as(&self, want: &Want<'_>) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
-        self.change_and(want, &mut || Ok(()))
+        self.change_and(want, UNRECORDED, &mut || Ok(()))
     }
 
-    /// The same, and then does `also`, whose failure undoes it.
+    /// The same, and then does `also`, whose failure undoes it; what takes it back goes `ahead`.
     pub(crate) fn change_and(
         &self,
         want: &Want<'_>,
+        ahead: Ahead<'_>,
         also: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
         let mut dirs = Dirs::new(&self.host, self.dirs.clone());
@@ -323,7 +330,8 @@ impl Cgroup {
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         // systemd refuses for a moment what is allowed before and after (v1).
         let stopped = self.stop_for(&plan)?;
-        let done = carry_out_and(&plan, &mut dirs, filter.as_earlier(), Processes::NONE, also);
+        let mut also = |_: &mut Dirs<'_>| also();
+        let done = carry_out_and(&plan, &mut dirs, filter.as_earlier(), Processes::NONE, ahead, &mut also);
         drop(stopped);
         let done = done?;
         if done.filter.is_some() {

@@ -22,6 +22,7 @@ use crate::kernel::dir::{CgroupDir, read_all, write_once};
 use crate::plan::{Action, DEVICES_LIST, Dir, OWNER, Owner, Plan, Reaction, Step, Undo, Verify};
 use crate::report::Report;
 use crate::resources::CpuSet;
+use crate::sandbox::begun::{Ahead, Begun};
 
 /// How often and for how long a refusal that goes away by itself is retried: 50 ms in all.
 const RETRIES: u32 = 50;
@@ -38,7 +39,7 @@ pub(crate) struct Done {
     pub(crate) filter: Option<DeviceFilter>,
 }
 
-/// Carries the plan out, then does `also`. On failure everything that the plan did is undone, and the error is that of the
+/// Carries the plan out, then does `also`; what takes it back goes `ahead`. On failure everything that the plan did is undone, and the error is that of the
 /// step that failed, or of `also`.
 ///
 /// A unit of systemd is started around `processes`.
@@ -47,11 +48,16 @@ pub(crate) fn carry_out_and(
     dirs: &mut Dirs<'_>,
     earlier: Earlier<'_>,
     processes: Processes<'_>,
-    also: &mut dyn FnMut() -> Result<()>,
+    ahead: Ahead<'_>,
+    also: &mut dyn FnMut(&mut Dirs<'_>) -> Result<()>,
 ) -> Result<Done> {
+    let begun = Begun::of(plan, dirs.host);
+    if !begun.is_empty() {
+        ahead(begun)?;
+    }
     let (log, report) = Default::default();
-    let mut run = Run { plan, dirs, earlier, processes, file: None, log, report };
-    let Err(error) = run.steps().and_then(|()| also()) else {
+    let mut run = Run { plan, dirs, earlier, processes, ahead, file: None, log, report };
+    let Err(error) = run.steps().and_then(|()| also(run.dirs)) else {
         return Ok(Done { report: run.report, filter: run.log.into_filter() });
     };
     let Run { dirs, log, .. } = run;
@@ -68,6 +74,7 @@ pub(super) struct Run<'a, 'h> {
     pub(super) dirs: &'a mut Dirs<'h>,
     earlier: Earlier<'a>,
     pub(super) processes: Processes<'a>,
+    ahead: Ahead<'a>,
     /// The file that was written last: the next step often has more for it.
     file: Option<OpenFile>,
     pub(super) log: Log,
@@ -235,7 +242,12 @@ impl Run<'_, '_> {
         let open = self.open(dir)?;
         let undo = match &step.undo {
             Undo::AsFound => match open.read(name) {
-                Ok(now) => &Undo::write(name, restoring(name, value, &now)),
+                Ok(now) => {
+                    let back = restoring(name, value, &now);
+                    let writes = back.iter().map(|line| (name, line.as_str()));
+                    (self.ahead)(Begun::of_file(self.dirs.host, dir, writes))?;
+                    &Undo::write(name, back)
+                }
                 // Writing it says what is wrong with the file.
                 Err(_) => &Undo::Nothing,
             },

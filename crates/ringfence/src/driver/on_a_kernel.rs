@@ -19,6 +19,7 @@ use crate::host::DeviceNode;
 use crate::host::{Controller, Host, Version};
 use crate::plan::{Action, DeviceWant, Dir, Plan, Step, Want};
 use crate::resources::{Limit, Rdma, Resources};
+use crate::sandbox::begun::UNRECORDED;
 use crate::skip::skip;
 
 pub(super) const SOON: Duration = Duration::from_secs(10);
@@ -221,7 +222,8 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
                     &mut open,
                     filter.as_earlier(),
                     Processes::NONE,
-                    &mut || Ok(()),
+                    UNRECORDED,
+                    &mut |_| Ok(()),
                 )
                 .unwrap_err();
                 assert!(
@@ -260,7 +262,8 @@ fn a_creation_that_fails_at_any_step_leaves_no_directory() {
             &mut dirs,
             Earlier::Unknown,
             Processes::NONE,
-            &mut || Ok(()),
+            UNRECORDED,
+            &mut |_| Ok(()),
         )
         .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Kernel, "{error}");

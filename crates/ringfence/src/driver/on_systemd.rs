@@ -16,6 +16,7 @@ use crate::host::Host;
 use crate::path::SystemdName;
 use crate::plan::{DeviceWant, UnitWant, Want};
 use crate::resources::Resources;
+use crate::sandbox::begun::UNRECORDED;
 use crate::systemd::on_systemd::alone;
 
 /// A unit of systemd for a test, stopped however it ends.
@@ -95,9 +96,15 @@ fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
             let filter = cgroup.filter.lock().unwrap_or_else(PoisonError::into_inner);
             let mut open = Dirs::new(&host, cgroup.dirs.clone());
             let failing = failing_at(&plan, position);
-            let error =
-                carry_out_and(&failing, &mut open, filter.as_earlier(), Processes::NONE, &mut || Ok(()))
-                    .unwrap_err();
+            let error = carry_out_and(
+                &failing,
+                &mut open,
+                filter.as_earlier(),
+                Processes::NONE,
+                UNRECORDED,
+                &mut |_| Ok(()),
+            )
+            .unwrap_err();
             assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}\n{plan}");
             assert!(!format!("{:?}", std::error::Error::source(&error)).contains("undone"), "{error:?}");
             nothing_changed(&cgroup, &filter, &files, &old, &format!("{position} of\n{plan}"));
@@ -125,7 +132,8 @@ fn a_start_of_a_unit_that_fails_at_any_step_leaves_nothing() {
         let fail = |processes: Processes<'_>| {
             let mut dirs = Dirs::new(&host, Vec::new());
             let error =
-                carry_out_and(&failing, &mut dirs, Earlier::Unknown, processes, &mut || Ok(())).unwrap_err();
+                carry_out_and(&failing, &mut dirs, Earlier::Unknown, processes, UNRECORDED, &mut |_| Ok(()))
+                    .unwrap_err();
             assert_eq!(error.errno(), Some(rustix::io::Errno::NOENT.raw_os_error()), "{error}\n{plan}");
             assert!(
                 std::error::Error::source(&error).is_none_or(|source| source.is::<std::io::Error>()),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Signal, kill_process};
+use serde::{Deserialize, Serialize};
 
 use super::dirs::Dirs;
 use super::systemd::Processes;
@@ -13,14 +14,17 @@ use crate::devices::filter::DeviceFilter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::interface::holds;
-use crate::kernel::proc;
+use crate::kernel::proc::{self, ProcessIdentity};
 use crate::plan::{self, Action, Dir, Told, Undo};
 use crate::systemd::property::Property;
 
 /// Where a process is, in each hierarchy.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Origin {
-    pid: u32,
+    pub(crate) pid: u32,
+    /// By which it is told from a later one of the same number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity: Option<ProcessIdentity>,
     cgroups: Vec<(String, String)>,
 }
 
@@ -35,7 +39,12 @@ impl Origin {
                 .with_setting("pid")
                 .with_value(pid)
         })?;
-        Ok(Self { pid, cgroups })
+        Ok(Self { pid, identity: ProcessIdentity::of(pid), cgroups })
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.identity.as_ref().is_some_and(ProcessIdentity::is_alive)
     }
 
     /// Moves the process back in one hierarchy; best effort, since what it came from may be out of our sight or reach.

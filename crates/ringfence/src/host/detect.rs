@@ -73,7 +73,7 @@ fn detect(root: Option<&Path>) -> Result<Host> {
     Ok(Host {
         mode,
         systemd: Path::new("/run/systemd/system").is_dir(),
-        capabilities: probe::capabilities(&hierarchies, unified.as_ref(), &huge_page_sizes),
+        capabilities: probe::capabilities(&hierarchies, unified.as_ref(), &huge_page_sizes)?,
         hierarchies,
         devices: devices::inventory(),
         device_mapper_major: read_file("/proc/devices")

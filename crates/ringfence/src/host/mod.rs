@@ -258,6 +258,15 @@ impl Host {
 }
 
 impl Hierarchy {
+    /// What `/proc/PID/cgroup` may call it: one of its names.
+    pub(crate) fn called(&self) -> String {
+        match (self.version, &self.name, self.controllers.first()) {
+            (Version::V1, Some(name), _) => format!("name={name}"),
+            (Version::V1, None, Some(controller)) => controller.v1_name().to_owned(),
+            _ => String::new(),
+        }
+    }
+
     /// Whether `/proc/PID/cgroup` calls it so: `""` is v2, `name=systemd` a named one, else the controllers.
     pub(crate) fn is_called(&self, names: &str) -> bool {
         match self.version {

@@ -14,8 +14,11 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::io::Errno;
+
 use super::{Capabilities, Controller, Hierarchy, Version};
 use crate::devices::{DevicePolicy, filter, program};
+use crate::error::{Error, Result};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::{bpf, probe};
 use crate::resources::HugePageSize;
@@ -25,11 +28,11 @@ pub(super) fn capabilities(
     hierarchies: &[Hierarchy],
     unified: Option<&CgroupDir>,
     huge_page_sizes: &[HugePageSize],
-) -> Capabilities {
+) -> Result<Capabilities> {
     let mut found = Capabilities::default();
     for hierarchy in hierarchies {
         match hierarchy.version {
-            Version::V1 => look_v1(hierarchy, huge_page_sizes, &mut found),
+            Version::V1 => look_v1(hierarchy, huge_page_sizes, &mut found)?,
             Version::V2 => {
                 if let Some(root) = unified {
                     look_v2(root, &hierarchy.controllers, huge_page_sizes, &mut found);
@@ -43,16 +46,22 @@ pub(super) fn capabilities(
     let everything = program::compile(&DevicePolicy::allow_all());
     found.bpf_devices = filter::load(&everything).is_ok();
     found.bpf_replace = found.bpf_devices && bpf::can_replace();
-    found
+    Ok(found)
 }
 
-fn look_v1(hierarchy: &Hierarchy, huge_page_sizes: &[HugePageSize], found: &mut Capabilities) {
+fn look_v1(hierarchy: &Hierarchy, huge_page_sizes: &[HugePageSize], found: &mut Capabilities) -> Result<()> {
     const TELLING: &[Controller] =
         &[Controller::Cpu, Controller::Memory, Controller::Io, Controller::Hugetlb];
     if !hierarchy.controllers.iter().any(|controller| TELLING.contains(controller)) {
-        return;
+        return Ok(());
     }
-    let Ok(root) = CgroupDir::open_root(&hierarchy.root) else { return };
+    let root = match CgroupDir::open_root(&hierarchy.root) {
+        Ok(root) => root,
+        // Not for this user's eyes.
+        Err(Errno::ACCESS | Errno::PERM) if !rustix::process::geteuid().is_root() => return Ok(()),
+        // Without an answer, every limit would pass for one that this kernel has not.
+        Err(errno) => return Err(Error::kernel("cannot look at the hierarchy", &hierarchy.root, errno)),
+    };
     for controller in &hierarchy.controllers {
         match controller {
             Controller::Cpu => {
@@ -75,6 +84,7 @@ fn look_v1(hierarchy: &Hierarchy, huge_page_sizes: &[HugePageSize], found: &mut 
             _ => {}
         }
     }
+    Ok(())
 }
 
 fn look_v2(

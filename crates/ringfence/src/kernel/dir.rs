@@ -93,9 +93,10 @@ impl CgroupDir {
         rustix::fs::chownat(&self.0, file, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Whether the file exists below this directory.
+    /// Whether the file exists below this directory, as far as the kernel does not say that there is none.
     pub(crate) fn has(&self, file: &str) -> bool {
-        rustix::fs::accessat(&self.0, file, rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+        let found = rustix::fs::accessat(&self.0, file, rustix::fs::Access::EXISTS, AtFlags::empty());
+        !matches!(found, Err(Errno::NOENT | Errno::NODEV | Errno::NOTDIR))
     }
 
     /// Whether this process, with the privileges it has now, may write to the file, or make directories in `.`.

@@ -88,6 +88,11 @@ pub(crate) fn threads(pid: u32) -> Vec<u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// Whether there is no such process or thread, and not only that it cannot be looked at.
+pub(crate) fn has_ended(tid: u32) -> bool {
+    matches!(std::fs::exists(format!("/proc/{tid}")), Ok(false))
+}
+
 /// The process of a thread.
 pub(crate) fn process_of(tid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;

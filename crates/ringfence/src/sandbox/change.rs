@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::begun::{Ahead, UNRECORDED};
 use super::claims::Devices;
 use super::layout::{self, EachThread, Shares};
 use super::state::Anew;
-use super::{Sandbox, State, base_rules, joined};
+use super::{Pin, Sandbox, State, base_rules, joined};
 use crate::cgroup::Cgroup;
 use crate::devices::DeviceRule;
 use crate::devices::filter::Override;
@@ -30,6 +31,8 @@ pub struct ChangeOptions {
     pub overhead: Resources,
     /// The same for each thread of a kind by itself.
     pub each: EachThread,
+    /// Other pinning of vCPUs, or none, for the next [`Sandbox::pin_vcpus`]; see [`Sandbox::set_pin`].
+    pub pin: Option<Option<Pin>>,
 }
 
 impl Sandbox {
@@ -63,15 +66,31 @@ impl Sandbox {
         self.change_with(change, ChangeOptions::default())
     }
 
-    /// [`Sandbox::change`] with options.
+    /// [`Sandbox::change`] with options. [`Entry::change`](crate::Entry::change) does it so that a crash leaves nothing half
+    /// done.
     pub fn change_with(&self, change: &Resources, options: ChangeOptions) -> Result<Report> {
+        self.change_ahead(change, options, UNRECORDED)
+    }
+
+    /// The same; what takes it back goes `ahead`.
+    pub(super) fn change_ahead(
+        &self,
+        change: &Resources,
+        options: ChangeOptions,
+        ahead: Ahead<'_>,
+    ) -> Result<Report> {
         let (options, theirs) = self.shared_out(change, options)?;
         let mut state = self.locked();
+        if let Some(Some(pin)) = options.pin {
+            state.allows_pin(pin)?;
+        }
         let planned = Changed::of(&state, change, &options, &self.host)?;
-        let mut report = self.carry_out_both(&mut state, planned, &options, |apart| match &theirs {
-            Some((change, options)) => apart.change_with(change, options.clone()),
-            None => Ok(Report::default()),
-        })?;
+        let mut report =
+            self.carry_out_both(&mut state, planned, &options, ahead, |apart| match &theirs {
+                Some((change, options)) => apart.change_ahead(change, options.clone(), ahead),
+                None => Ok(Report::default()),
+            })?;
+        state.pin = options.pin.unwrap_or(state.pin);
         if !(options.each.is_empty() || state.vcpus.is_empty()) {
             drop(state);
             report.append(self.place_again()?);
@@ -88,13 +107,14 @@ impl Sandbox {
         state: &mut State,
         planned: Changed,
         options: &ChangeOptions,
+        ahead: Ahead<'_>,
         also: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Report> {
         options.unsupported.mind(&planned.report)?;
         let (changed, tried) = match self.present_or_planned(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
-                let made = cgroup.change_and(&planned.want(&cgroup, state, &anew, options), also)?;
+                let made = cgroup.change_and(&planned.want(&cgroup, state, &anew, options), ahead, also)?;
                 state.device_program = cgroup.filter_id();
                 made
             }

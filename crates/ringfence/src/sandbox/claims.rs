@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::begun::{Ahead, UNRECORDED};
 use super::change::{ChangeOptions, Changed};
 use super::{Sandbox, State, joined};
 use crate::devices::{Beneath, DevicePolicy, DeviceRule, RuleKind};
@@ -43,10 +44,22 @@ impl Sandbox {
 
     /// [`Sandbox::claim_devices`] or [`Sandbox::release_devices`] with options.
     pub fn change_claim(&self, name: &str, claim: Claim<'_>, options: ChangeOptions) -> Result<Report> {
+        self.change_claim_ahead(name, claim, options, UNRECORDED)
+    }
+
+    /// The same; what takes it back goes `ahead`.
+    pub(super) fn change_claim_ahead(
+        &self,
+        name: &str,
+        claim: Claim<'_>,
+        options: ChangeOptions,
+        ahead: Ahead<'_>,
+    ) -> Result<Report> {
         let mut state = self.locked();
         let planned = of_claim(&state, name, claim, &options)?;
-        self.carry_out_both(&mut state, planned, &options, |apart| {
-            apart.change_claim(name, claim, ChangeOptions { unread: Report::default(), ..options.clone() })
+        self.carry_out_both(&mut state, planned, &options, ahead, |apart| {
+            let options = ChangeOptions { unread: Report::default(), ..options.clone() };
+            apart.change_claim_ahead(name, claim, options, ahead)
         })
     }
 
@@ -70,7 +83,8 @@ impl Sandbox {
         let mut resources = state.resources.clone();
         resources.devices.clone_from(&before.resources.devices);
         let planned = Changed { resources, ..Changed::of_devices(&state, devices, Report::default()) };
-        self.carry_out_both(&mut state, planned, &ChangeOptions::default(), |apart| match &before.apart {
+        let options = ChangeOptions::default();
+        self.carry_out_both(&mut state, planned, &options, UNRECORDED, |apart| match &before.apart {
             Some(before) => apart.put_back_devices(before),
             None => Ok(Report::default()),
         })

@@ -1,5 +1,6 @@
 //! A sandbox: one virtual machine with everything on the host that serves it.
 
+pub(crate) mod begun;
 mod change;
 mod claims;
 mod config;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+pub use begun::Begun;
 pub use change::ChangeOptions;
 pub use claims::Claim;
 pub use config::{Overhead, SandboxConfig, VcpuHints};
@@ -168,6 +170,7 @@ impl Sandbox {
             mark: config.mark.clone(),
             placeholder: None,
             apart: None,
+            begun: None,
             unknown: BTreeMap::new(),
         })
     }

@@ -41,9 +41,7 @@ impl Sandbox {
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a sandbox whose vCPUs are not told from other threads.
     pub fn set_pin(&self, pin: Option<Pin>) -> Result<()> {
         let mut state = self.locked();
-        if let Some(pin) = pin.filter(|_| state.parts.is_empty()) {
-            return Err(without_vcpus(pin));
-        }
+        pin.map_or(Ok(()), |pin| state.allows_pin(pin))?;
         state.pin = pin;
         Ok(())
     }
@@ -151,6 +149,13 @@ impl Sandbox {
         let vcpus = running_vcpus(&cgroup, &state)?;
         let held = state.pinned.iter().filter(|(vcpu, _)| vcpus.contains_key(vcpu)).map(|(_, cpu)| *cpu);
         CpuSet::from_numbers(held)
+    }
+}
+
+impl State {
+    /// vCPUs can only be pinned where they are told from other threads.
+    pub(super) fn allows_pin(&self, pin: Pin) -> Result<()> {
+        if self.parts.is_empty() { Err(without_vcpus(pin)) } else { Ok(()) }
     }
 }
 

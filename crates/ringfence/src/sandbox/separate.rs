@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::begun::Ahead;
 use super::change::{ChangeOptions, Changed};
 use super::{Overhead, Part, Sandbox, SandboxConfig, State, Status, gone, joined, open_leftover};
 use crate::cgroup::{Cgroup, Failures, Outcome, Remaining, signal_all};
@@ -144,8 +145,12 @@ impl Sandbox {
         }
         self.locked().overhead.allows(&options.overhead)?;
         let theirs = Resources { devices: change.devices.clone(), ..options.overhead.clone() };
-        let their_options =
-            ChangeOptions { overhead: Resources::default(), unread: Report::default(), ..options.clone() };
+        let their_options = ChangeOptions {
+            overhead: Resources::default(),
+            unread: Report::default(),
+            pin: None,
+            ..options.clone()
+        };
         Ok((ChangeOptions { overhead: Resources::default(), ..options }, Some((theirs, their_options))))
     }
 
@@ -155,6 +160,7 @@ impl Sandbox {
         state: &mut State,
         planned: Changed,
         options: &ChangeOptions,
+        ahead: Ahead<'_>,
         theirs: impl Fn(&Self) -> Result<Report>,
     ) -> Result<Report> {
         let mut about = Report::default();
@@ -164,7 +170,7 @@ impl Sandbox {
             }
             Ok(())
         };
-        let mut report = self.carry_out(state, planned, options, &mut also)?;
+        let mut report = self.carry_out(state, planned, options, ahead, &mut also)?;
         report.add_new(&about);
         Ok(report)
     }

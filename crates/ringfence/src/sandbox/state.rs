@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{self, EachThread, Shares};
-use super::{Overhead, Part, Pin, VcpuHints};
+use super::{Begun, Overhead, Part, Pin, VcpuHints};
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
@@ -117,6 +117,10 @@ pub struct State {
     /// The overhead where it is separate: a cgroup like that of a sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apart: Option<Box<State>>,
+    /// A change that was begun: if nobody is at it, a crash left it half made, and [`Sandbox::settle`](crate::Sandbox::settle)
+    /// takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<Begun>,
     /// Fields that this version does not know: they are kept as they are for the one that wrote them.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
@@ -192,7 +196,8 @@ impl State {
                 return Err(Error::new(ErrorKind::State, why).with_setting("parts").with_value(path));
             }
         }
-        Ok(())
+        let apart = self.apart.as_ref().map_or("", |apart| apart.cgroup.as_str());
+        self.begun.as_ref().map_or(Ok(()), |begun| begun.check(&[&self.cgroup, apart]))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The states of sandboxes in a directory: one file and one lock each.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -10,14 +12,16 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::begun::Ahead;
 use super::ownership::is_ours;
-use super::{Sandbox, State, TakenCpus};
+use super::{Begun, ChangeOptions, Claim, Part, Sandbox, State, TakenCpus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{LastCounts, LastWord, announce};
 use crate::host::Host;
 use crate::kernel::poll::Deadline;
 use crate::path::SandboxId;
 use crate::report::Report;
+use crate::resources::Resources;
 
 const CANNOT_MAKE: &str = "cannot make the state directory: choose another one (--state-dir; without privileges it is in \
                            $XDG_RUNTIME_DIR)";
@@ -73,7 +77,8 @@ impl Store {
                 }
                 // The one before us removed the sandbox and the lock with it.
                 Ok(()) => continue,
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) => {}
                 Err(errno) => return Err(Error::kernel("cannot lock", &path, errno)),
             }
             if deadline.is_over() {
@@ -94,12 +99,13 @@ impl Store {
         self.named("json")
     }
 
-    /// Removes locks and halves of states that a killed process left before there was a state.
+    /// Removes locks and halves of states that killed processes left.
     pub fn sweep(&self) -> Result<()> {
-        for id in self.named("lock")? {
+        let left: BTreeSet<_> = self.named("lock")?.into_iter().chain(self.named("tmp")?).collect();
+        for id in left {
             match self.lock(&id, Duration::ZERO) {
-                // Dropping it does.
-                Ok(_) => {}
+                // Where there is no state, dropping it removes the rest.
+                Ok(entry) => _ = fs::remove_file(entry.temporary()),
                 Err(error) if error.kind() == ErrorKind::Locked => {}
                 Err(error) => return Err(error),
             }
@@ -141,22 +147,98 @@ impl Entry {
         load(&self.directory, &self.id)
     }
 
+    fn temporary(&self) -> PathBuf {
+        self.directory.join(format!("{}.tmp", self.id))
+    }
+
     /// Writes the state: to a temporary file, synced, then renamed over the old one.
     pub fn save(&self, state: &State) -> Result<()> {
-        let temporary = self.directory.join(format!("{}.tmp", self.id));
+        let temporary = self.temporary();
         let path = self.directory.join(format!("{}.json", self.id));
         let failed = |error: std::io::Error| io_error("cannot write the state", &path, error);
         let text = serde_json::to_vec_pretty(state).map_err(|error| failed(error.into()))?;
-        let mut file = File::options()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed)?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
-        fs::rename(&temporary, &path).map_err(failed)?;
-        File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(failed)
+        let directory = retried(|| File::open(&self.directory)).map_err(failed)?;
+        let write = || {
+            let mut options = File::options();
+            options.create(true).truncate(true).write(true).mode(0o600);
+            let mut file = retried(|| options.open(&temporary))?;
+            file.write_all(&text)?;
+            retried(|| file.sync_all())?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|error| {
+            _ = fs::remove_file(&temporary);
+            failed(error)
+        })?;
+        retried(|| directory.sync_all()).map_err(failed)
+    }
+
+    /// [`Sandbox::change_with`], recorded before the kernel is changed and after: whenever this process may die, the
+    /// next one under the lock finds what takes the change back ([`Sandbox::settle`]). The state is written.
+    ///
+    /// # Errors
+    /// Those of [`Sandbox::change_with`], and what cannot be recorded; everything is then as it was.
+    pub fn change(&self, sandbox: &Sandbox, change: &Resources, options: ChangeOptions) -> Result<Report> {
+        self.recorded(sandbox, |ahead| sandbox.change_ahead(change, options, ahead))
+    }
+
+    /// The same for [`Sandbox::change_claim`].
+    ///
+    /// # Errors
+    /// Those of [`Sandbox::change_claim`], and what cannot be recorded; everything is then as it was.
+    pub fn change_claim(
+        &self,
+        sandbox: &Sandbox,
+        name: &str,
+        claim: Claim<'_>,
+        options: ChangeOptions,
+    ) -> Result<Report> {
+        self.recorded(sandbox, |ahead| sandbox.change_claim_ahead(name, claim, options, ahead))
+    }
+
+    /// The same for [`Sandbox::join_part`].
+    ///
+    /// # Errors
+    /// Those of [`Sandbox::join_part`], and what cannot be recorded; the processes are then where they were.
+    pub fn join_part(&self, sandbox: &Sandbox, part: Option<Part>, pids: &[u32]) -> Result<()> {
+        self.recorded(sandbox, |ahead| {
+            ahead(Begun::of_processes(pids)?)?;
+            sandbox.join_part(part, pids)
+        })
+    }
+
+    /// [`Sandbox::settle`], where a process died while it changed the sandbox. The state is written.
+    ///
+    /// # Errors
+    /// Those of [`Sandbox::settle`].
+    pub fn settle(&self, sandbox: &Sandbox) -> Result<Report> {
+        if !sandbox.is_unsettled() {
+            return Ok(Report::default());
+        }
+        let report = sandbox.settle()?;
+        self.save(&sandbox.state())?;
+        Ok(report)
+    }
+
+    fn recorded<T>(&self, sandbox: &Sandbox, act: impl FnOnce(Ahead<'_>) -> Result<T>) -> Result<T> {
+        self.settle(sandbox)?;
+        let before = sandbox.state();
+        let begun = RefCell::new(Begun::default());
+        let done = act(&|more| {
+            let mut begun = begun.borrow_mut();
+            begun.add(more);
+            self.save(&State { begun: Some(begun.clone()), ..before.clone() })
+        });
+        let error = match done.and_then(|done| self.save(&sandbox.state()).map(|()| done)) {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        // It may have been taken back by now, and be it that only this could not be recorded.
+        let back = sandbox.go_back(before, begun.into_inner());
+        Err(match back.and_then(|_| self.save(&sandbox.state())) {
+            Ok(()) => error,
+            Err(also) => error.with_source(also),
+        })
     }
 
     /// [`Sandbox::pin_vcpus`] among all sandboxes of the store: nobody else chooses CPUs meanwhile, and what is chosen is
@@ -196,8 +278,9 @@ impl Entry {
         loop {
             match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(directory),
-                Err(Errno::WOULDBLOCK | Errno::INTR) if !deadline.is_over() => {}
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) if !deadline.is_over() => {}
+                Err(Errno::WOULDBLOCK) => {
                     let why = format!("another process chooses CPUs; not done within {timeout:?}");
                     return Err(Error::new(ErrorKind::Locked, why).with_path(&self.directory));
                 }
@@ -243,9 +326,10 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let lock = self.directory.join(format!("{}.lock", self.id));
-        if !self.directory.join(format!("{}.json", self.id)).exists() && is_still(&self.lock, &lock) {
+        let is_forgotten = matches!(self.directory.join(format!("{}.json", self.id)).try_exists(), Ok(false));
+        if is_forgotten && is_still(&self.lock, &lock) {
             // One that was killed while it wrote its first state leaves the temporary file.
-            _ = fs::remove_file(self.directory.join(format!("{}.tmp", self.id)));
+            _ = fs::remove_file(self.temporary());
             _ = fs::remove_file(lock);
             _ = fs::remove_dir(&self.directory);
         }
@@ -257,6 +341,16 @@ fn is_still(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
         _ => false,
+    }
+}
+
+/// Again where a signal came in between.
+fn retried<T>(mut act: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match act() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
     }
 }
 

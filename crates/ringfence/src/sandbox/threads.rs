@@ -216,7 +216,13 @@ impl Sandbox {
             for (index, tid) in threads {
                 match proc::process_of(*tid) {
                     Some(pid) if inside.contains(&pid) => drop(there.insert(*index, *tid)),
-                    None if vmm.is_some() => {}
+                    None if vmm.is_some() && proc::has_ended(*tid) => {}
+                    None if vmm.is_some() => {
+                        let why = "it is there, and cannot be looked at";
+                        let error =
+                            Error::new(ErrorKind::Kernel, why).with_path(format!("/proc/{tid}/status"));
+                        return Err(error.with_setting("tid").with_value(tid));
+                    }
                     _ => {
                         let why = "the ID of a thread of a process in this sandbox";
                         return Err(Error::invalid("tid", tid, why));
@@ -274,16 +280,27 @@ impl Sandbox {
             for wanted in &layout::parts(&path, &Shares::default(), &anew.shares) {
                 let want = Want { unsupported: self.unsupported, ..whole.of_part(wanted) };
                 report.append(match Cgroup::create_as(&self.host, &want, Processes::NONE) {
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                        let there = Cgroup::open_at(&self.host, &wanted.path)?;
-                        there.change_as(&Want { create: false, ..want })?.0
-                    }
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => self.make_part_again(&want)?,
                     made => made?.1,
                 });
             }
             state.parts.extend(path);
         }
         Ok(report)
+    }
+
+    /// One that is empty may be half made: some of its files are set by a creation alone. One with threads inside is whole.
+    fn make_part_again(&self, want: &Want<'_>) -> Result<Report> {
+        let there = Cgroup::open_at(&self.host, want.path)?;
+        if there.processes()?.is_empty() {
+            there.remove_where_empty();
+            match Cgroup::create_as(&self.host, want, Processes::NONE) {
+                // On v2 it does not list its threads as processes.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                made => return made.map(|(_, report)| report),
+            }
+        }
+        Ok(there.change_as(&Want { create: false, ..*want })?.0)
     }
 
     /// Puts the calling thread into a part: for a VMM that lives in the process of its runtime, whose threads are then in
