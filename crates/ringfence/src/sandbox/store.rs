@@ -23,6 +23,9 @@ use crate::path::SandboxId;
 use crate::report::Report;
 use crate::resources::Resources;
 
+/// Many that wait are not to keep the one from working that they wait for.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
 const CANNOT_MAKE: &str = "cannot make the state directory: choose another one (--state-dir; without privileges it is in \
                            $XDG_RUNTIME_DIR)";
 
@@ -57,7 +60,7 @@ impl Store {
     /// [`ErrorKind::Locked`] when another process holds it for longer than `timeout`.
     pub fn lock(&self, id: &SandboxId, timeout: Duration) -> Result<Entry> {
         let path = self.directory.join(format!("{id}.lock"));
-        let deadline = Deadline::after(timeout);
+        let (deadline, mut pause) = (Deadline::after(timeout), Duration::from_millis(2));
         is_ours(&self.directory)?;
         loop {
             DirBuilder::new()
@@ -85,7 +88,8 @@ impl Store {
                 let why = format!("another process is at work on this sandbox; not free within {timeout:?}");
                 return Err(Error::new(ErrorKind::Locked, why).with_value(id).with_path(&path));
             }
-            deadline.sleep(Duration::from_millis(2));
+            deadline.sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
