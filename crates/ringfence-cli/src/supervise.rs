@@ -2,13 +2,12 @@
 
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{getpid, getsid};
-use ringfence::{Child, Error, ErrorKind, Events, Result};
+use ringfence::{Child, Error, ErrorKind, Result};
 
 /// What is passed on. SIGTTIN and SIGTTOU stop the whole process group, with us in it; the others are never sent from
 /// outside for a purpose.
@@ -45,20 +44,15 @@ impl Supervisor {
         Ok(Self { signals })
     }
 
-    /// Waits until the command, which was just started, ends. What happens meanwhile is taken in at once.
-    pub fn wait(&self, child: &Child, mut events: Option<&mut Events>) -> Result<ExitStatus> {
+    /// Waits until the command, which was just started, ends.
+    pub fn wait(&self, child: &Child) -> Result<ExitStatus> {
         // What came before the command was there reached us alone.
         self.pass_all_on(child, |_| true)?;
         loop {
-            let all = [Some(self.signals.as_fd()), Some(child.as_fd()), events.as_ref().map(|it| it.as_fd())];
-            let mut fds: Vec<_> =
-                all.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            let mut fds = [self.signals.as_fd(), child.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match nix::poll::poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(failed("cannot wait for the command", errno)),
-            }
-            if let Some(events) = &mut events {
-                while events.wait(Duration::ZERO)?.is_some() {}
             }
             if let Some(status) = child.try_wait()? {
                 return Ok(status);

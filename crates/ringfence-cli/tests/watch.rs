@@ -11,9 +11,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{
-    PATIENCE, Sandbox, by_systemd, driver, finish, hierarchies, hold, is_on_v1, send, until, wait,
-};
+use support::{PATIENCE, Sandbox, driver, finish, hierarchies, hold, send, until, wait};
 
 /// `watch` in the background, and what it has said.
 struct Watch {
@@ -94,15 +92,6 @@ fn run(sandbox: &Sandbox, id: &str, options: &[&str], program: &[&str]) -> Comma
     sandbox.ringfence(&[&["run", id], options, &["--"], program].concat())
 }
 
-/// On v1 nothing outlives a scope that systemd removes behind its last process: who reads too late does not know.
-fn counters_may_be_lost() -> bool {
-    let may_be = by_systemd() && is_on_v1("memory");
-    if may_be {
-        support::skip("v1 has no counters that outlive a scope");
-    }
-    may_be
-}
-
 /// A hundred on a machine; fewer where it is emulated.
 fn how_many() -> u32 {
     if std::env::var_os("RINGFENCE_TESTBED_MODE").is_some() { 16 } else { 100 }
@@ -110,9 +99,6 @@ fn how_many() -> u32 {
 
 #[test]
 fn of_100_sandboxes_that_run_out_of_memory_and_are_removed_at_once_100_kills_are_told() {
-    if counters_may_be_lost() {
-        return;
-    }
     let sandbox = Sandbox::named("hundred");
     let mut watch = Watch::start(&sandbox, &[]);
     let id = |number| format!("{}-{number}", sandbox.id);
@@ -179,9 +165,6 @@ fn freezing_and_limits_are_told_of_sandboxes_that_come_later() {
 
 #[test]
 fn run_says_that_its_command_was_killed_for_want_of_memory() {
-    if counters_may_be_lost() {
-        return;
-    }
     let sandbox = Sandbox::named("told");
     let inside = ["sh", "-c", "tail /dev/zero; exit 3"];
     let done = sandbox.run(&SMALL, &inside).exits(3);
@@ -201,10 +184,43 @@ fn run_says_that_its_command_was_killed_for_want_of_memory() {
 }
 
 #[test]
-fn who_does_not_read_loses_nothing_and_does_not_keep_it_from_ending() {
-    if counters_may_be_lost() {
-        return;
+fn who_is_killed_later_is_told_of_what_was_killed_for_want_of_memory_before() {
+    let sandbox = Sandbox::named("later-killed");
+    let mut watch = Watch::start(&sandbox, &[]);
+    let command = run(&sandbox, &sandbox.id, &SMALL, &["sh", "-c", "tail /dev/zero; sleep 1000"]);
+    std::thread::scope(|scope| {
+        let done = scope.spawn(|| finish(command));
+        assert_eq!(watch.until(&sandbox.id, "oom_kill")["count"], 1);
+        sandbox.does("kill", &[]);
+        let done = done.join().unwrap().exits(137);
+        assert!(done.stderr.contains("out of memory"), "{}", done.stderr);
+    });
+    watch.until(&sandbox.id, "removed");
+    watch.end(Signal::TERM);
+    sandbox.is_gone();
+}
+
+#[test]
+fn a_virtual_machine_that_is_killed_as_a_whole_is_told() {
+    let sandbox = Sandbox::named("whole");
+    let whole = ["--memory", "8M", "--memory-swap", "8M", "--profile", "qemu"];
+    // What ended before, and what is still there when the command has ended.
+    for inside in ["sleep 1000 & tail /dev/zero", "(sleep 0.3; exec tail /dev/zero) & tail /dev/zero"] {
+        let done = sandbox.run(&whole, &["sh", "-c", inside]).exits(137);
+        assert!(done.stderr.contains("out of memory"), "{}", done.stderr);
     }
+    sandbox.is_gone();
+}
+
+#[test]
+fn a_limit_of_one_task_is_room_for_the_command() {
+    let sandbox = Sandbox::named("alone");
+    sandbox.run(&["--pids", "1"], &["true"]).exits(0);
+    sandbox.is_gone();
+}
+
+#[test]
+fn who_does_not_read_loses_nothing_and_does_not_keep_it_from_ending() {
     let sandbox = Sandbox::named("slow");
     let command =
         |args: &[&str]| sandbox.ringfence(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();

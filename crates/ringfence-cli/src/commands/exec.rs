@@ -39,6 +39,6 @@ impl Exec {
         // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
         entry.save(&sandbox.state())?;
         drop((entry, sandbox));
-        Ok(supervisor.wait(&child, None)?.into())
+        Ok(supervisor.wait(&child)?.into())
     }
 }

@@ -1,13 +1,12 @@
 //! `run`: a sandbox for the lifetime of one command.
 
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
-use ringfence::events::LastCounts;
+use nix::errno::Errno;
 use ringfence::{
-    Child, Command, Entry, Error, ErrorKind, Events, Host, ProcessIdentity, Profile, Remaining, Result,
+    Child, Command, Entry, Error, ErrorKind, Hold, Host, ProcessIdentity, Profile, Remaining, Result,
     Sandbox, SandboxId, State, null,
 };
 use serde_json::json;
@@ -50,15 +49,10 @@ impl Run {
         let me = this_process()?;
         let supervisor = if self.detach { None } else { Some(Supervisor::new()?) };
         let (entry, sandbox) = create::make(context, &host, &self.id, &self.wanted, Some(me.clone()))?;
-        // systemd removes the cgroup behind the last process. Where descriptors have run out, what it leaves is read.
-        let is_scope = supervisor.is_some() && sandbox.state().path.is_systemd();
-        let mut events = is_scope.then(|| Events::of_one(self.id.as_str(), &sandbox).ok()).flatten();
-        let started = command(&self.command, self.detach).and_then(|command| sandbox.spawn(&command));
-        if let Some(events) = &mut events {
-            events.look();
-        }
-        let child = match started {
-            Ok(child) => child,
+        let started = command(&self.command, self.detach)
+            .and_then(|command| start(&sandbox, &command, supervisor.is_some()));
+        let (child, held) = match started {
+            Ok(started) => started,
             Err(error) => {
                 rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout)?;
                 return Err(error);
@@ -87,19 +81,13 @@ impl Run {
                         let host = &host;
                         scope.spawn(move || classify::at_start(context, host, &self.id, has_ended));
                     }
-                    let status = supervisor.wait(&child, events.as_mut());
+                    let status = supervisor.wait(&child);
                     has_ended.store(true, Ordering::Relaxed);
                     status
                 })?;
-                let mut last = Vec::new();
-                if let Some(events) = &mut events {
-                    let was_killed = status.signal() == Some(9) || status.code() == Some(128 + 9);
-                    events.look_last(self.id.as_str(), &sandbox, was_killed);
-                    last = events.last_counts(self.id.as_str());
-                }
-                let counted = sandbox.counts().oom_kill.max(oom_kills(&last));
-                drop((sandbox, events));
-                let counted_last = self.end(context, &host, &me, last)?;
+                let counted = sandbox.counts().oom_kill;
+                let counted_last = self.end(context, &host, &me, sandbox)?;
+                drop(held);
                 self.tell_of_oom(context, counted.max(counted_last));
                 Ok(status.into())
             }
@@ -124,17 +112,19 @@ impl Run {
         context: &Context,
         host: &Host,
         me: &ProcessIdentity,
-        last: Vec<LastCounts>,
+        sandbox: Sandbox,
     ) -> Result<Option<u64>> {
         let entry = context.store(host).lock(&self.id, context.global.timeout)?;
         let Some(mut state) = entry.load()?.filter(|state| state.holder.as_ref() == Some(me)) else {
             return Ok(None);
         };
-        last.into_iter().for_each(|last| entry.tell_watchers(last));
         if self.keep {
-            state.holder = None;
+            entry.tell_watchers_now(&sandbox);
+            (state.holder, state.placeholder) = (None, None);
+            state.apart.iter_mut().for_each(|apart| apart.placeholder = None);
             return entry.save(&state).map(|()| None);
         }
+        drop(sandbox);
         let outcome = rm::remove_recorded(context, host, entry, state, Remaining::Kill)?;
         Ok(outcome.events.oom_kill)
     }
@@ -152,8 +142,20 @@ impl Run {
     }
 }
 
-fn oom_kills(last: &[LastCounts]) -> Option<u64> {
-    last.iter().filter_map(|last| last.counts.oom_kill).reduce(|sum, more| sum + more)
+/// Starts the command. One that is supervised finds its scope held, and a separate overhead's, so that systemd does not
+/// remove it, with what was counted inside, before we have read that.
+fn start(sandbox: &Sandbox, command: &Command, is_supervised: bool) -> Result<(Child, Vec<Hold>)> {
+    let scopes = std::iter::once(sandbox).chain(sandbox.overhead());
+    let scopes = scopes.filter(|one| is_supervised && one.state().path.is_systemd());
+    let held = scopes.map(Sandbox::hold_meanwhile).collect::<Result<Vec<_>>>()?;
+    match sandbox.spawn(command) {
+        // A limit of one task leaves no room for another.
+        Err(error) if !held.is_empty() && error.errno() == Some(Errno::EAGAIN as i32) => {
+            drop(held);
+            Ok((sandbox.spawn(command)?, Vec::new()))
+        }
+        spawned => Ok((spawned?, held)),
+    }
 }
 
 /// Whether the threads of vCPUs can be told from the others, and somebody said how: QEMU names them only when it is told to.

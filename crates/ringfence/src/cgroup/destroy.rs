@@ -132,23 +132,31 @@ impl Cgroup {
     pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
         let deadline = Deadline::after(timeout);
         let mut outcome = Outcome::default();
-        let failures = self.kill_until_empty(deadline, &mut outcome);
+        let failures = self.kill_until_empty(None, deadline, &mut outcome);
         Failures::or_outcome(failures, outcome).map(|outcome| outcome.killed)
     }
 
-    fn kill_until_empty(&self, deadline: Deadline, outcome: &mut Outcome) -> Vec<Error> {
+    /// [`Cgroup::kill`] for all but one.
+    pub(crate) fn kill_others(&self, spared: u32, timeout: Duration) -> Result<BTreeSet<u32>> {
+        let mut outcome = Outcome::default();
+        let failures = self.kill_until_empty(Some(spared), Deadline::after(timeout), &mut outcome);
+        Failures::or_outcome(failures, outcome).map(|outcome| outcome.killed)
+    }
+
+    fn kill_until_empty(&self, spared: Option<u32>, deadline: Deadline, outcome: &mut Outcome) -> Vec<Error> {
         let mut pause = Duration::from_micros(200);
         loop {
-            let pids = match self.processes() {
+            let mut pids = match self.processes() {
                 Ok(pids) => pids,
                 Err(error) => return vec![error],
             };
+            pids.retain(|pid| Some(*pid) != spared);
             if pids.is_empty() {
                 // Thawed all the same, so that what joins later runs.
                 self.thaw_tree();
                 return Vec::new();
             }
-            let kernel = self.kill_once(&pids);
+            let kernel = self.kill_once(&pids, spared);
             outcome.killed.extend(pids.difference(&kernel));
             let failures = if kernel.is_empty() { Vec::new() } else { self.drain_once(&kernel, outcome) };
             if !failures.is_empty() {
@@ -164,20 +172,25 @@ impl Cgroup {
     }
 
     /// One pass: `cgroup.kill` (Linux 5.14) where there is one, and a signal for each that is listed still, so that what is
-    /// in a v1 hierarchy alone is reached too, and on Linux 6.1 a process whose first thread ended elsewhere. Frozen while at it, v1 lets nothing fork; it dies when it thaws. Returns the kernel threads.
-    fn kill_once(&self, pids: &BTreeSet<u32>) -> BTreeSet<u32> {
-        let killed = self.host.capabilities.cgroup_kill
+    /// in a v1 hierarchy alone is reached too, and on Linux 6.1 a process whose first thread ended elsewhere. Where that is all,
+    /// it is frozen meanwhile, so that nothing forks; on v1 it dies when it thaws. Returns the kernel threads.
+    fn kill_once(&self, pids: &BTreeSet<u32>, spared: Option<u32>) -> BTreeSet<u32> {
+        let killed = spared.is_none()
+            && self.host.capabilities.cgroup_kill
             && self.unified().is_some_and(|dir| dir.write("cgroup.kill", "1").is_ok());
-        let v1_freezer = self.freezer().ok().filter(|(version, _)| *version == Version::V1);
-        if let (false, Some((_, dir))) = (killed, &v1_freezer) {
-            _ = dir.write("freezer.state", "FROZEN");
+        if let (false, Ok((version, dir))) = (killed, self.freezer()) {
+            _ = match version {
+                Version::V1 => dir.write("freezer.state", "FROZEN"),
+                Version::V2 => dir.write("cgroup.freeze", "1"),
+            };
         }
         let mut kernel = BTreeSet::new();
         let mut again = BTreeSet::new();
         let mut dirs = self.dirs.iter();
         let listed = dirs.try_for_each(|(dir, open)| members(open, self.version(dir), &mut again));
         again.extend(self.started().iter().map(|process| process.pid));
-        for pid in if listed.is_ok() { &again } else { pids } {
+        let listed = if listed.is_ok() { &again } else { pids };
+        for pid in listed.iter().filter(|pid| Some(**pid) != spared) {
             send(*pid, Signal::KILL);
         }
         for pid in pids {
@@ -217,7 +230,7 @@ impl Cgroup {
             // What has no cgroup is nowhere that it could be moved out of.
             Remaining::Drain if !self.exists() => {}
             Remaining::Drain => failures = self.drain_until_empty(deadline, &mut outcome),
-            Remaining::Kill => failures = self.kill_until_empty(deadline, &mut outcome),
+            Remaining::Kill => failures = self.kill_until_empty(None, deadline, &mut outcome),
         }
         // Of what is left, nothing will go by itself: each directory is tried once.
         let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };

@@ -123,11 +123,11 @@ fn number(bytes: &[u8]) -> Option<u64> {
 
 /// The counters of one cgroup of many that may have had its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastCounts {
+pub(crate) struct LastCounts {
     /// The kernel's number of the directory, which no other one gets while the machine runs.
     pub(crate) instance: u64,
     /// What was counted.
-    pub counts: Counts,
+    pub(crate) counts: Counts,
 }
 
 /// The hierarchy by whose directory a cgroup is known: v2's where it has one, else that of memory.
@@ -140,7 +140,7 @@ pub(super) fn reference(host: &Host, path: &str) -> usize {
 
 impl Cgroup {
     /// The kernel's number of the directory by which it is known, also when that is gone.
-    pub(crate) fn instance(&self) -> Option<u64> {
+    fn instance(&self) -> Option<u64> {
         let reference = reference(&self.host, &self.path);
         let (_, open) = self.dirs.iter().find(|(dir, _)| dir.hierarchy == reference)?;
         Some(rustix::fs::fstat(open).ok()?.st_ino)

@@ -9,7 +9,6 @@ mod counts;
 mod farewell;
 mod mailbox;
 mod place;
-mod slice;
 mod stored;
 mod subject;
 mod trigger;
@@ -25,7 +24,8 @@ use rustix::event::epoll::{self, EventFlags};
 use rustix::fs::inotify::ReadFlags;
 use serde::{Serialize, Serializer};
 
-pub use counts::{Counts, LastCounts};
+pub use counts::Counts;
+pub(crate) use counts::LastCounts;
 pub(crate) use farewell::{Hearer, Hearers, LastWord, announce};
 pub use trigger::{PressureKind, PressureResource, PressureTrigger};
 
@@ -36,7 +36,6 @@ use crate::kernel::watch;
 use crate::sandbox::{Sandbox, State};
 use mailbox::{Mailbox, Message};
 use place::Kit;
-use slice::Slice;
 use stored::Stored;
 use subject::Subject;
 use watches::{Watches, Whom};
@@ -121,14 +120,16 @@ fn as_text<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Er
 /// What happened before a sandbox was added is not told. Nothing is lost however late it is read, and an OOM kill not even
 /// if the sandbox is removed at once: whoever removes it by [`Sandbox::destroy`] passes its last counters on, within the
 /// process through the `Sandbox` that was added, and through a [`Store`](crate::Store) to those that
-/// [watch it](Events::add_store). A scope of systemd that ends by itself is gone at once. Its counters are read as
-/// fast as can be; where that was too late on v2, and it was at its limit, its slice tells whether one was killed; v1
-/// has nothing to ask then, and a kill of the last process may be missed.
+/// [watch it](Events::add_store).
+///
+/// A scope that systemd removes behind its last process takes its counters along: they are read as fast as can be, but
+/// what was counted last may be missed. One that is [held](Sandbox::hold_meanwhile), as by the command's `run`, stays until
+/// it is destroyed. Where the kernel does not let the holder be spared (see there), it may be killed with the others, and
+/// the scope goes at once.
 pub struct Events {
     kit: Kit,
     timer: OwnedFd,
     subjects: BTreeMap<u32, Subject>,
-    slices: BTreeMap<u32, Slice>,
     next: u32,
     stored: Option<Stored>,
     queue: VecDeque<Result<Event>>,
@@ -145,39 +146,23 @@ impl Events {
     /// # Errors
     /// [`ErrorKind::Kernel`] where descriptors, or instances of inotify (`fs.inotify.max_user_instances`), have run out.
     pub fn new() -> Result<Self> {
-        Self::set_up(true).map_err(|errno| {
+        Self::set_up().map_err(|errno| {
             let why =
                 "cannot watch anything: descriptors, or fs.inotify.max_user_instances (sysctl), have run out";
             Error::new(ErrorKind::Kernel, why).with_errno(errno)
         })
     }
 
-    /// A stream of one sandbox, for whoever supervises it and removes it: without an instance of inotify, of which a user
-    /// has 128 for everything. What was there before is told too. That others remove it, or freeze it on v1, is not, and a
-    /// scope of systemd that starts later is seen by [`Events::look`].
-    ///
-    /// # Errors
-    /// Those of [`Events::add`].
-    pub fn of_one(name: &str, sandbox: &Sandbox) -> Result<Self> {
-        let made = Self::set_up(false);
-        let mut events = made.map_err(|errno| failed("cannot wait for events: out of descriptors", errno))?;
-        events.add_from(name, sandbox, false)?;
-        Ok(events)
-    }
-
-    fn set_up(with_inotify: bool) -> rustix::io::Result<Self> {
+    fn set_up() -> rustix::io::Result<Self> {
         let (epoll, timer, mailbox) = (Arc::new(watch::epoll()?), watch::timer()?, Arc::new(Mailbox::new()?));
-        let watches = Watches::new(&epoll, with_inotify.then(watch::inotify).transpose()?);
-        if let Some(inotify) = &watches.inotify {
-            watch::add(&*epoll, inotify, INOTIFY, EventFlags::IN)?;
-        }
+        let watches = Watches::new()?;
+        watch::add(&*epoll, &watches.inotify, INOTIFY, EventFlags::IN)?;
         watch::add(&*epoll, &timer, TIMER, EventFlags::IN)?;
         watch::add(&*epoll, &*mailbox, MAILBOX, EventFlags::IN)?;
         Ok(Self {
             kit: Kit { epoll, watches, mailbox, pressure: None, buffer: Vec::with_capacity(4096) },
             timer,
             subjects: BTreeMap::new(),
-            slices: BTreeMap::new(),
             next: 0,
             stored: None,
             queue: VecDeque::with_capacity(64),
@@ -195,10 +180,6 @@ impl Events {
     /// [`ErrorKind::NotFound`] if its cgroup is gone; [`ErrorKind::Unsupported`] if it never had one;
     /// [`ErrorKind::Kernel`] when the kernel watches no more (`fs.inotify.max_user_watches`).
     pub fn add(&mut self, name: &str, sandbox: &Sandbox) -> Result<()> {
-        self.add_from(name, sandbox, true)
-    }
-
-    fn add_from(&mut self, name: &str, sandbox: &Sandbox, now: bool) -> Result<()> {
         let state = sandbox.state();
         let host = Arc::new(sandbox.host().clone());
         if state.cgroup.is_empty() {
@@ -213,18 +194,15 @@ impl Events {
             }
         }));
         let mut subject = Subject::new(key, name, &host, &state, &mut self.kit)?;
-        if now {
-            subject.begin(&mut self.kit)?;
-        } else {
-            subject.look(&mut self.kit)?;
-        }
+        subject.begin(&mut self.kit)?;
         if !subject.is_there() && !state.path.is_systemd() {
             subject.close(&mut self.kit);
             let why = "there is no such cgroup in any hierarchy";
             return Err(Error::new(ErrorKind::NotFound, why).with_value(&state.cgroup));
         }
         subject.ends_with_cgroup = !state.path.is_systemd();
-        self.insert(subject)
+        self.subjects.insert(key, subject);
+        Ok(())
     }
 
     /// Adds a threshold of pressure to a sandbox that was added before under this name.
@@ -270,55 +248,15 @@ impl Events {
         }
     }
 
-    /// Looks at everything, whether something is told of it or not.
-    pub fn look(&mut self) {
-        self.look_at_all(|_| true);
-    }
-
-    /// Looks at a sandbox whose last process has ended, and with it perhaps a scope of systemd: finds out what was counted in
-    /// it at last. `was_killed` says whether that process was killed, or exited as one does of which another was (137).
-    pub fn look_last(&mut self, name: &str, sandbox: &Sandbox, was_killed: bool) {
-        self.look();
-        let instance = sandbox.held_instance();
-        let gone = self.subjects.values_mut().filter(|subject| &*subject.id == name && !subject.is_there());
-        gone.for_each(|subject| subject.has_ended(instance, was_killed));
-        self.settle_all();
-    }
-
     /// Whether every sandbox that was added is removed, and no store is watched whose sandboxes are still to come.
     pub fn is_over(&self) -> bool {
         let more = self.stored.as_ref().is_some_and(Stored::has_future);
         self.queue.is_empty() && self.subjects.is_empty() && !more
     }
 
-    /// What is known to have been counted in a sandbox, since its cgroups were made; those of one that is gone until its
-    /// removal is told.
-    pub fn last_counts(&self, name: &str) -> Vec<LastCounts> {
-        let named = self.subjects.values().filter(|subject| &*subject.id == name);
-        named.flat_map(Subject::last).collect()
-    }
-
     fn next_key(&mut self) -> u32 {
         self.next = self.next.wrapping_add(1);
         self.next
-    }
-
-    fn insert(&mut self, subject: Subject) -> Result<()> {
-        for (hierarchy, path) in subject.slices() {
-            if let Some(key) = self.slice_of(path) {
-                self.settle(key);
-            } else {
-                self.next = self.next.wrapping_add(1);
-                let slice = Slice::new(self.next, &subject.host, hierarchy, path, &mut self.kit);
-                self.slices.insert(self.next, slice);
-            }
-        }
-        self.subjects.insert(subject.key, subject);
-        Ok(())
-    }
-
-    fn slice_of(&self, path: &str) -> Option<u32> {
-        self.slices.iter().find(|(_, slice)| slice.path == path).map(|(key, _)| *key)
     }
 
     /// Rings when something is to be looked at that nobody tells of.
@@ -351,8 +289,7 @@ impl Events {
 
     fn take_told(&mut self) {
         let mut told = std::mem::take(&mut self.told);
-        let Some(inotify) = &self.kit.watches.inotify else { return };
-        if let Err(errno) = watch::read_told(inotify, &mut told) {
+        if let Err(errno) = watch::read_told(&self.kit.watches.inotify, &mut told) {
             self.queue.push_back(Err(failed("cannot read what has changed", errno)));
         }
         let mut concerned = std::mem::take(&mut self.concerned);
@@ -368,7 +305,6 @@ impl Events {
             for whom in &concerned {
                 match whom {
                     Whom::Sandbox(key) => self.look_at(*key),
-                    Whom::Slice(key) => self.settle(*key),
                     Whom::Store => self.take_stored(line.name, line.flags),
                     Whom::Spool => self.take_spool(),
                 }
@@ -400,8 +336,7 @@ impl Events {
         let Some(subject) = self.subjects.get_mut(&key) else { return };
         match word {
             LastWord::Counted(last) => {
-                let by = subject.hear(&last);
-                self.explain(key, by);
+                subject.hear(&last);
                 self.tell(key);
             }
             LastWord::Removed => self.end(key),
@@ -421,84 +356,11 @@ impl Events {
     }
 
     fn look_at(&mut self, key: u32) {
-        let vanished = self.read(key);
-        // Without inotify nothing tells of the slice, and how the last process ended is still to be said.
-        let is_one = self.kit.watches.inotify.is_none();
-        if is_one && self.subjects.get(&key).is_some_and(Subject::is_there) || !is_one && vanished {
-            self.settle_all();
+        let Some(subject) = self.subjects.get_mut(&key) else { return };
+        if let Err(error) = subject.look(&mut self.kit) {
+            self.queue.push_back(Err(error));
         }
         self.tell(key);
-    }
-
-    /// Reads what there is of a sandbox; whether a cgroup of it has vanished.
-    fn read(&mut self, key: u32) -> bool {
-        let Some(subject) = self.subjects.get_mut(&key) else { return false };
-        match subject.look(&mut self.kit) {
-            Ok((by, vanished)) => {
-                self.explain(key, by);
-                vanished
-            }
-            Err(error) => {
-                self.queue.push_back(Err(error));
-                false
-            }
-        }
-    }
-
-    /// These kills are in the counters of its slice too.
-    fn explain(&mut self, key: u32, kills: u64) {
-        let Some(subject) = self.subjects.get(&key).filter(|_| kills > 0) else { return };
-        for slice in self.slices.values_mut() {
-            if subject.is_in(&slice.path) {
-                slice.explain(kills);
-            }
-        }
-    }
-
-    /// Finds out whose kills those are that a slice has counted and no scope that is there.
-    fn settle(&mut self, key: u32) {
-        let Self { kit, slices, subjects, queue, .. } = self;
-        let Some(slice) = slices.get_mut(&key) else { return };
-        let mut total = slice.count(kit);
-        loop {
-            // Between two readings that are the same, so that all of them are of one moment.
-            for subject in subjects.values_mut() {
-                if !subject.is_in(&slice.path) {
-                    continue;
-                }
-                match subject.look(kit) {
-                    Ok((by, _)) => slice.explain(by),
-                    Err(error) => queue.push_back(Err(error)),
-                }
-            }
-            let again = slice.count(kit);
-            if again == total {
-                break;
-            }
-            total = again;
-        }
-        let mut left = total.map_or(0, |total| slice.settle(total));
-        for subject in subjects.values_mut().filter(|subject| subject.is_in(&slice.path)) {
-            // As far as is known it is one: if more were killed at once, they are told as one.
-            // A slice that went at once with its last scope says nothing, and the end of the process has to do.
-            let is_likely = left > 0 || total.is_none() && subject.was_killed;
-            if is_likely && subject.may_lack_a_kill() {
-                subject.credit();
-                left = left.saturating_sub(1);
-            }
-            subject.is_settled();
-            subject.tell(queue);
-        }
-    }
-
-    fn settle_all(&mut self) {
-        let mut after = 0;
-        while let Some((key, _)) = self.slices.range(after..).next() {
-            let key = *key;
-            self.settle(key);
-            let Some(next) = key.checked_add(1) else { break };
-            after = next;
-        }
     }
 
     /// Tells what is new of a sandbox, and that it is removed if it ends with its cgroup.
@@ -534,7 +396,7 @@ impl Events {
         for trigger in triggers {
             subject.add_pressure(&trigger, &mut self.kit)?;
         }
-        self.insert(subject)?;
+        self.subjects.insert(key, subject);
         self.look_at(key);
         Ok(())
     }

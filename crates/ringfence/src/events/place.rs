@@ -68,26 +68,12 @@ pub(super) struct Kit {
     pub(super) buffer: Vec<u8>,
 }
 
-/// What became of a place since it was looked at before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
-    /// There is no cgroup, and was none.
-    Nothing,
-    Living,
-    /// The cgroup is gone, or another one has its path. It was read when everything inside was dead.
-    Gone,
-    /// The same, and what was counted last was not read.
-    Lost,
-}
-
 #[derive(Debug)]
 pub(super) struct Place {
     /// The number of the sandbox.
     key: u32,
     host: Arc<Host>,
     path: String,
-    /// systemd removes it without a word, when the last process has ended.
-    pub(super) is_scope: bool,
     /// With the hierarchies in which they are.
     files: Vec<(usize, File)>,
     /// The hierarchy by whose directory it is known whether the cgroup is there.
@@ -116,19 +102,16 @@ struct Live {
     is_whole: bool,
     populated: bool,
     frozen: bool,
-    /// All that was inside is dead.
-    is_final: bool,
 }
 
 impl Place {
     /// A place where a cgroup is, or will be.
-    pub(super) fn new(key: u32, host: &Arc<Host>, path: &str, is_scope: bool, kit: &mut Kit) -> Result<Self> {
+    pub(super) fn new(key: u32, host: &Arc<Host>, path: &str, kit: &mut Kit) -> Result<Self> {
         let reference = reference(host, path);
         let mut place = Self {
             key,
             host: Arc::clone(host),
             path: path.to_owned(),
-            is_scope,
             files: files(host, reference),
             reference,
             way: Vec::new(),
@@ -164,13 +147,6 @@ impl Place {
         self.live.as_ref().is_some_and(|live| live.frozen)
     }
 
-    /// The slice of a scope, in whose counters are those of its scopes (v2).
-    pub(super) fn slice(&self) -> Option<(usize, &str)> {
-        let (index, memory) = self.host.hierarchy_of(Controller::Memory)?;
-        let slice = self.path.rsplit_once('/')?.0;
-        (self.is_scope && memory.version == Version::V2).then_some((index, slice))
-    }
-
     /// Looks soon, and soon again.
     pub(super) fn hurry(&mut self) {
         self.hurried = HURRIED;
@@ -203,30 +179,24 @@ impl Place {
         triggers: &[PressureTrigger],
         kit: &mut Kit,
         grown: &mut Counts,
-    ) -> Result<Found> {
+    ) -> Result<()> {
         if let Some(live) = &self.live
             && let Some(oom) = &live.oom
             && watch::lower(oom)
         {
             self.hurry();
         }
-        let mut found = Found::Nothing;
-        if let Some(live) = &self.live {
-            let gone = if live.is_final { Found::Gone } else { Found::Lost };
-            found = if self.read(kit, grown) { Found::Living } else { gone };
-        }
+        self.read(kit, grown);
         if !self.is_there() {
             self.walk(kit)?;
             if self.open(triggers, kit)? {
                 // All that it has counted happened since we looked before.
                 self.hurry();
-                if self.read(kit, grown) && found == Found::Nothing {
-                    found = Found::Living;
-                }
+                self.read(kit, grown);
             }
         }
         self.pace();
-        Ok(found)
+        Ok(())
     }
 
     /// When to look again.
@@ -246,9 +216,9 @@ impl Place {
         self.again = (self.pace < PACE || !is_told).then(|| now + self.pace);
     }
 
-    /// False if the cgroup is gone.
-    fn read(&mut self, kit: &mut Kit, grown: &mut Counts) -> bool {
-        let Some(live) = &mut self.live else { return false };
+    /// Reads all files, and closes them if the cgroup is gone.
+    fn read(&mut self, kit: &mut Kit, grown: &mut Counts) {
+        let Some(live) = &mut self.live else { return };
         if !live.is_whole {
             live.open_missing(self.key, &self.host, &self.path, &self.files, kit);
         }
@@ -298,20 +268,12 @@ impl Place {
         let by = live.last.counts.advance(&now);
         grown.add(&by);
         if is_gone {
-            self.leave(kit);
-            return false;
+            return self.leave(kit);
         }
         if by.oom_kill.is_some() {
             self.hurried = 0;
-        } else if self.is_scope && by.memory_max.is_some() {
-            // Somebody may be killed for it, and systemd removes the cgroup behind the last one.
-            self.hurried = HURRIED;
-            self.again = self.again.or_else(|| Some(Instant::now() + HURRY));
         }
-        // Whether it is populated was read before the counters were.
-        live.is_final = !populated && (live.populated || live.is_final);
         (live.populated, live.frozen) = (populated, frozen);
-        true
     }
 
     /// Takes in what somebody else has read last.
@@ -331,36 +293,6 @@ impl Place {
         let mut new = LastCounts { instance: last.instance, counts: Counts::default() };
         grown.add(&new.counts.advance(&last.counts));
         self.keep(new);
-    }
-
-    /// Whether somebody may have been killed for want of memory in the cgroup that is gone, of which nothing is known: it was
-    /// at its limit when it was read last.
-    pub(super) fn may_lack_a_kill(&self, was_killed: bool) -> bool {
-        let counts = self.known.last().map(|last| last.counts).unwrap_or_default();
-        self.slice().is_some()
-            && (was_killed || counts.memory_max.is_some_and(|count| count > 0))
-            && counts.oom_kill.is_none_or(|count| count == 0)
-    }
-
-    /// A cgroup of it ended before it was seen.
-    pub(super) fn was_missed(&mut self, instance: u64) -> bool {
-        let is_missed = self.last().all(|last| last.instance != instance);
-        if is_missed {
-            self.keep(LastCounts { instance, counts: Counts::default() });
-        }
-        is_missed
-    }
-
-    /// What is known to have been counted without having been read.
-    pub(super) fn credit(&mut self, oom_kills: u64) {
-        if let Some(last) = self.known.last_mut() {
-            last.counts.add(&Counts { oom_kill: Some(oom_kills), ..Counts::default() });
-        }
-    }
-
-    /// The last counters of all its cgroups that are known.
-    pub(super) fn last(&self) -> impl Iterator<Item = LastCounts> {
-        self.known.iter().copied().chain(self.live.as_ref().map(|live| live.last))
     }
 
     fn keep(&mut self, last: LastCounts) {
@@ -399,7 +331,6 @@ impl Place {
             is_whole: false,
             populated: false,
             frozen: false,
-            is_final: false,
         };
         live.open_missing(self.key, &self.host, &self.path, &self.files, kit);
         self.live = Some(live);

@@ -5,19 +5,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counts::{Counts, LastCounts};
-use super::place::{Found, Kit, Place};
+use super::place::{Kit, Place};
 use super::trigger::PressureTrigger;
 use super::{Event, What, now_us};
 use crate::error::Result;
 use crate::host::Host;
-use crate::kernel::proc::ProcessIdentity;
 use crate::sandbox::State;
 
 #[derive(Debug)]
 pub(super) struct Subject {
     pub(super) key: u32,
     pub(super) id: Arc<str>,
-    pub(super) host: Arc<Host>,
+    host: Arc<Host>,
     places: Vec<Place>,
     pub(super) triggers: Vec<PressureTrigger>,
     /// Nobody else says that it is removed.
@@ -26,11 +25,6 @@ pub(super) struct Subject {
     pub(super) was_there: bool,
     /// What was heard of it where there is no place to look at.
     heard: Vec<LastCounts>,
-    /// A process that answers for it.
-    holder: Option<ProcessIdentity>,
-    /// A scope of it has ended since that was told, and nobody has read what it had counted.
-    vanished: bool,
-    pub(super) was_killed: bool,
     grown: Counts,
     populated: bool,
     frozen: bool,
@@ -39,13 +33,11 @@ pub(super) struct Subject {
 impl Subject {
     pub(super) fn new(key: u32, name: &str, host: &Arc<Host>, state: &State, kit: &mut Kit) -> Result<Self> {
         let mut subject = Self::unseen(key, name, host);
-        subject.holder = state.holder.clone();
         for state in [Some(state), state.apart.as_deref()].into_iter().flatten() {
             if state.cgroup.is_empty() {
                 continue;
             }
-            let is_scope = state.path.as_systemd().is_some_and(|unit| !unit.is_slice());
-            match Place::new(key, host, &state.cgroup, is_scope, kit) {
+            match Place::new(key, host, &state.cgroup, kit) {
                 Ok(place) => subject.places.push(place),
                 Err(error) => {
                     subject.close(kit);
@@ -67,9 +59,6 @@ impl Subject {
             ends_with_cgroup: false,
             was_there: false,
             heard: Vec::new(),
-            holder: None,
-            vanished: false,
-            was_killed: false,
             grown: Counts::default(),
             populated: false,
             frozen: false,
@@ -107,84 +96,33 @@ impl Subject {
         self.places.iter().filter_map(|place| place.again).min()
     }
 
-    /// The slices that count with it.
-    pub(super) fn slices(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.places.iter().filter_map(Place::slice)
-    }
-
-    pub(super) fn is_in(&self, slice: &str) -> bool {
-        self.slices().any(|(_, path)| path == slice)
-    }
-
-    /// Reads everything: the kills that are new, and whether a scope has ended.
-    pub(super) fn look(&mut self, kit: &mut Kit) -> Result<(u64, bool)> {
-        let mut grown = Counts::default();
+    /// Reads everything.
+    pub(super) fn look(&mut self, kit: &mut Kit) -> Result<()> {
         let mut looked = Ok(());
         for place in &mut self.places {
-            match place.look(&self.triggers, kit, &mut grown) {
-                Ok(found) => {
-                    self.was_there |= found != Found::Nothing;
-                    self.vanished |= found == Found::Lost && !is_supervised(&self.holder);
-                }
-                Err(error) => looked = Err(error),
-            }
+            let found = place.look(&self.triggers, kit, &mut self.grown);
+            self.was_there |= place.is_there();
+            looked = looked.and(found);
         }
-        self.grown.add(&grown);
-        looked.map(|()| (grown.oom_kill.unwrap_or(0), self.vanished))
+        looked
     }
 
-    /// Takes in what was read last by whoever removes it: the kills that are new.
-    pub(super) fn hear(&mut self, last: &LastCounts) -> u64 {
+    /// Takes in what was read last by whoever removes it.
+    pub(super) fn hear(&mut self, last: &LastCounts) {
         self.was_there = true;
-        let mut grown = Counts::default();
-        if !self.places.iter_mut().any(|place| place.hear(last, &mut grown)) {
-            match self.places.first_mut() {
-                Some(place) => place.hear_of(last, &mut grown),
+        if self.places.iter_mut().any(|place| place.hear(last, &mut self.grown)) {
+            return;
+        }
+        match self.places.first_mut() {
+            Some(place) => place.hear_of(last, &mut self.grown),
+            None => match self.heard.iter_mut().find(|known| known.instance == last.instance) {
+                Some(known) => self.grown.add(&known.counts.advance(&last.counts)),
                 None => {
-                    let known = self.heard.iter_mut().find(|known| known.instance == last.instance);
-                    match known {
-                        Some(known) => grown = known.counts.advance(&last.counts),
-                        None => {
-                            self.heard.push(*last);
-                            grown = Counts::default().advance(&last.counts);
-                        }
-                    }
+                    self.heard.push(*last);
+                    self.grown.add(&Counts::default().advance(&last.counts));
                 }
-            }
+            },
         }
-        self.grown.add(&grown);
-        grown.oom_kill.unwrap_or(0)
-    }
-
-    /// Its scope has ended, this one, whether it was seen or not, and the process that was waited for was killed.
-    pub(super) fn has_ended(&mut self, instance: Option<u64>, was_killed: bool) {
-        self.was_killed = was_killed;
-        if let Some((place, instance)) = self.places.iter_mut().find(|place| place.is_scope).zip(instance) {
-            self.vanished |= place.was_missed(instance);
-        }
-    }
-
-    /// Whether one that its slice has counted may have been killed in it.
-    pub(super) fn may_lack_a_kill(&self) -> bool {
-        self.vanished && self.places.iter().any(|place| place.may_lack_a_kill(self.was_killed))
-    }
-
-    /// What it lacks is known.
-    pub(super) fn is_settled(&mut self) {
-        self.vanished = false;
-    }
-
-    /// One was killed in the scope that has ended.
-    pub(super) fn credit(&mut self) {
-        let was_killed = self.was_killed;
-        if let Some(place) = self.places.iter_mut().find(|place| place.may_lack_a_kill(was_killed)) {
-            place.credit(1);
-            self.grown.add(&Counts { oom_kill: Some(1), ..Counts::default() });
-        }
-    }
-
-    pub(super) fn last(&self) -> impl Iterator<Item = LastCounts> {
-        self.places.iter().flat_map(Place::last).chain(self.heard.iter().copied())
     }
 
     /// Tells what has changed since this was told.
@@ -212,9 +150,4 @@ impl Subject {
     pub(super) fn close(&mut self, kit: &mut Kit) {
         self.places.iter_mut().for_each(|place| place.close(kit));
     }
-}
-
-/// Whether another process will say what was counted: a `run` that waits for its command.
-fn is_supervised(holder: &Option<ProcessIdentity>) -> bool {
-    holder.as_ref().is_some_and(|holder| holder.pid != std::process::id() && holder.is_alive())
 }

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 
-use rustix::event::epoll::EventFlags;
 use rustix::fs::inotify::WatchFlags;
-use rustix::io::{Errno, Result};
+use rustix::io::Result;
 
 use crate::kernel::watch;
 
@@ -23,8 +21,6 @@ pub(super) struct Interest {
 pub(super) enum Whom {
     /// A sandbox is to be looked at.
     Sandbox(u32),
-    /// The counters of a slice are to be settled.
-    Slice(u32),
     /// The state directory.
     Store,
     /// What is told to us of the sandboxes in it.
@@ -35,41 +31,26 @@ pub(super) enum Whom {
 /// interest in it.
 #[derive(Debug)]
 pub(super) struct Watches {
-    /// None: the files of sandboxes are waited for by themselves, as long as they are open, and nothing else is.
-    pub(super) inotify: Option<OwnedFd>,
-    epoll: Arc<OwnedFd>,
+    pub(super) inotify: OwnedFd,
     by_number: BTreeMap<i32, Vec<Interest>>,
 }
 
-/// What has no number.
-const NONE: i32 = -1;
-
 impl Watches {
-    pub(super) fn new(epoll: &Arc<OwnedFd>, inotify: Option<OwnedFd>) -> Self {
-        Self { inotify, epoll: Arc::clone(epoll), by_number: BTreeMap::new() }
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self { inotify: watch::inotify()?, by_number: BTreeMap::new() })
     }
 
     /// A file whose contents change.
     pub(super) fn file(&mut self, open: impl AsFd, whom: Whom) -> Result<i32> {
-        let Some(inotify) = &self.inotify else {
-            let Whom::Sandbox(key) = whom else { return Ok(NONE) };
-            let data = u64::from(key) + super::FIRST;
-            return match watch::add(&*self.epoll, open, data, EventFlags::PRI | EventFlags::ET) {
-                // The kernel does not tell of it.
-                Err(Errno::PERM) => Ok(NONE),
-                added => added.map(|()| NONE),
-            };
-        };
-        let number = watch::watch(inotify, open, WatchFlags::MODIFY)?;
+        let number = watch::watch(&self.inotify, open, WatchFlags::MODIFY)?;
         self.add(number, Interest { whom, name: None });
         Ok(number)
     }
 
     /// What comes and goes in a directory under this name.
     pub(super) fn directory(&mut self, open: impl AsFd, whom: Whom, name: Option<&str>) -> Result<i32> {
-        let Some(inotify) = &self.inotify else { return Ok(NONE) };
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
-        let number = watch::watch(inotify, open, flags)?;
+        let number = watch::watch(&self.inotify, open, flags)?;
         self.add(number, Interest { whom, name: name.map(|name| name.as_bytes().into()) });
         Ok(number)
     }
@@ -86,9 +67,7 @@ impl Watches {
             all.retain(|interest| interest.whom != whom);
             if all.is_empty() {
                 self.by_number.remove(&number);
-                if let Some(inotify) = &self.inotify {
-                    watch::unwatch(inotify, number);
-                }
+                watch::unwatch(&self.inotify, number);
             }
         }
     }

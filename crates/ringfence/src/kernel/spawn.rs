@@ -41,6 +41,16 @@ pub(crate) struct Inside<'a> {
     pub(crate) join: &'a [OwnedFd],
 }
 
+/// What the child does before it comes to exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    Not,
+    /// For somebody to put it into its cgroup.
+    ForLeave,
+    /// For its end: it never executes anything.
+    ForEver,
+}
+
 /// What the child was doing when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -69,15 +79,30 @@ impl Stage {
 
 /// Starts the image inside; returns when it has been executed.
 pub(crate) fn spawn(image: &Image, inside: &Inside<'_>) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
-    start(image, inside, false)?.executed()
+    start(image, inside, Waits::Not)?.executed()
 }
 
 /// Makes the child and has it wait where it is, for somebody else to put it into its cgroup.
 pub(crate) fn hold(image: &Image) -> Result<Started, (Stage, Errno)> {
-    start(image, &Inside { unified: None, join: &[] }, true)
+    start(image, &Inside { unified: None, join: &[] }, Waits::ForLeave)
 }
 
-fn start(image: &Image, inside: &Inside<'_>, waits: bool) -> Result<Started, (Stage, Errno)> {
+/// Makes a child that does nothing but live until it is dropped, or this process ends. It executes nothing, so that it
+/// costs no more than a fork, keeps none of our descriptors open, and hears no signal but SIGKILL and SIGSTOP.
+pub(crate) fn placeholder() -> Result<Started, (Stage, Errno)> {
+    let image = Image {
+        program: CString::default(),
+        argv: Vec::new(),
+        envp: Vec::new(),
+        directory: None,
+        stdio: [None, None, None],
+        new_session: false,
+        parent_death_signal: None,
+    };
+    start(&image, &Inside { unified: None, join: &[] }, Waits::ForEver)
+}
+
+fn start(image: &Image, inside: &Inside<'_>, waits: Waits) -> Result<Started, (Stage, Errno)> {
     let fork_failed = |errno| (Stage::Fork, errno);
     // In a caller that has closed its standard descriptors it would be one of these, which the child is about to replace.
     let pipe = || {
@@ -85,7 +110,7 @@ fn start(image: &Image, inside: &Inside<'_>, waits: bool) -> Result<Started, (St
         Ok((rustix::io::fcntl_dupfd_cloexec(reader, 3)?, rustix::io::fcntl_dupfd_cloexec(writer, 3)?))
     };
     let (reader, writer) = pipe().map_err(fork_failed)?;
-    let gate = if waits { Some(pipe().map_err(fork_failed)?) } else { None };
+    let gate = if waits != Waits::Not { Some(pipe().map_err(fork_failed)?) } else { None };
     let argv = pointers(&image.argv);
     let envp = pointers(&image.envp);
     let join: Vec<RawFd> = inside.join.iter().map(AsRawFd::as_raw_fd).collect();
@@ -101,6 +126,7 @@ fn start(image: &Image, inside: &Inside<'_>, waits: bool) -> Result<Started, (St
         stdio,
         report,
         gate: both,
+        is_placeholder: waits == Waits::ForEver,
         sign: sign.as_ref(),
     };
 
@@ -294,6 +320,7 @@ struct Child<'a> {
     report: RawFd,
     /// The end that it reads, for leave to go on, and its copy of the one that is written.
     gate: Option<(RawFd, RawFd)>,
+    is_placeholder: bool,
     sign: Option<&'a Sign>,
 }
 
@@ -315,6 +342,10 @@ impl Child<'_> {
     /// Everything up to and including exec, which only returns to say why it failed.
     fn prepare(&self) -> Result<(u8, Errno), (u8, Errno)> {
         if let Some((inner, outer)) = self.gate {
+            if self.is_placeholder {
+                // SAFETY: nothing of what this process has open is used any more but `inner`.
+                unsafe { become_placeholder(inner) };
+            }
             let mut leave = 0_u8;
             // SAFETY: async-signal-safe calls on descriptors of this process and a local buffer.
             let read = unsafe {
@@ -326,7 +357,7 @@ impl Child<'_> {
                     }
                 }
             };
-            if read != 1 {
+            if read != 1 || self.is_placeholder {
                 // Nobody is there any more to put us where we belong.
                 return Err((1, Errno::CANCELED));
             }
@@ -363,6 +394,30 @@ impl Child<'_> {
             libc::execve(self.image.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
         }
         Ok((4, last_errno()))
+    }
+}
+
+/// Closes everything but one descriptor, blocks all signals, and takes a name by which it is known.
+///
+/// # Safety
+/// Async-signal-safe. Other descriptors must not be used afterwards.
+unsafe fn become_placeholder(kept: RawFd) {
+    let kept = kept.unsigned_abs();
+    // SAFETY: plain system calls, with pointers to constants and locals.
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, c"ringfence-hold".as_ptr());
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, null_mut());
+        let below = kept == 0 || libc::syscall(libc::SYS_close_range, 0, kept - 1, 0) == 0;
+        if below && libc::syscall(libc::SYS_close_range, kept + 1, u32::MAX, 0) == 0 {
+            return;
+        }
+        // Before Linux 5.9.
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        let most = u32::try_from(limit.rlim_cur).unwrap_or(u32::MAX).min(1 << 16);
+        (0..most).filter(|fd| *fd != kept).for_each(|fd| _ = libc::close(fd.cast_signed()));
     }
 }
 

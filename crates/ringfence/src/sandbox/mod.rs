@@ -32,6 +32,7 @@ pub use diff::Difference;
 pub use layout::{EachThread, Part};
 pub use leftovers::Leftover;
 pub use pinning::{Pin, TakenCpus};
+pub use processes::Hold;
 use processes::part_path;
 use separate::Second;
 pub use state::{Phase, STATE_VERSION, State};
@@ -42,9 +43,10 @@ use crate::cgroup::{Cgroup, Filter, Outcome, Remaining, send, stop_default_slice
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::{Counts, Hearer, Hearers, LastWord};
+use crate::events::{Counts, Hearer, Hearers, LastCounts, LastWord};
 use crate::explain::{Explanation, Key};
 use crate::host::Host;
+use crate::kernel::poll::Deadline;
 use crate::kernel::proc::ProcessIdentity;
 use crate::path::CgroupPath;
 use crate::plan::{Plan, Unsupported, Want};
@@ -382,21 +384,18 @@ impl Sandbox {
         &self.host
     }
 
-    /// By which number the cgroup is known that was there last, though it may be gone.
-    pub(crate) fn held_instance(&self) -> Option<u64> {
-        self.held()?.instance()
-    }
-
     /// How often what [`Events`](crate::Events) tell of has happened in the cgroup that is there now, and in that of a separate
     /// overhead.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
-        for one in [Some(self), self.apart.as_deref()].into_iter().flatten() {
-            if let Some(last) = one.held().and_then(|cgroup| cgroup.counted()) {
-                counts.add(&last.counts);
-            }
-        }
+        self.last_counts().for_each(|last| counts.add(&last.counts));
         counts
+    }
+
+    /// The same of each by itself.
+    fn last_counts(&self) -> impl Iterator<Item = LastCounts> {
+        let both = std::iter::once(self).chain(self.apart.as_deref());
+        both.filter_map(|one| one.held()?.counted())
     }
 
     /// Whom to tell what was counted before it is removed, and that it is.
@@ -419,9 +418,12 @@ impl Sandbox {
 
     fn own_kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
         let state = self.locked();
-        match self.present(&state)? {
-            Some(cgroup) => cgroup.kill(timeout),
-            None => Ok(BTreeSet::new()),
+        let Some(cgroup) = self.present(&state)? else { return Ok(BTreeSet::new()) };
+        // Whoever supervises it has still to read what was counted, and removes it then.
+        let is_supervised = state.holder.as_ref().is_some_and(ProcessIdentity::is_alive);
+        match state.held_by().filter(|_| is_supervised) {
+            Some(spared) => cgroup.kill_others(spared, timeout),
+            None => cgroup.kill(timeout),
         }
     }
 
@@ -446,21 +448,31 @@ impl Sandbox {
             }
             return Ok(outcome);
         };
-        let remaining = match (remaining, state.placeholder.as_ref().filter(|process| process.is_alive())) {
+        let deadline = Deadline::after(timeout);
+        let mut killed = BTreeSet::new();
+        let remaining = match (remaining, state.held_by()) {
+            // So that what is counted last is read while systemd does not remove it yet.
+            (Remaining::Kill, Some(spared)) => {
+                killed = cgroup.kill_others(spared, timeout / 2).unwrap_or_default();
+                Remaining::Kill
+            }
             (Remaining::Refuse | Remaining::Drain, Some(only))
-                if cgroup.processes()? == BTreeSet::from([only.pid]) =>
+                if cgroup.processes()? == BTreeSet::from([only]) =>
             {
                 Remaining::Kill
             }
-            (Remaining::Drain, Some(held)) if cgroup.processes()?.contains(&held.pid) => {
+            (Remaining::Drain, Some(held)) if cgroup.processes()?.contains(&held) => {
                 // It has nothing to live on for.
-                send(held.pid, Signal::KILL);
+                send(held, Signal::KILL);
                 Remaining::Drain
             }
             (remaining, _) => remaining,
         };
         let mut tell = |last| self.hearers.tell(LastWord::Counted(last));
-        cgroup.destroy_telling(remaining, timeout, &mut tell).inspect_err(|_| state.phase = Phase::Ready)
+        let destroyed = cgroup.destroy_telling(remaining, deadline.left(), &mut tell);
+        let mut outcome = destroyed.inspect_err(|_| state.phase = Phase::Ready)?;
+        outcome.killed.append(&mut killed);
+        Ok(outcome)
     }
 
     /// The cgroup as a whole.

@@ -10,6 +10,7 @@ use crate::cgroup::{Cgroup, Child, Command};
 use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::proc::ProcessIdentity;
+use crate::kernel::spawn::{self, Started};
 
 impl Sandbox {
     /// The processes inside, and in a separate overhead.
@@ -125,8 +126,27 @@ impl Sandbox {
     pub fn hold(&self, command: &Command) -> Result<Child> {
         let part = self.default_part().filter(|_| self.apart.is_none());
         let child = self.spawn_in(part, command)?;
-        self.locked().placeholder = ProcessIdentity::of(child.pid());
+        self.is_held_by(child.pid());
         Ok(child)
+    }
+
+    /// The same for as long as the [`Hold`] lives, by a process that executes nothing: a fork of this one that costs next to
+    /// nothing. It keeps what the kernel has counted inside to be read when the last other process has ended, which
+    /// [`Sandbox::destroy`] does: without it, systemd removes the cgroup at that moment. It is one task more for
+    /// `pids.limit`. A separate overhead is held by itself: [`Sandbox::overhead`].
+    pub fn hold_meanwhile(&self) -> Result<Hold> {
+        let waiting = spawn::placeholder().map_err(|(_, errno)| {
+            Error::new(ErrorKind::Kernel, "cannot fork a process that holds the sandbox").with_errno(errno)
+        })?;
+        let part = self.default_part().filter(|_| self.apart.is_none());
+        self.join_here(part, &[waiting.pid()])?;
+        self.is_held_by(waiting.pid());
+        Ok(Hold(waiting))
+    }
+
+    fn is_held_by(&self, pid: u32) {
+        spare(pid);
+        self.locked().placeholder = ProcessIdentity::of(pid);
     }
 
     /// A closure for `pre_exec` of std's and tokio's `Command`.
@@ -138,6 +158,20 @@ impl Sandbox {
         let part = state.parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
         seat(&self.present_or_not_found(&state)?, &state, part)?.join_hook()
     }
+}
+
+/// Keeps a scope of systemd, and what the kernel counts in it, until it is dropped or this process ends. See
+/// [`Sandbox::hold_meanwhile`].
+#[derive(Debug)]
+pub struct Hold(
+    // Killed and collected when it is dropped.
+    #[expect(dead_code)] Started,
+);
+
+/// Has the kernel kill everything else first when memory runs out. Without CAP_SYS_RESOURCE it refuses: then it dies with
+/// the others where `memory.oom.group` is set, or if it is the biggest.
+fn spare(pid: u32) {
+    _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-1000");
 }
 
 /// How often a scope may start or end at the very moment at which it is asked for.

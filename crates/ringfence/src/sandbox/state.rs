@@ -136,6 +136,11 @@ pub(super) struct Anew {
 }
 
 impl State {
+    /// The PID of what keeps a scope alive, while it does.
+    pub(super) fn held_by(&self) -> Option<u32> {
+        self.placeholder.as_ref().filter(|process| process.is_alive()).map(|process| process.pid)
+    }
+
     /// The paths of the parts, and of the overhead where it is separate.
     pub fn part_paths(&self) -> BTreeMap<Part, String> {
         let apart = self.apart.iter().map(|apart| (Part::Overhead, apart.cgroup.clone()));

@@ -16,7 +16,7 @@ use super::begun::Ahead;
 use super::ownership::is_ours;
 use super::{Begun, ChangeOptions, Claim, Part, Sandbox, State, TakenCpus};
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::{LastCounts, LastWord, announce};
+use crate::events::{LastWord, announce};
 use crate::host::Host;
 use crate::kernel::poll::Deadline;
 use crate::path::SandboxId;
@@ -305,9 +305,9 @@ impl Entry {
         }));
     }
 
-    /// Tells them what was counted in a cgroup of the sandbox that is gone.
-    pub fn tell_watchers(&self, last: LastCounts) {
-        announce(&self.directory, &self.id, LastWord::Counted(last));
+    /// Tells them what was counted until now, before the cgroup goes that nothing holds any more.
+    pub fn tell_watchers_now(&self, sandbox: &Sandbox) {
+        sandbox.last_counts().for_each(|last| announce(&self.directory, &self.id, LastWord::Counted(last)));
     }
 
     /// Removes the state, and tells those that watch the store; the lock goes when this is dropped.
