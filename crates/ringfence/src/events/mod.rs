@@ -6,7 +6,9 @@
 //! inside. What it does not tell of (`memory.failcnt` and `pids.events` of v1) is looked at once a second.
 
 mod counts;
+mod event;
 mod farewell;
+mod live;
 mod mailbox;
 mod place;
 mod stored;
@@ -18,14 +20,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventFlags};
 use rustix::fs::inotify::ReadFlags;
-use serde::{Serialize, Serializer};
 
 pub use counts::Counts;
 pub(crate) use counts::LastCounts;
+pub use event::{Event, What};
 pub(crate) use farewell::{Hearer, Hearers, LastWord, announce};
 pub use trigger::{PressureKind, PressureResource, PressureTrigger};
 
@@ -45,72 +47,6 @@ const INOTIFY: u64 = 0;
 const TIMER: u64 = 1;
 const MAILBOX: u64 = 2;
 const FIRST: u64 = 16;
-
-/// Something that happened in a sandbox. Its JSON is a line of the command's `watch`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Event {
-    /// When it was noticed: microseconds of wall-clock time since 1970-01-01 00:00 UTC.
-    pub at_us: u64,
-    /// The name under which the sandbox was [added](Events::add).
-    #[serde(serialize_with = "as_text")]
-    pub id: Arc<str>,
-    /// What happened.
-    #[serde(flatten)]
-    pub what: What,
-}
-
-/// What can happen. A `count` is how often it did since it was told before: the kernel puts into one what comes fast, and
-/// the sum of all counts is exact.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum What {
-    /// Processes were killed because memory ran out. See [`Counts::oom_kill`].
-    OomKill {
-        /// How many.
-        count: u64,
-    },
-    /// Memory went over `memory.high`.
-    MemoryHigh {
-        /// How often.
-        count: u64,
-    },
-    /// Memory was about to go over its limit.
-    MemoryMax {
-        /// How often.
-        count: u64,
-    },
-    /// Memory was reclaimed below `memory.low`.
-    MemoryLow {
-        /// How often.
-        count: u64,
-    },
-    /// A task was not made because there are too many.
-    PidsMax {
-        /// How often.
-        count: u64,
-    },
-    /// Processes run inside.
-    Populated,
-    /// None does any more.
-    Empty,
-    /// Everything inside is stopped.
-    Frozen,
-    /// It runs again.
-    Thawed,
-    /// A threshold of pressure was reached.
-    Pressure {
-        /// Which.
-        trigger: PressureTrigger,
-    },
-    /// The sandbox is removed. Nothing follows.
-    Removed,
-}
-
-fn as_text<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(text)
-}
 
 /// A stream of events of many sandboxes, on one thread.
 ///
@@ -426,9 +362,4 @@ impl Iterator for Events {
 
 fn failed(what: &'static str, errno: rustix::io::Errno) -> Error {
     Error::new(ErrorKind::Kernel, what).with_errno(errno)
-}
-
-fn now_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -4,20 +4,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::EventFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::process::PidfdFlags;
 
 use super::counts::{Counts, LastCounts, flat, reference};
+use super::live::{File, Live, files, is_told};
 use super::mailbox::{Mailbox, PressureThread};
 use super::trigger::PressureTrigger;
 use super::watches::{Watches, Whom};
-use crate::cgroup::members;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{Controller, Host, Version};
-use crate::kernel::dir::{CgroupDir, read_all, write_once};
-use crate::kernel::{proc, watch};
+use crate::host::Host;
+use crate::kernel::dir::{read_all, write_once};
+use crate::kernel::watch;
 
 /// How often, and how soon, is looked again where the kernel tells of something before it has happened.
 const HURRIED: u32 = 32;
@@ -26,37 +24,6 @@ const HURRY: Duration = Duration::from_millis(1);
 const PACE: Duration = Duration::from_secs(1);
 /// Earlier cgroups of the same path whose counters are still known.
 const KNOWN: usize = 8;
-
-/// A kernel file that is kept open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum File {
-    /// v2.
-    CgroupEvents,
-    MemoryEvents,
-    /// v1.
-    OomControl,
-    Failcnt,
-    SwapFailcnt,
-    FreezerState,
-    Procs,
-    /// Both.
-    PidsEvents,
-}
-
-impl File {
-    fn name(self) -> &'static str {
-        match self {
-            Self::CgroupEvents => "cgroup.events",
-            Self::MemoryEvents => "memory.events",
-            Self::OomControl => "memory.oom_control",
-            Self::Failcnt => "memory.failcnt",
-            Self::SwapFailcnt => "memory.memsw.failcnt",
-            Self::FreezerState => "freezer.state",
-            Self::Procs => "cgroup.procs",
-            Self::PidsEvents => "pids.events",
-        }
-    }
-}
 
 /// What all of it needs that waits.
 #[derive(Debug)]
@@ -86,22 +53,6 @@ pub(super) struct Place {
     pace: Duration,
     /// When to look again.
     pub(super) again: Option<Instant>,
-}
-
-/// What is open of a cgroup that is there.
-#[derive(Debug)]
-struct Live {
-    last: LastCounts,
-    files: Vec<(usize, File, OwnedFd)>,
-    watched: Vec<i32>,
-    /// v1: readable when memory ran out, before anybody is killed.
-    oom: Option<OwnedFd>,
-    /// v1: a process inside, and what is readable when it has ended.
-    member: Option<(u32, OwnedFd)>,
-    triggers: Vec<OwnedFd>,
-    is_whole: bool,
-    populated: bool,
-    frozen: bool,
 }
 
 impl Place {
@@ -321,17 +272,7 @@ impl Place {
         let opened = self.host.root(self.reference).and_then(|root| root.open_dir(&self.path));
         let Ok(dir) = opened else { return Ok(false) };
         let instance = rustix::fs::fstat(&dir).map_err(|errno| self.failed("cannot look at", errno))?.st_ino;
-        let mut live = Live {
-            last: LastCounts { instance, counts: Counts::default() },
-            files: Vec::with_capacity(self.files.len()),
-            watched: Vec::new(),
-            oom: None,
-            member: None,
-            triggers: Vec::new(),
-            is_whole: false,
-            populated: false,
-            frozen: false,
-        };
+        let mut live = Live::new(instance);
         live.open_missing(self.key, &self.host, &self.path, &self.files, kit);
         self.live = Some(live);
         for (position, trigger) in triggers.iter().enumerate() {
@@ -373,96 +314,3 @@ impl Place {
 
 const CANNOT_WATCH: &str = "cannot watch the directory";
 const TOO_MANY: &str = "cannot watch any more: raise fs.inotify.max_user_watches (sysctl)";
-
-impl Live {
-    /// Opens what is not open yet: on v1 the directories of a cgroup come one after the other.
-    fn open_missing(&mut self, key: u32, host: &Host, path: &str, files: &[(usize, File)], kit: &mut Kit) {
-        self.is_whole = true;
-        for (hierarchy, file) in files {
-            if self.files.iter().any(|(_, open, _)| open == file) {
-                continue;
-            }
-            let dir = host.root(*hierarchy).and_then(|root| root.open_dir(path));
-            let Ok(dir) = dir else {
-                self.is_whole = false;
-                continue;
-            };
-            // Not every kernel has every file.
-            let Ok(fd) = dir.open(file.name(), OFlags::RDONLY) else { continue };
-            if *file == File::OomControl {
-                self.oom = told_of_oom(key, &dir, &fd, kit).ok();
-            } else if let Ok(number) = kit.watches.file(&fd, Whom::Sandbox(key)) {
-                self.watched.push(number);
-            }
-            self.files.push((*hierarchy, *file, fd));
-        }
-    }
-
-    /// v1: notices when a process inside ends. False where it has ended by now.
-    fn follow(&mut self, key: u32, first: Option<u32>, kit: &Kit) -> bool {
-        if self.member.as_ref().map(|(pid, _)| *pid) == first {
-            // It may have ended, and another one have its PID.
-            let has_ended = |fd: &OwnedFd| {
-                let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
-                rustix::event::poll(&mut fds, Some(&Default::default())).is_ok_and(|ready| ready > 0)
-            };
-            if !self.member.as_ref().is_some_and(|(_, fd)| has_ended(fd)) {
-                return true;
-            }
-        }
-        self.member = None;
-        let Some(pid) = first.and_then(proc::pid) else { return true };
-        let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return false };
-        let data = u64::from(key) + super::FIRST;
-        if watch::add(&*kit.epoll, &fd, data, EventFlags::IN | EventFlags::ET).is_err() {
-            return false;
-        }
-        self.member = first.map(|pid| (pid, fd));
-        true
-    }
-
-    /// v1: in cgroups that somebody made below.
-    fn has_members_below(&self, host: &Host, path: &str, reference: usize) -> bool {
-        let Ok(dir) = host.root(reference).and_then(|root| root.open_dir(path)) else { return false };
-        let mut pids = std::collections::BTreeSet::new();
-        members(&dir, Version::V1, &mut pids).is_ok_and(|()| !pids.is_empty())
-    }
-}
-
-/// v1: a counter that is raised when memory runs out, and when the cgroup is removed.
-fn told_of_oom(key: u32, dir: &CgroupDir, oom_control: &OwnedFd, kit: &Kit) -> rustix::io::Result<OwnedFd> {
-    use std::os::fd::AsRawFd as _;
-    let counter = watch::counter()?;
-    let line = format!("{} {}", counter.as_raw_fd(), oom_control.as_raw_fd());
-    dir.write("cgroup.event_control", &line)?;
-    watch::add(&*kit.epoll, &counter, u64::from(key) + super::FIRST, EventFlags::IN)?;
-    Ok(counter)
-}
-
-/// Whether the kernel says when it changes. It does of `pids.events` of v1 before Linux 6.11 alone, and of `cgroup.procs`
-/// only when somebody joins.
-fn is_told(file: File) -> bool {
-    !matches!(file, File::Failcnt | File::SwapFailcnt | File::Procs)
-}
-
-/// What there is to read of a cgroup.
-fn files(host: &Host, reference: usize) -> Vec<(usize, File)> {
-    let of = |controller| host.hierarchy_of(controller).map(|(index, found)| (index, found.version));
-    let mut files = Vec::new();
-    match host.version_of(reference) {
-        Version::V2 => files.push((reference, File::CgroupEvents)),
-        Version::V1 => files.push((reference, File::Procs)),
-    }
-    match of(Controller::Memory) {
-        Some((index, Version::V2)) => files.push((index, File::MemoryEvents)),
-        Some((index, Version::V1)) => {
-            files.extend([File::OomControl, File::Failcnt, File::SwapFailcnt].map(|file| (index, file)));
-        }
-        None => {}
-    }
-    files.extend(of(Controller::Pids).map(|(index, _)| (index, File::PidsEvents)));
-    if let Some((index, Version::V1)) = of(Controller::Freezer) {
-        files.push((index, File::FreezerState));
-    }
-    files
-}

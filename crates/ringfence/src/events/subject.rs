@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::counts::{Counts, LastCounts};
+use super::event::{Event, What, now_us};
 use super::place::{Kit, Place};
 use super::trigger::PressureTrigger;
-use super::{Event, What, now_us};
 use crate::error::Result;
 use crate::host::Host;
 use crate::sandbox::State;
