@@ -69,13 +69,12 @@ impl Both {
         (child, found.unwrap())
     }
 
+    /// What is inside, but for what `run` holds scopes of systemd with.
     fn pids(&self) -> Vec<u32> {
         let list = self.sandbox.json("ps", &[]);
-        list.as_array()
-            .unwrap()
-            .iter()
-            .map(|task| task["pid"].as_u64().unwrap().try_into().unwrap())
-            .collect()
+        let pids = list.as_array().unwrap().iter().map(|task| task["pid"].as_u64().unwrap() as u32);
+        let name = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        pids.filter(|pid| name(*pid) != "ringfence-hold\n").collect()
     }
 
     fn part_of(&self, pid: u32) -> Value {
