@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use ringfence::{
     Command, Controller, ErrorKind, Event, Events, Host, Limit, PressureTrigger, Remaining, Resources,
-    Sandbox, SandboxConfig, Version, What, null,
+    Sandbox, SandboxConfig, Store, Version, What, null,
 };
 use support::{Guarded, MIB, SOON, by_systemd, path, skip, sleeper};
 
@@ -154,6 +154,37 @@ fn every_one_of_100_kills_is_told_though_the_sandboxes_are_removed_at_once() {
     assert!(by_id.len() == hundred && wrong.is_empty(), "{wrong:?}");
     let removed = told.iter().filter(|event| event.what == What::Removed);
     assert_eq!(removed.count(), hundred);
+}
+
+#[test]
+fn what_was_heard_of_before_it_was_seen_is_told_once_and_watched_from_then_on() {
+    let host = Host::detect().unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let store = Store::new(scratch.path().join("state"));
+    // The first is known before there is a cgroup, the second is not known at all.
+    for is_known in [true, false] {
+        let mut events = Events::new().unwrap();
+        events.add_store(&host, &store, None, &[]).unwrap();
+        let config = SandboxConfig::new(path("heard")).resources(small());
+        let entry = store.lock(&"vm".parse().unwrap(), SOON).unwrap();
+        let intent = Sandbox::intent(&host, &config).unwrap();
+        entry.save(&intent).unwrap();
+        if is_known {
+            assert_eq!(rest(&mut events, Duration::ZERO), []);
+            entry.save(&intent).unwrap();
+        }
+        let vm = Guarded::make(&host, &config);
+        vm.spawn(&oom()).unwrap().wait().unwrap();
+        entry.tell_watchers_now(&vm);
+        assert_eq!(kills(&rest(&mut events, Duration::from_millis(300))), 1);
+        vm.spawn(&oom()).unwrap().wait().unwrap();
+        let told = until(&mut events, |event| matches!(event.what, What::OomKill { .. }));
+        assert_eq!(kills(&told), 1);
+        vm.destroy(Remaining::Kill, SOON).unwrap();
+        entry.remove().unwrap();
+        let told = until(&mut events, |event| event.what == What::Removed);
+        assert_eq!(kills(&told), 0);
+    }
 }
 
 #[test]

@@ -130,6 +130,34 @@ pub(crate) struct LastCounts {
     pub(crate) counts: Counts,
 }
 
+/// Cgroups of a sandbox whose counters are still known, those that are gone too.
+const KNOWN: usize = 16;
+
+/// What was counted in the cgroups of a sandbox, whoever has read it, and how often.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    known: Vec<LastCounts>,
+    /// What is still to be told.
+    pub(super) grown: Counts,
+}
+
+impl Tally {
+    /// Takes over what is new, and says what that is.
+    pub(super) fn count(&mut self, now: &LastCounts) -> Counts {
+        let at = self.known.iter().position(|known| known.instance == now.instance);
+        let new = LastCounts { instance: now.instance, counts: Counts::default() };
+        let mut last = at.map_or(new, |at| self.known.remove(at));
+        let by = last.counts.advance(&now.counts);
+        self.grown.add(&by);
+        // Those that are there are read again and again, and so are never the oldest.
+        if self.known.len() >= KNOWN {
+            self.known.remove(0);
+        }
+        self.known.push(last);
+        by
+    }
+}
+
 /// The hierarchy by whose directory a cgroup is known: v2's where it has one, else that of memory.
 pub(super) fn reference(host: &Host, path: &str) -> usize {
     let unified = host.unified().map(|(index, _)| index);
@@ -202,6 +230,27 @@ mod tests {
             counts.take_pids_events(bytes);
         }
         assert!(counts.is_unknown());
+    }
+
+    #[test]
+    fn what_is_read_twice_is_counted_once() {
+        let mut tally = Tally::default();
+        let last = |instance, kills| {
+            let counts = Counts { oom_kill: Some(kills), ..Counts::default() };
+            LastCounts { instance, counts }
+        };
+        for (instance, kills, new) in
+            [(1, 1, Some(1)), (1, 1, None), (2, 3, Some(3)), (1, 2, Some(1)), (2, 1, None)]
+        {
+            assert_eq!(tally.count(&last(instance, kills)).oom_kill, new);
+        }
+        assert_eq!(tally.grown.oom_kill, Some(5));
+        // What is gone for long is forgotten, what is still read is not.
+        for instance in 10..100 {
+            tally.count(&last(instance, 0));
+            assert_eq!(tally.count(&last(1, 2)).oom_kill, None);
+        }
+        assert!(tally.known.len() <= KNOWN);
     }
 
     #[test]

@@ -7,7 +7,6 @@ use rustix::fs::OFlags;
 use rustix::process::PidfdFlags;
 
 use super::FIRST;
-use super::counts::{Counts, LastCounts};
 use super::place::Kit;
 use super::watches::Whom;
 use crate::cgroup::members;
@@ -49,7 +48,8 @@ impl File {
 /// What is open of a cgroup that is there.
 #[derive(Debug)]
 pub(super) struct Live {
-    pub(super) last: LastCounts,
+    /// The number of its directory.
+    pub(super) instance: u64,
     pub(super) files: Vec<(usize, File, OwnedFd)>,
     pub(super) watched: Vec<i32>,
     /// v1: readable when memory ran out, before anybody is killed.
@@ -63,10 +63,10 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// One of which nothing is open yet, by the number of its directory.
+    /// One of which nothing is open yet.
     pub(super) fn new(instance: u64) -> Self {
         Self {
-            last: LastCounts { instance, counts: Counts::default() },
+            instance,
             files: Vec::new(),
             watched: Vec::new(),
             oom: None,

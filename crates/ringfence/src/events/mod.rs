@@ -32,10 +32,9 @@ pub(crate) use farewell::{Hearer, Hearers, LastWord, announce};
 pub use trigger::{PressureKind, PressureResource, PressureTrigger};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::Host;
 use crate::kernel::poll::Deadline;
 use crate::kernel::watch;
-use crate::sandbox::{Sandbox, State};
+use crate::sandbox::Sandbox;
 use mailbox::{Mailbox, Message};
 use place::Kit;
 use stored::Stored;
@@ -319,22 +318,6 @@ impl Events {
                 subject.say(What::Removed, &mut self.queue);
             }
         }
-    }
-
-    /// Adds a sandbox of a store.
-    fn add_stored(&mut self, name: &str, host: &Arc<Host>, state: &State, is_there: bool) -> Result<()> {
-        let key = self.next_key();
-        let mut subject = Subject::new(key, name, host, state, &mut self.kit)?;
-        if is_there {
-            subject.begin(&mut self.kit)?;
-        }
-        let triggers = self.stored.as_ref().map(Stored::triggers).unwrap_or_default();
-        for trigger in triggers {
-            subject.add_pressure(&trigger, &mut self.kit)?;
-        }
-        self.subjects.insert(key, subject);
-        self.look_at(key);
-        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::counts::{Counts, LastCounts, flat, reference};
+use super::counts::{Counts, LastCounts, Tally, flat, reference};
 use super::live::{File, Live, files, is_told};
 use super::mailbox::{Mailbox, PressureThread};
 use super::trigger::PressureTrigger;
@@ -22,9 +22,6 @@ const HURRIED: u32 = 32;
 const HURRY: Duration = Duration::from_millis(1);
 /// After that, ever more slowly, up to this; and for ever where the kernel tells nothing.
 const PACE: Duration = Duration::from_secs(1);
-/// Earlier cgroups of the same path whose counters are still known.
-const KNOWN: usize = 8;
-
 /// What all of it needs that waits.
 #[derive(Debug)]
 pub(super) struct Kit {
@@ -48,7 +45,6 @@ pub(super) struct Place {
     /// The watches of the directories that lead to it.
     way: Vec<i32>,
     live: Option<Live>,
-    known: Vec<LastCounts>,
     hurried: u32,
     pace: Duration,
     /// When to look again.
@@ -67,7 +63,6 @@ impl Place {
             reference,
             way: Vec::new(),
             live: None,
-            known: Vec::new(),
             hurried: 0,
             pace: PACE,
             again: None,
@@ -77,9 +72,9 @@ impl Place {
     }
 
     /// Takes the cgroup that is there now, if one is, with all that happened in it before.
-    pub(super) fn begin(&mut self, kit: &mut Kit) -> Result<()> {
+    pub(super) fn begin(&mut self, kit: &mut Kit, tally: &mut Tally) -> Result<()> {
         if self.open(&[], kit)? {
-            self.read(kit, &mut Counts::default());
+            self.read(kit, tally);
             self.pace();
         }
         Ok(())
@@ -124,12 +119,12 @@ impl Place {
         Ok(())
     }
 
-    /// Reads everything, and adds what has grown.
+    /// Reads everything.
     pub(super) fn look(
         &mut self,
         triggers: &[PressureTrigger],
         kit: &mut Kit,
-        grown: &mut Counts,
+        tally: &mut Tally,
     ) -> Result<()> {
         if let Some(live) = &self.live
             && let Some(oom) = &live.oom
@@ -137,13 +132,13 @@ impl Place {
         {
             self.hurry();
         }
-        self.read(kit, grown);
+        self.read(kit, tally);
         if !self.is_there() {
             self.walk(kit)?;
             if self.open(triggers, kit)? {
                 // All that it has counted happened since we looked before.
                 self.hurry();
-                self.read(kit, grown);
+                self.read(kit, tally);
             }
         }
         self.pace();
@@ -168,7 +163,7 @@ impl Place {
     }
 
     /// Reads all files, and closes them if the cgroup is gone.
-    fn read(&mut self, kit: &mut Kit, grown: &mut Counts) {
+    fn read(&mut self, kit: &mut Kit, tally: &mut Tally) {
         let Some(live) = &mut self.live else { return };
         if !live.is_whole {
             live.open_missing(self.key, &self.host, &self.path, &self.files, kit);
@@ -216,8 +211,7 @@ impl Place {
                 self.again = self.again.or_else(|| Some(Instant::now() + HURRY));
             }
         }
-        let by = live.last.counts.advance(&now);
-        grown.add(&by);
+        let by = tally.count(&LastCounts { instance: live.instance, counts: now });
         if is_gone {
             return self.leave(kit);
         }
@@ -227,37 +221,10 @@ impl Place {
         (live.populated, live.frozen) = (populated, frozen);
     }
 
-    /// Takes in what somebody else has read last.
-    pub(super) fn hear(&mut self, last: &LastCounts, grown: &mut Counts) -> bool {
-        let known = self.live.as_mut().map(|live| &mut live.last);
-        match known.into_iter().chain(&mut self.known).find(|known| known.instance == last.instance) {
-            Some(known) => {
-                grown.add(&known.counts.advance(&last.counts));
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// The same of a cgroup that was never seen.
-    pub(super) fn hear_of(&mut self, last: &LastCounts, grown: &mut Counts) {
-        let mut new = LastCounts { instance: last.instance, counts: Counts::default() };
-        grown.add(&new.counts.advance(&last.counts));
-        self.keep(new);
-    }
-
-    fn keep(&mut self, last: LastCounts) {
-        if self.known.len() >= KNOWN {
-            self.known.remove(0);
-        }
-        self.known.push(last);
-    }
-
     /// Closes what is open of a cgroup that is gone.
     fn leave(&mut self, kit: &mut Kit) {
         if let Some(live) = self.live.take() {
             live.watched.iter().for_each(|number| kit.watches.forget(*number, Whom::Sandbox(self.key)));
-            self.keep(live.last);
         }
     }
 

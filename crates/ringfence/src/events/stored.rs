@@ -108,12 +108,30 @@ impl Events {
         } else {
             Arc::clone(&stored.host)
         };
-        self.add_stored(id.as_str(), &host, &state, is_there)
+        let key = self.next_key();
+        let mut subject = Subject::new(key, id.as_str(), &host, &state, &mut self.kit)?;
+        if let Some(heard) = self.key_of(id).and_then(|key| self.subjects.remove(&key)) {
+            subject.take_over(heard);
+        }
+        if is_there {
+            subject.begin(&mut self.kit)?;
+        }
+        for trigger in self.stored.as_ref().map(Stored::triggers).unwrap_or_default() {
+            subject.add_pressure(&trigger, &mut self.kit)?;
+        }
+        self.subjects.insert(key, subject);
+        self.look_at(key);
+        Ok(())
     }
 
     fn key_of(&self, id: &SandboxId) -> Option<u32> {
         let mut subjects = self.subjects.values();
         subjects.find(|subject| &*subject.id == id.as_str()).map(|subject| subject.key)
+    }
+
+    /// Whether it is looked at, and not only heard of.
+    fn is_seen(&self, id: &SandboxId) -> bool {
+        self.key_of(id).and_then(|key| self.subjects.get(&key)).is_some_and(Subject::is_seen)
     }
 
     /// A file of the state directory came or went.
@@ -126,7 +144,7 @@ impl Events {
         self.take_spool();
         if flags.contains(ReadFlags::DELETE) {
             self.end_unless_kept(&id);
-        } else if self.key_of(&id).is_none()
+        } else if !self.is_seen(&id)
             && self.has_future()
             && let Err(error) = self.add_known(&id, false)
         {
@@ -179,7 +197,7 @@ impl Events {
         let gone: Vec<_> = gone.filter(|id| !ids.contains(id)).collect();
         gone.iter().for_each(|id| self.end_unless_kept(id));
         for id in ids {
-            if self.key_of(&id).is_none()
+            if !self.is_seen(&id)
                 && self.has_future()
                 && let Err(error) = self.add_known(&id, false)
             {

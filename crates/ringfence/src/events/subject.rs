@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::counts::{Counts, LastCounts};
+use super::counts::{Counts, LastCounts, Tally};
 use super::event::{Event, What, now_us};
 use super::place::{Kit, Place};
 use super::trigger::PressureTrigger;
@@ -23,9 +23,7 @@ pub(super) struct Subject {
     pub(super) ends_with_cgroup: bool,
     /// There was something to see of it.
     pub(super) was_there: bool,
-    /// What was heard of it where there is no place to look at.
-    heard: Vec<LastCounts>,
-    grown: Counts,
+    tally: Tally,
     populated: bool,
     frozen: bool,
 }
@@ -58,16 +56,26 @@ impl Subject {
             triggers: Vec::new(),
             ends_with_cgroup: false,
             was_there: false,
-            heard: Vec::new(),
-            grown: Counts::default(),
+            tally: Tally::default(),
             populated: false,
             frozen: false,
         }
     }
 
+    /// Whether there are places to look at.
+    pub(super) fn is_seen(&self) -> bool {
+        !self.places.is_empty()
+    }
+
+    /// Is in the place of one that was only heard of.
+    pub(super) fn take_over(&mut self, heard: Self) {
+        (self.was_there, self.tally) = (heard.was_there, heard.tally);
+    }
+
     /// Takes what is there as the beginning: only what changes from now on is told.
     pub(super) fn begin(&mut self, kit: &mut Kit) -> Result<()> {
-        self.places.iter_mut().try_for_each(|place| place.begin(kit))?;
+        self.places.iter_mut().try_for_each(|place| place.begin(kit, &mut self.tally))?;
+        self.tally.grown = Counts::default();
         self.was_there = true;
         (self.populated, self.frozen) = self.now();
         Ok(())
@@ -100,7 +108,7 @@ impl Subject {
     pub(super) fn look(&mut self, kit: &mut Kit) -> Result<()> {
         let mut looked = Ok(());
         for place in &mut self.places {
-            let found = place.look(&self.triggers, kit, &mut self.grown);
+            let found = place.look(&self.triggers, kit, &mut self.tally);
             self.was_there |= place.is_there();
             looked = looked.and(found);
         }
@@ -110,19 +118,7 @@ impl Subject {
     /// Takes in what was read last by whoever removes it.
     pub(super) fn hear(&mut self, last: &LastCounts) {
         self.was_there = true;
-        if self.places.iter_mut().any(|place| place.hear(last, &mut self.grown)) {
-            return;
-        }
-        match self.places.first_mut() {
-            Some(place) => place.hear_of(last, &mut self.grown),
-            None => match self.heard.iter_mut().find(|known| known.instance == last.instance) {
-                Some(known) => self.grown.add(&known.counts.advance(&last.counts)),
-                None => {
-                    self.heard.push(*last);
-                    self.grown.add(&Counts::default().advance(&last.counts));
-                }
-            },
-        }
+        self.tally.count(last);
     }
 
     /// Tells what has changed since this was told.
@@ -131,7 +127,7 @@ impl Subject {
         if populated && !self.populated {
             self.say(What::Populated, queue);
         }
-        let grown = std::mem::take(&mut self.grown);
+        let grown = std::mem::take(&mut self.tally.grown);
         grown.as_events().for_each(|what| self.say(what, queue));
         if frozen != self.frozen {
             self.say(if frozen { What::Frozen } else { What::Thawed }, queue);
