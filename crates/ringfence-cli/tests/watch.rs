@@ -272,6 +272,23 @@ fn what_cannot_be_watched_is_refused() {
 }
 
 #[test]
+fn descriptors_that_have_run_out_are_said() {
+    let sandbox = Sandbox::named("many");
+    let ids: Vec<_> = (0..12).map(|number| format!("{}-{number}", sandbox.id)).collect();
+    for id in &ids {
+        finish(sandbox.ringfence(&[&["create", id], hold()].concat())).exits(0);
+    }
+    let mut limited = Command::new("prlimit");
+    let watch = sandbox.ringfence(&["-o", "json", "watch"]);
+    limited.arg("--nofile=32:32").arg(watch.get_program()).args(watch.get_args());
+    limited.env("RINGFENCE_DRIVER", driver());
+    let error = finish(limited).exits(1).error();
+    assert_eq!((&error["kind"], &error["errno"]), (&"kernel".into(), &24.into()), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("RLIMIT_NOFILE"), "{error}");
+    ids.iter().for_each(|id| drop(finish(sandbox.ringfence(&["rm", "--kill", id])).exits(0)));
+}
+
+#[test]
 fn pressure_is_told_of_every_sandbox() {
     if !hierarchies().iter().any(|hierarchy| hierarchy.is_v2) {
         return support::skip("there is no v2 tree");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ringfence::{Error, ErrorKind, Event, Events, PressureTrigger, Result, SandboxId, What};
@@ -41,6 +42,10 @@ impl Watch {
         let host = context.host()?;
         // Before anything is watched: who ends us at once ends us in order.
         let signals = ends()?;
+        // A sandbox takes up to eight descriptors. Where they may not be more it is said when they have run out.
+        if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+        }
         let mut events = Events::new()?;
         let only = (!self.ids.is_empty()).then_some(&self.ids[..]);
         events.add_store(&host, &context.store(&host), only, &self.pressure)?;

@@ -21,7 +21,7 @@ pub use command::{Child, Command, null};
 pub use destroy::{Failures, Outcome, Remaining};
 pub(crate) use destroy::{send, signal_all, stop_default_slice};
 pub use tasks::Task;
-pub(crate) use tree::{descend, members};
+pub(crate) use tree::{descend, members, unless_removed};
 
 use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};

@@ -69,8 +69,8 @@ fn listed(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result
     Ok(Some(Level { children: dir.children()?, is_without_process, known }))
 }
 
-/// What was removed meanwhile has nobody in it.
-fn unless_removed<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
+/// What was removed meanwhile has nobody in it, and counts nothing.
+pub(crate) fn unless_removed<T>(result: Result<T, Errno>) -> Result<Option<T>, Errno> {
     match result {
         Err(Errno::NODEV | Errno::NOENT) => Ok(None),
         done => done.map(Some),

@@ -113,7 +113,8 @@ impl Events {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if its cgroup is gone; [`ErrorKind::Unsupported`] if it never had one;
-    /// [`ErrorKind::Kernel`] when the kernel watches no more (`fs.inotify.max_user_watches`).
+    /// [`ErrorKind::Kernel`] when the kernel watches no more (`fs.inotify.max_user_watches`), or descriptors have run out: on
+    /// v2 a sandbox takes three, on v1 eight.
     pub fn add(&mut self, name: &str, sandbox: &Sandbox) -> Result<()> {
         let state = sandbox.state();
         let host = Arc::new(sandbox.host().clone());
@@ -129,7 +130,10 @@ impl Events {
             }
         }));
         let mut subject = Subject::new(key, name, &host, &state, &mut self.kit)?;
-        subject.begin(&mut self.kit)?;
+        if let Err(error) = subject.begin(&mut self.kit) {
+            subject.close(&mut self.kit);
+            return Err(error);
+        }
         if !subject.is_there() && !state.path.is_systemd() {
             subject.close(&mut self.kit);
             let why = "there is no such cgroup in any hierarchy";

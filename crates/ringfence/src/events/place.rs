@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::counts::{Counts, LastCounts, Tally, flat, reference};
-use super::live::{File, Live, files, is_told};
+use super::live::{File, Live, files};
 use super::mailbox::{Mailbox, PressureThread};
 use super::trigger::PressureTrigger;
 use super::watches::{Watches, Whom};
@@ -22,6 +22,7 @@ const HURRIED: u32 = 32;
 const HURRY: Duration = Duration::from_millis(1);
 /// After that, ever more slowly, up to this; and for ever where the kernel tells nothing.
 const PACE: Duration = Duration::from_secs(1);
+
 /// What all of it needs that waits.
 #[derive(Debug)]
 pub(super) struct Kit {
@@ -74,7 +75,7 @@ impl Place {
     /// Takes the cgroup that is there now, if one is, with all that happened in it before.
     pub(super) fn begin(&mut self, kit: &mut Kit, tally: &mut Tally) -> Result<()> {
         if self.open(&[], kit)? {
-            self.read(kit, tally);
+            self.read(kit, tally)?;
             self.pace();
         }
         Ok(())
@@ -132,13 +133,13 @@ impl Place {
         {
             self.hurry();
         }
-        self.read(kit, tally);
+        self.read(kit, tally)?;
         if !self.is_there() {
             self.walk(kit)?;
             if self.open(triggers, kit)? {
                 // All that it has counted happened since we looked before.
                 self.hurry();
-                self.read(kit, tally);
+                self.read(kit, tally)?;
             }
         }
         self.pace();
@@ -157,19 +158,20 @@ impl Place {
         } else {
             self.pace = (self.pace * 2).min(PACE);
         }
-        let is_told =
-            self.live.as_ref().is_none_or(|live| live.files.iter().all(|(_, file, _)| is_told(*file)));
+        let is_told = self.live.as_ref().is_none_or(Live::is_told);
         self.again = (self.pace < PACE || !is_told).then(|| now + self.pace);
     }
 
     /// Reads all files, and closes them if the cgroup is gone.
-    fn read(&mut self, kit: &mut Kit, tally: &mut Tally) {
-        let Some(live) = &mut self.live else { return };
+    fn read(&mut self, kit: &mut Kit, tally: &mut Tally) -> Result<()> {
+        let Some(live) = &mut self.live else { return Ok(()) };
         if !live.is_whole {
-            live.open_missing(self.key, &self.host, &self.path, &self.files, kit);
+            let opened =
+                live.open_missing(self.key, &self.host, &self.path, self.reference, &self.files, kit);
+            opened.map_err(|errno| failed(CANNOT_WATCH, &self.path, errno))?;
         }
         let mut now = Counts::default();
-        let (mut populated, mut frozen, mut members_now) = (false, false, None);
+        let (mut populated, mut frozen, mut is_settled) = (false, false, true);
         let buffer = &mut kit.buffer;
         let mut is_gone = false;
         for (hierarchy, file, fd) in &live.files {
@@ -191,34 +193,35 @@ impl Place {
                 File::FreezerState => match buffer.trim_ascii() {
                     b"FROZEN" => frozen = true,
                     // It tells of nothing more.
-                    b"FREEZING" => {
-                        self.hurried = self.hurried.max(2);
-                        self.again = self.again.or_else(|| Some(Instant::now() + HURRY));
-                        frozen = live.frozen;
-                    }
+                    b"FREEZING" => (is_settled, frozen) = (false, live.frozen),
                     _ => {}
                 },
-                File::Procs => {
-                    let first = buffer.split(|byte| *byte == b'\n').next().unwrap_or_default();
-                    members_now = Some(str::from_utf8(first).ok().and_then(|pid| pid.parse::<u32>().ok()));
-                }
             }
         }
-        if let Some(first) = members_now {
-            populated |= first.is_some() || live.has_members_below(&self.host, &self.path, self.reference);
-            if !live.follow(self.key, first, kit) {
-                self.hurried = self.hurried.max(2);
-                self.again = self.again.or_else(|| Some(Instant::now() + HURRY));
+        if let Some(members) = &mut live.members {
+            match members.any(self.key, kit) {
+                Ok((any, is_followed)) => {
+                    populated = any;
+                    is_settled &= is_followed;
+                }
+                Err(Errno::NOENT | Errno::NODEV) => is_gone = true,
+                Err(errno) => return Err(failed("cannot read who is inside", &self.path, errno)),
             }
         }
         let by = tally.count(&LastCounts { instance: live.instance, counts: now });
         if is_gone {
-            return self.leave(kit);
+            self.leave(kit);
+            return Ok(());
         }
         if by.oom_kill.is_some() {
             self.hurried = 0;
         }
+        if !is_settled {
+            self.hurried = self.hurried.max(2);
+            self.again = self.again.or_else(|| Some(Instant::now() + HURRY));
+        }
         (live.populated, live.frozen) = (populated, frozen);
+        Ok(())
     }
 
     /// Closes what is open of a cgroup that is gone.
@@ -240,8 +243,9 @@ impl Place {
         let Ok(dir) = opened else { return Ok(false) };
         let instance = rustix::fs::fstat(&dir).map_err(|errno| self.failed("cannot look at", errno))?.st_ino;
         let mut live = Live::new(instance);
-        live.open_missing(self.key, &self.host, &self.path, &self.files, kit);
+        let opened = live.open_missing(self.key, &self.host, &self.path, self.reference, &self.files, kit);
         self.live = Some(live);
+        opened.map_err(|errno| self.failed(CANNOT_WATCH, errno))?;
         for (position, trigger) in triggers.iter().enumerate() {
             match self.arm(position, trigger, kit) {
                 // Gone again.
@@ -274,10 +278,19 @@ impl Place {
     }
 
     fn failed(&self, what: &'static str, errno: Errno) -> Error {
-        let what = if errno == Errno::NOSPC { TOO_MANY } else { what };
-        Error::kernel(what, &self.path, errno)
+        failed(what, &self.path, errno)
     }
 }
 
+fn failed(what: &'static str, path: &str, errno: Errno) -> Error {
+    let what = match errno {
+        Errno::NOSPC => TOO_MANY,
+        Errno::MFILE => TOO_MANY_OPEN,
+        _ => what,
+    };
+    Error::kernel(what, path, errno)
+}
+
 const CANNOT_WATCH: &str = "cannot watch the directory";
+const TOO_MANY_OPEN: &str = "cannot watch any more: raise the limit of open files (RLIMIT_NOFILE)";
 const TOO_MANY: &str = "cannot watch any more: raise fs.inotify.max_user_watches (sysctl)";
