@@ -13,16 +13,17 @@ use serde::{Serialize, Serializer};
 
 use crate::cgroup::freeze::event;
 use crate::cgroup::mark::mark_drained;
+use crate::cgroup::slice::stop_default_slice;
 use crate::cgroup::tree::clear_below;
 use crate::cgroup::{Cgroup, members};
 use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Counts, LastCounts};
-use crate::host::{Controller, Host, Version};
+use crate::host::{Controller, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
-use crate::path::{DEFAULT_SLICE, DRAINED, SystemdName};
+use crate::path::{DRAINED, SystemdName};
 use crate::plan::{self, Dir};
 use crate::systemd::Started;
 
@@ -516,33 +517,6 @@ impl Cgroup {
             if removed.is_ok() {
                 outcome.removed.push(parent.full(&self.host));
             }
-        }
-    }
-}
-
-/// The default slice goes with its last unit: alone, so that a unit that starts in it at this moment stays. In hierarchies
-/// that systemd does not know its directory is ours.
-pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome) {
-    let mut dirs = Dirs::new(host, Vec::new());
-    let slices = |is_managed: bool| {
-        let known = host.hierarchies.iter().enumerate();
-        let chosen = known.filter(move |(_, hierarchy)| plan::is_managed(hierarchy) == is_managed);
-        chosen.map(|(index, _)| Dir::new(index, path))
-    };
-    let there: Vec<_> = slices(true).filter_map(|slice| dirs.get(&slice).ok()).collect();
-    let has_units = |slice: &Arc<CgroupDir>| slice.children().is_ok_and(|children| !children.is_empty());
-    if there.iter().any(has_units) {
-        return;
-    }
-    if !there.is_empty()
-        && let Ok(manager) = host.manager()
-    {
-        _ = manager.stop(DEFAULT_SLICE, true);
-    }
-    for slice in slices(false) {
-        let Some(above) = slice.parent().and_then(|above| dirs.get(&above).ok()) else { continue };
-        if above.remove_dir(slice.name()).is_ok() {
-            outcome.removed.push(slice.full(host));
         }
     }
 }

@@ -4,6 +4,7 @@ mod command;
 mod destroy;
 mod freeze;
 pub(crate) mod mark;
+mod slice;
 mod tasks;
 mod tree;
 
@@ -19,7 +20,8 @@ use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
 pub use destroy::{Failures, Outcome, Remaining};
-pub(crate) use destroy::{send, signal_all, stop_default_slice};
+pub(crate) use destroy::{send, signal_all};
+pub(crate) use slice::stop_default_slice;
 pub use tasks::Task;
 pub(crate) use tree::{descend, members, unless_removed};
 
@@ -190,6 +192,8 @@ impl Cgroup {
         if let Some(unit) = want.unit.filter(|unit| unit.name.is_slice() != processes.pids().is_empty()) {
             return Err(wrong_for_unit(unit.name));
         }
+        let in_default = want.unit.filter(|unit| unit.name.is_in_default_slice());
+        let _kept = in_default.and_then(|_| slice::keep(host, want.path));
         // Those that wait are killed where a unit that had started for them could not be had.
         let are_there = || processes.pids().iter().all(|pid| proc::is_running(*pid));
         for _ in 0..CREATE_RETRIES {

@@ -5,11 +5,12 @@
 
 use std::path::Path;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::mountinfo::{Mount, mount_of};
 use super::{Controller, Hierarchy, Host, Version};
-use crate::Result;
+use crate::error::{Error, Result};
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc;
 use crate::path::{CgroupPath, Subpath};
@@ -56,7 +57,7 @@ impl Host {
     /// delegated. `parent` is that of relative paths, where the caller names one.
     ///
     /// # Errors
-    /// As [`CgroupPath::resolve`].
+    /// As [`CgroupPath::resolve`], and EXDEV for a unit where a cgroup namespace hides those of systemd.
     pub(crate) fn locate(
         &self,
         path: &CgroupPath,
@@ -64,7 +65,12 @@ impl Host {
         prefix: Option<&str>,
     ) -> Result<String> {
         if let Some(name) = path.as_systemd() {
-            return Ok(name.below(&self.systemd_root));
+            let located = name.below(&self.systemd_root);
+            if !Subpath::is_clean(&located) {
+                let why = "the cgroups of systemd's units are outside of this cgroup namespace";
+                return Err(Error::kernel(why, located, Errno::XDEV));
+            }
+            return Ok(located);
         }
         let located = match parent {
             Some(parent) => path.resolve(parent, prefix)?,
