@@ -224,7 +224,6 @@ impl Cgroup {
         let deadline = Deadline::after(timeout);
         let mut outcome = Outcome::default();
         let mut failures: Vec<Error> = Vec::new();
-        // systemd may remove the cgroup behind the last process that is killed here.
         let mut counted = self.counted();
         match remaining {
             Remaining::Refuse => self.refuse_living()?,
@@ -236,7 +235,11 @@ impl Cgroup {
         // Of what is left, nothing will go by itself: each directory is tried once.
         let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };
         failures.extend(self.wait_until_unpopulated(deadline).err());
-        counted = self.counted().or(counted);
+        // Some of it is gone where systemd removes the cgroup behind the last process that was killed here.
+        match (&mut counted, self.counted()) {
+            (Some(known), Some(now)) => _ = known.counts.advance(&now.counts),
+            (known, now) => *known = known.or(now),
+        }
         if let Some(last) = counted {
             outcome.events = last.counts;
             tell(last);

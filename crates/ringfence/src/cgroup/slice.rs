@@ -1,0 +1,74 @@
+//! The default slice of units, which goes with its last unit.
+//!
+//! systemd removes every empty cgroup below a slice that it stops, those of a unit too that has started in it meanwhile: a
+//! part in which nothing runs yet would be gone. So whoever starts a unit there, and whoever stops the slice, lock the
+//! directory above it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::Outcome;
+use crate::driver::dirs::Dirs;
+use crate::host::Host;
+use crate::kernel::dir::CgroupDir;
+use crate::kernel::poll::Deadline;
+use crate::path::DEFAULT_SLICE;
+use crate::plan::{self, Dir};
+
+/// A slice has stopped long before. Everybody may lock a directory, and keeps nobody from starting a unit for longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Keeps the slice of a unit, by the unit's path, from being stopped while this is held.
+pub(super) fn keep(host: &Host, unit: &str) -> Option<CgroupDir> {
+    lock(host, unit.rsplit_once('/')?.0, FlockOperation::NonBlockingLockShared)
+}
+
+/// `None` if it is not to be had.
+fn lock(host: &Host, slice: &str, how: FlockOperation) -> Option<CgroupDir> {
+    let (index, _) = host.hierarchies.iter().enumerate().find(|(_, known)| plan::is_managed(known))?;
+    let above = slice.rsplit_once('/').map_or("", |(above, _)| above);
+    let opened = host.root(index).and_then(|root| root.open_dir(above)).ok()?;
+    let deadline = Deadline::after(PATIENCE);
+    loop {
+        match rustix::fs::flock(&opened, how) {
+            Ok(()) => return Some(opened),
+            Err(Errno::WOULDBLOCK) if !deadline.is_over() => deadline.sleep(Duration::from_millis(1)),
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Stops the slice if no unit is left in it: alone, so that none goes with it. In hierarchies that systemd does not know its
+/// directory is ours.
+pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome) {
+    // Without it, a unit starts in it, which ends it later.
+    let Some(_alone) = lock(host, path, FlockOperation::NonBlockingLockExclusive) else {
+        return;
+    };
+    let mut dirs = Dirs::new(host, Vec::new());
+    let slices = |is_managed: bool| {
+        let known = host.hierarchies.iter().enumerate();
+        let chosen = known.filter(move |(_, hierarchy)| plan::is_managed(hierarchy) == is_managed);
+        chosen.map(|(index, _)| Dir::new(index, path))
+    };
+    let there: Vec<_> = slices(true).filter_map(|slice| dirs.get(&slice).ok()).collect();
+    let has_units = |slice: &Arc<CgroupDir>| slice.children().is_ok_and(|children| !children.is_empty());
+    if there.iter().any(has_units) {
+        return;
+    }
+    if !there.is_empty()
+        && let Ok(manager) = host.manager()
+    {
+        _ = manager.stop(DEFAULT_SLICE, true);
+    }
+    for slice in slices(false) {
+        let Some(above) = slice.parent().and_then(|above| dirs.get(&above).ok()) else { continue };
+        if above.remove_dir(slice.name()).is_ok() {
+            outcome.removed.push(slice.full(host));
+        }
+    }
+}
