@@ -224,7 +224,7 @@ impl Cgroup {
         let mut outcome = Outcome::default();
         let mut failures: Vec<Error> = Vec::new();
         // systemd may remove the cgroup behind the last process that is killed here.
-        let mut counted = self.counted();
+        let mut counted = self.unit.as_ref().and_then(|_| self.counted());
         match remaining {
             Remaining::Refuse => self.refuse_living()?,
             // What has no cgroup is nowhere that it could be moved out of.
@@ -234,7 +234,9 @@ impl Cgroup {
         }
         // Of what is left, nothing will go by itself: each directory is tried once.
         let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };
-        failures.extend(self.wait_until_unpopulated(deadline).err());
+        if remaining != Remaining::Refuse {
+            failures.extend(self.wait_until_unpopulated(deadline).err());
+        }
         counted = self.counted().or(counted);
         if let Some(last) = counted {
             outcome.events = last.counts;

@@ -148,8 +148,7 @@ impl Cgroup {
         let host = &host.as_seen_at(&resolved);
         let description = format!("Ringfence cgroup {path}");
         let unit = path.as_systemd().map(|name| UnitWant { name, description: &description });
-        let devices =
-            DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
+        let devices = DeviceWant { before: None, policy: &policy, overriding: Override::Refuse };
         let nothing = Resources::default();
         let want = Want {
             create: true,
@@ -460,9 +459,12 @@ impl Cgroup {
 
     /// Joins running processes: all of them, or none.
     pub(crate) fn join_all(&self, pids: &[u32]) -> Result<()> {
+        if let Some(first) = pids.first() {
+            self.admits(*first, JoinOptions::default())?;
+        }
         let origins = pids.iter().map(|pid| Origin::of(*pid)).collect::<Result<Vec<_>>>()?;
-        for (position, pid) in pids.iter().enumerate() {
-            if let Err(error) = self.join(*pid) {
+        for (position, origin) in origins.iter().enumerate() {
+            if let Err(error) = self.move_in(origin) {
                 for origin in origins.iter().take(position) {
                     for (dir, _) in self.in_order_of_leaving() {
                         _ = origin.restore(&self.host, dir.hierarchy);
@@ -479,6 +481,12 @@ impl Cgroup {
     /// # Errors
     /// [`ErrorKind::Busy`] for what the options do not allow.
     pub fn join_with(&self, pid: u32, options: JoinOptions) -> Result<()> {
+        self.admits(pid, options)?;
+        self.move_in(&Origin::of(pid)?)
+    }
+
+    /// Whether a process may join it in passing.
+    fn admits(&self, pid: u32, options: JoinOptions) -> Result<()> {
         self.refuse_slice()?;
         if !self.exists() {
             let error = Error::new(ErrorKind::Unsupported, self.host.why_nothing());
@@ -491,7 +499,12 @@ impl Cgroup {
             let why = "the cgroup holds processes and was not made here: joining it is refused";
             return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
         }
-        let origin = Origin::of(pid)?;
+        Ok(())
+    }
+
+    /// Joins a process; on failure it is put back where it was.
+    fn move_in(&self, origin: &Origin) -> Result<()> {
+        let pid = origin.pid;
         if let Some(unit) = self.unit_of_user() {
             self.host.manager()?.attach(&unit.unit(), &[pid])?;
             return self.take_seat(pid);

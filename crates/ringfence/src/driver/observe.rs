@@ -17,12 +17,13 @@ pub(crate) fn observe(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Resu
         if set.is_empty() {
             return Ok(observed);
         }
-        for (hierarchy, path, file) in set.files {
+        for key in set.files {
+            let is_written = set.written.contains(&key);
+            let (hierarchy, path, file) = key;
             let dir = Dir::new(hierarchy, path);
-            let open = dirs
-                .get(&dir)
-                .map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
-            let content = match open.read(&file) {
+            dirs.get(&dir).map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
+            let read = if is_written { dirs.read_to_write(&dir, &file) } else { dirs.read(&dir, &file) };
+            let content = match read {
                 Ok(content) => Some(content),
                 // A kernel without the file: the planner takes that as its answer.
                 Err(Errno::NOENT | Errno::OPNOTSUPP) => None,

@@ -67,8 +67,6 @@ impl Unsupported {
 pub(crate) struct DeviceWant<'a> {
     pub(crate) before: Option<&'a DevicePolicy>,
     pub(crate) policy: &'a DevicePolicy,
-    /// Processes run inside, and would notice a moment in which everything is refused.
-    pub(crate) running: bool,
     pub(crate) overriding: Override,
 }
 
