@@ -43,7 +43,12 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
 
 /// A new cgroup has its parent's list, which is reset; a change is the smallest set of writes.
 fn v1(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>) -> Result<()> {
-    let list = match draft.now(index, DEVICES_LIST) {
+    let now = draft.now(index, DEVICES_LIST);
+    if !draft.want.create && draft.has(index, DEVICES_LIST).is_none() {
+        // What else is needed shows when it is read.
+        return Ok(());
+    }
+    let list = match now {
         Some(list) => transition::parse_devices_list(list.as_bytes())?,
         None => LiveList::AllowByDefault,
     };
