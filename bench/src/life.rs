@@ -3,9 +3,9 @@
 //! | stage | what is done |
 //! | --- | --- |
 //! | create | the cgroup with limits on CPU time, memory and tasks and ten rules for devices, and a process joined |
-//! | spawn | from the call to the end of a program of three instructions, which was started inside |
 //! | set | another limit on tasks |
 //! | devices | one device more is allowed |
+//! | spawn | from the call to the end of a program of three instructions, which was started inside |
 //! | destroy | of an empty cgroup |
 //!
 //! The managers take turns, a whole life each. What they are compared with is bare system calls without a check or a way
@@ -21,13 +21,14 @@ use crate::race::Spread;
 use crate::table::Table;
 use crate::{Result, strace};
 
-pub const STAGES: [&str; 5] = ["create", "spawn", "set", "devices", "destroy"];
+pub const STAGES: [&str; 5] = ["create", "set", "devices", "spawn", "destroy"];
 
 /// A process that joins and leaves again.
 struct Guest {
     process: Child,
     /// Where it came from, by hierarchy.
     homes: Vec<std::path::PathBuf>,
+    bare: std::cell::RefCell<manager::bare::Bare>,
 }
 
 impl Guest {
@@ -52,7 +53,8 @@ impl Guest {
             let path = line.splitn(3, ':').nth(2).unwrap_or_default().trim_start_matches('/');
             homes.push(hierarchy.root.join(path).join("cgroup.procs"));
         }
-        Ok(Self { process, homes })
+        let bare = manager::bare::Bare::new(host).into();
+        Ok(Self { process, homes, bare })
     }
 
     fn go_home(&self) -> Result<()> {
@@ -79,12 +81,18 @@ fn live(
     around: &mut dyn FnMut(usize, &mut dyn FnMut() -> Result<()>) -> Result<()>,
 ) -> Result<()> {
     let name = format!("rf-bench-{}-{number}", std::process::id());
-    around(0, &mut || manager.create(&name, guest.process.id()))?;
+    if let Err(error) = around(0, &mut || manager.create(&name, guest.process.id())) {
+        // What is left of it.
+        guest.go_home()?;
+        _ = guest.bare.borrow_mut().remove(&name);
+        return Err(error);
+    }
     let mut stages = || {
         // What a peer cannot do at all is left out for it.
-        _ = around(1, &mut || manager.spawn(program));
-        _ = around(2, &mut || manager.set(manager::PIDS + 1));
-        _ = around(3, &mut || manager.allow(manager::RULES));
+        _ = around(1, &mut || manager.set(manager::PIDS + 1));
+        _ = around(2, &mut || manager.allow(manager::RULES));
+        // Behind it, memory is copied page by page where it is written to: the last one.
+        _ = around(3, &mut || manager.spawn(program));
         guest.go_home()
     };
     let lived = stages();

@@ -37,6 +37,10 @@ fn main() -> Result<()> {
         let known: Vec<&str> = BENCHMARKS.iter().map(|(name, _)| *name).collect();
         return Err(format!("no benchmark is called {unknown}: there are {}", known.join(", ")).into());
     }
+    // Readers of many sandboxes keep many files open.
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let all = rustix::process::Rlimit { current: most, maximum: most };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, all)?;
     for (name, run) in BENCHMARKS {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
             run()?;

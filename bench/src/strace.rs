@@ -46,7 +46,7 @@ pub fn calls() -> Result<BTreeMap<(String, String), usize>> {
                 *counts.entry(key.clone()).or_insert(0) += 1;
             }
         }
-        if call.starts_with("execve(") {
+        if current.is_some() && call.starts_with("execve(") {
             executed.push(pid);
         }
     }

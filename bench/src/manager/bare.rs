@@ -97,14 +97,15 @@ impl Bare {
 
     pub fn remove(&mut self, name: &str) -> Result<()> {
         let name = CString::new(name)?;
+        let mut done = Ok(());
         for root in &self.hierarchies {
             // SAFETY: a descriptor that is open, and a C string.
             if unsafe { libc::unlinkat(root.fd.as_raw_fd(), name.as_ptr(), libc::AT_REMOVEDIR) } < 0 {
-                return Err(std::io::Error::last_os_error().into());
+                done = Err(std::io::Error::last_os_error().into());
             }
         }
         self.program = None;
-        Ok(())
+        done
     }
 
     /// The files of a limit in both versions.

@@ -23,23 +23,33 @@ fn devices(minors: impl Iterator<Item = u32>) -> Result<Vec<LinuxDeviceCgroup>> 
 }
 
 /// Everything is denied first, and the runtime's defaults are allowed: by the caller, as these crates leave it to them.
-fn base() -> Result<Vec<LinuxDeviceCgroup>> {
-    let all = LinuxDeviceCgroupBuilder::default().allow(false).typ(LinuxDeviceType::A).major(-1).minor(-1);
+/// `any` is their word for every minor number.
+fn base(any: Option<i64>) -> Result<Vec<LinuxDeviceCgroup>> {
+    let all = LinuxDeviceCgroupBuilder::default().allow(false).typ(LinuxDeviceType::A);
+    let all = match any {
+        Some(any) => all.major(any).minor(any),
+        None => all,
+    };
     let mut rules = vec![all.access("rwm").build()?];
     for (_, major, minor) in super::bpf::DEFAULTS {
         let rule = LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::C);
-        let minor = minor.map_or(-1, i64::from);
-        rules.push(rule.major(i64::from(major)).minor(minor).access("rwm").build()?);
+        let rule = rule.major(i64::from(major)).access("rwm");
+        let minor = minor.map(i64::from).or(any);
+        let rule = match minor {
+            Some(minor) => rule.minor(minor),
+            None => rule,
+        };
+        rules.push(rule.build()?);
     }
     Ok(rules)
 }
 
-fn limits() -> Result<LinuxResources> {
+fn limits(devices: Vec<LinuxDeviceCgroup>) -> Result<LinuxResources> {
     Ok(LinuxResourcesBuilder::default()
         .cpu(LinuxCpuBuilder::default().quota(QUOTA as i64).period(PERIOD).build()?)
         .memory(LinuxMemoryBuilder::default().limit(MEMORY as i64).build()?)
         .pids(LinuxPidsBuilder::default().limit(PIDS as i64).build()?)
-        .devices([base()?, devices(0..RULES)?].concat())
+        .devices(devices)
         .build()?)
 }
 
@@ -59,7 +69,9 @@ impl Manager for Kata {
         let mut manager = FsManager::new(name)?;
         // It makes the cgroup.
         manager.add_proc(CgroupPid::from(u64::from(pid)))?;
-        manager.set(&limits()?)?;
+        // It has no device filter on v2.
+        let rules = if manager.v2() { Vec::new() } else { [base(Some(-1))?, devices(0..RULES)?].concat() };
+        manager.set(&limits(rules)?)?;
         self.0 = Some(manager);
         Ok(())
     }
@@ -107,7 +119,7 @@ impl Manager for Youki {
         })?;
         // It makes the cgroup.
         manager.add_task(Pid::from_raw(pid as i32))?;
-        apply(&manager, &limits()?)?;
+        apply(&manager, &limits([base(None)?, devices(0..RULES)?].concat())?)?;
         self.0 = Some(manager);
         Ok(())
     }

@@ -113,7 +113,7 @@ fn traced() -> BTreeMap<String, Vec<String>> {
         {
             operations.entry(operation.clone()).or_default().push(call.to_owned());
         }
-        if call.starts_with("execve(") {
+        if current.is_some() && call.starts_with("execve(") {
             executed.push(pid);
         }
     }

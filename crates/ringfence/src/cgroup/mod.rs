@@ -27,7 +27,7 @@ use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};
 use crate::driver::cgroupfs::carry_out_and;
 use crate::driver::dirs::Dirs;
-use crate::driver::observe::observe;
+use crate::driver::observe::plan_on;
 use crate::driver::systemd::Processes;
 use crate::driver::undo::Origin;
 use crate::error::{Error, ErrorKind, Result};
@@ -290,8 +290,7 @@ impl Cgroup {
 
     /// The steps that [`Cgroup::create`] or [`Cgroup::change`] would take.
     pub(crate) fn plan_with(host: &Host, want: &Want<'_>, dirs: &mut Dirs<'_>) -> Result<Plan> {
-        let observed = observe(host, dirs, want)?;
-        plan::plan(host, want, &observed)
+        plan_on(host, dirs, want)
     }
 
     /// Changes limits of a cgroup: all of them or none.

@@ -7,16 +7,16 @@ use rustix::io::Errno;
 use super::dirs::Dirs;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::plan::{Dir, Observed, Want, needs};
+use crate::plan::{Dir, Observed, Plan, Want, plan_or_needs};
 
-/// Reads what the planner needs.
-pub(crate) fn observe(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Result<Observed> {
+/// Plans, and reads what the planner needs for that.
+pub(crate) fn plan_on(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Result<Plan> {
     let mut observed = Observed::default();
     loop {
-        let set = needs(host, want, &observed);
-        if set.is_empty() {
-            return Ok(observed);
-        }
+        let set = match plan_or_needs(host, want, &observed) {
+            Ok(plan) => return plan,
+            Err(set) => set,
+        };
         for key in set.files {
             let is_written = set.written.contains(&key);
             let (hierarchy, path, file) = key;
