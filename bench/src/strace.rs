@@ -26,6 +26,7 @@ pub fn calls() -> Result<BTreeMap<(String, String), usize>> {
     std::fs::remove_file(&file)?;
     let mut counts = BTreeMap::new();
     let (mut current, mut executed) = (None, Vec::new());
+    let first = text.split(' ').next().unwrap_or_default();
     for line in text.lines() {
         let (pid, call) = line.split_once(' ').unwrap_or_default();
         let call = call.trim_start();
@@ -46,7 +47,8 @@ pub fn calls() -> Result<BTreeMap<(String, String), usize>> {
                 *counts.entry(key.clone()).or_insert(0) += 1;
             }
         }
-        if current.is_some() && call.starts_with("execve(") {
+        // But for the first, which is that of the program itself.
+        if pid != first && call.starts_with("execve(") {
             executed.push(pid);
         }
     }

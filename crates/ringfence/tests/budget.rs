@@ -97,6 +97,7 @@ fn traced() -> BTreeMap<String, Vec<String>> {
     std::fs::remove_file(&file).unwrap();
     let mut operations: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let (mut current, mut executed) = (None, Vec::new());
+    let first = text.split(' ').next().unwrap_or_default();
     for line in text.lines() {
         let (pid, call) = line.split_once(' ').unwrap();
         let call = call.trim_start();
@@ -113,7 +114,8 @@ fn traced() -> BTreeMap<String, Vec<String>> {
         {
             operations.entry(operation.clone()).or_default().push(call.to_owned());
         }
-        if current.is_some() && call.starts_with("execve(") {
+        // But for the first, which is that of the program itself.
+        if pid != first && call.starts_with("execve(") {
             executed.push(pid);
         }
     }
