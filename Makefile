@@ -43,6 +43,6 @@ faults:
 	cargo test -p ringfence-cli --test faults --locked -- --ignored --nocapture every_call
 	./testbed/testbed run --mode trixie --test faults --timeout 3600 -- --ignored --nocapture forty_calls
 
-# Ringfence beside other cgroup managers, as ratios within one run.
+# Ringfence beside other cgroup managers and bare system calls, as ratios within one run, here and in a guest with cgroup v2.
 bench:
-	cargo run --release --locked --manifest-path bench/Cargo.toml
+	./bench/run

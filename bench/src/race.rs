@@ -14,8 +14,8 @@ pub struct Contender<'a> {
 /// What came of it, in the order in which the contenders were given.
 pub struct Finish {
     pub name: String,
-    /// Median time for once, and median of the rounds' ratios to the first contender; or why there are none.
-    pub result: std::result::Result<(Duration, f64), String>,
+    /// Seconds for once, and median of the rounds' ratios to the first contender; or why there are none.
+    pub result: std::result::Result<(Spread, f64), String>,
 }
 
 const ROUNDS: usize = 201;
@@ -27,7 +27,7 @@ const TURN: Duration = Duration::from_millis(2);
 pub fn race(contenders: Vec<Contender<'_>>) -> Vec<Finish> {
     let mut finishes: Vec<Finish> = contenders
         .iter()
-        .map(|contender| Finish { name: contender.name.clone(), result: Ok((Duration::ZERO, 0.0)) })
+        .map(|contender| Finish { name: contender.name.clone(), result: Ok((Spread::default(), 0.0)) })
         .collect();
     let mut running = Vec::new();
     for (at, mut contender) in contenders.into_iter().enumerate() {
@@ -52,7 +52,7 @@ pub fn race(contenders: Vec<Contender<'_>>) -> Vec<Finish> {
     for (at, _, _, times) in running {
         if finishes[at].result.is_ok() {
             let ratios = times.iter().zip(&base).map(|(time, base)| time / base).collect();
-            finishes[at].result = Ok((Duration::from_secs_f64(median(times)), median(ratios)));
+            finishes[at].result = Ok((Spread::of(times), Spread::of(ratios).median));
         }
     }
     finishes
@@ -78,7 +78,18 @@ fn timed(contender: &mut Contender<'_>, repeats: u32) -> Result<f64> {
     Ok(begun.elapsed().as_secs_f64() / f64::from(repeats))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+/// The median, and the quartiles around it.
+#[derive(Clone, Copy, Default)]
+pub struct Spread {
+    pub low: f64,
+    pub median: f64,
+    pub high: f64,
+}
+
+impl Spread {
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_unstable_by(f64::total_cmp);
+        let at = |quarter: usize| values[(values.len() - 1) * quarter / 4];
+        Self { low: at(1), median: at(2), high: at(3) }
+    }
 }

@@ -22,6 +22,7 @@ use ringfence::Host;
 
 use crate::race::{Contender, race};
 use crate::sandbox::{BenchSandbox, names};
+use crate::table::Table;
 use crate::{Result, version};
 
 pub fn run() -> Result<()> {
@@ -80,20 +81,26 @@ pub fn run() -> Result<()> {
         Contender { name: format!("libcgroups {}", version("libcgroups")), once: Box::new(theirs_youki) },
     ]);
 
-    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    println!("stats: one sample of a cgroup's statistics (cgroup {}, Linux {kernel})\n", host.mode.as_str());
-    println!("{:20} {:>10} {:>7} {:>7} {:>10}", "", "median", "ratio", "files", "per file");
+    println!("## One sample of a cgroup's statistics ({})\n", crate::machine(&host));
+    let mut table = Table::new(&["manager", "median", "quartiles", "ratio", "files", "per file"]);
     for (finish, read) in finishes.iter().zip(&read) {
         match &finish.result {
             Ok((time, ratio)) => {
-                let (name, count) = (&finish.name, read.len());
-                let each = *time / u32::try_from(count)?.max(1);
-                println!("{name:20} {time:>10.1?} {ratio:>7.2} {count:>7} {each:>10.2?}");
+                let (name, count) = (finish.name.clone(), read.len());
+                let each = time.median * 1e6 / count.max(1) as f64;
+                table.row([
+                    name,
+                    format!("{:.1} µs", time.median * 1e6),
+                    format!("{:.1}–{:.1}", time.low * 1e6, time.high * 1e6),
+                    format!("{ratio:.2}"),
+                    count.to_string(),
+                    format!("{each:.2} µs"),
+                ]);
             }
-            Err(error) => println!("{:20} cannot be measured here: {error}", finish.name),
+            Err(error) => println!("{} cannot be measured here: {error}\n", finish.name),
         }
     }
-    println!();
+    println!("{table}");
     let measured = finishes.iter().zip(&read).filter(|(finish, _)| finish.result.is_ok());
     what_each_reads(&measured.map(|(finish, read)| (finish.name.as_str(), read)).collect::<Vec<_>>());
     Ok(())

@@ -80,12 +80,8 @@ pub fn plan_change(
     policy: Option<&DevicePolicy>,
     read: impl Fn(&str) -> Option<String>,
 ) -> Result<Plan> {
-    let devices = policy.map(|policy| DeviceWant {
-        before: None,
-        policy,
-        running: false,
-        overriding: Override::from_allowed(false),
-    });
+    let devices =
+        policy.map(|policy| DeviceWant { before: None, policy, overriding: Override::from_allowed(false) });
     let want = Want { devices, ..Want::change("vm1", base, change) };
     let mut observed = Observed::default();
     loop {
@@ -128,7 +124,7 @@ impl V1 {
         populated: bool,
     ) -> Result<Vec<Write>> {
         let live = LiveDevices { list: self.0.show(), known };
-        Ok(transition::transition(&live, to, populated)?.into_iter().map(Write).collect())
+        Ok(transition::transition(&live, to, || populated)?.into_iter().map(Write).collect())
     }
 
     pub fn apply(&mut self, write: &Write) {

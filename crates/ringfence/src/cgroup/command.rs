@@ -91,7 +91,7 @@ impl Command {
     }
 
     /// Everything laid out for the moment between fork and exec.
-    pub(crate) fn image(&self) -> Result<Image> {
+    pub(crate) fn image(&self) -> Result<Image<'_>> {
         let program = self.resolve()?;
         let mut argv = vec![c_string(&self.program)?];
         for arg in &self.args {
@@ -109,14 +109,6 @@ impl Command {
                 std::env::vars_os().map(|(name, value)| variable((&name, &value))).collect::<Result<_>>()?
             }
         };
-        let mut stdio = [None, None, None];
-        for (copy, fd) in stdio.iter_mut().zip(&self.stdio) {
-            if let Some(fd) = fd {
-                let failed =
-                    |error| Error::new(ErrorKind::Kernel, "cannot duplicate a descriptor").with_source(error);
-                *copy = Some(fd.try_clone().map_err(failed)?);
-            }
-        }
         Ok(Image {
             program: c_string(program.as_os_str())?,
             argv,
@@ -126,7 +118,7 @@ impl Command {
                 .as_ref()
                 .map(|directory| c_string(directory.as_os_str()))
                 .transpose()?,
-            stdio,
+            stdio: self.stdio.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)),
             new_session: self.new_session,
             parent_death_signal: self.parent_death_signal,
         })

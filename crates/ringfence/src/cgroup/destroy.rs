@@ -224,7 +224,8 @@ impl Cgroup {
         let deadline = Deadline::after(timeout);
         let mut outcome = Outcome::default();
         let mut failures: Vec<Error> = Vec::new();
-        let mut counted = self.counted();
+        // systemd may remove the cgroup behind the last process that is killed here.
+        let mut counted = self.unit.as_ref().and_then(|_| self.counted());
         match remaining {
             Remaining::Refuse => self.refuse_living()?,
             // What has no cgroup is nowhere that it could be moved out of.
@@ -234,8 +235,9 @@ impl Cgroup {
         }
         // Of what is left, nothing will go by itself: each directory is tried once.
         let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };
-        failures.extend(self.wait_until_unpopulated(deadline).err());
-        // Some of it is gone where systemd removes the cgroup behind the last process that was killed here.
+        if remaining != Remaining::Refuse {
+            failures.extend(self.wait_until_unpopulated(deadline).err());
+        }
         match (&mut counted, self.counted()) {
             (Some(known), Some(now)) => _ = known.counts.advance(&now.counts),
             (known, now) => *known = known.or(now),

@@ -29,7 +29,7 @@ use crate::devices::filter::{DeviceFilter, Earlier, Override};
 use crate::devices::{DevicePolicy, runtime_defaults};
 use crate::driver::cgroupfs::carry_out_and;
 use crate::driver::dirs::Dirs;
-use crate::driver::observe::observe;
+use crate::driver::observe::plan_on;
 use crate::driver::systemd::Processes;
 use crate::driver::undo::Origin;
 use crate::error::{Error, ErrorKind, Result};
@@ -150,8 +150,7 @@ impl Cgroup {
         let host = &host.as_seen_at(&resolved);
         let description = format!("Ringfence cgroup {path}");
         let unit = path.as_systemd().map(|name| UnitWant { name, description: &description });
-        let devices =
-            DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
+        let devices = DeviceWant { before: None, policy: &policy, overriding: Override::Refuse };
         let nothing = Resources::default();
         let want = Want {
             create: true,
@@ -295,8 +294,7 @@ impl Cgroup {
 
     /// The steps that [`Cgroup::create`] or [`Cgroup::change`] would take.
     pub(crate) fn plan_with(host: &Host, want: &Want<'_>, dirs: &mut Dirs<'_>) -> Result<Plan> {
-        let observed = observe(host, dirs, want)?;
-        plan::plan(host, want, &observed)
+        plan_on(host, dirs, want)
     }
 
     /// Changes limits of a cgroup: all of them or none.
@@ -464,9 +462,12 @@ impl Cgroup {
 
     /// Joins running processes: all of them, or none.
     pub(crate) fn join_all(&self, pids: &[u32]) -> Result<()> {
+        if let Some(first) = pids.first() {
+            self.admits(*first, JoinOptions::default())?;
+        }
         let origins = pids.iter().map(|pid| Origin::of(*pid)).collect::<Result<Vec<_>>>()?;
-        for (position, pid) in pids.iter().enumerate() {
-            if let Err(error) = self.join(*pid) {
+        for (position, origin) in origins.iter().enumerate() {
+            if let Err(error) = self.move_in(origin) {
                 for origin in origins.iter().take(position) {
                     for (dir, _) in self.in_order_of_leaving() {
                         _ = origin.restore(&self.host, dir.hierarchy);
@@ -483,6 +484,12 @@ impl Cgroup {
     /// # Errors
     /// [`ErrorKind::Busy`] for what the options do not allow.
     pub fn join_with(&self, pid: u32, options: JoinOptions) -> Result<()> {
+        self.admits(pid, options)?;
+        self.move_in(&Origin::of(pid)?)
+    }
+
+    /// Whether a process may join it in passing.
+    fn admits(&self, pid: u32, options: JoinOptions) -> Result<()> {
         self.refuse_slice()?;
         if !self.exists() {
             let error = Error::new(ErrorKind::Unsupported, self.host.why_nothing());
@@ -495,7 +502,12 @@ impl Cgroup {
             let why = "the cgroup holds processes and was not made here: joining it is refused";
             return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
         }
-        let origin = Origin::of(pid)?;
+        Ok(())
+    }
+
+    /// Joins a process; on failure it is put back where it was.
+    fn move_in(&self, origin: &Origin) -> Result<()> {
+        let pid = origin.pid;
         if let Some(unit) = self.unit_of_user() {
             self.host.manager()?.attach(&unit.unit(), &[pid])?;
             return self.take_seat(pid);

@@ -17,8 +17,12 @@ use crate::kernel::proc;
 /// others live on, they can be moved and it cannot. What is not populated has nobody in it then, and what is populated
 /// without a process has threads.
 pub(crate) fn members(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result<(), Errno> {
+    let Some(top) = unless_removed(listed(dir, version, pids))?.flatten() else { return Ok(()) };
+    if top.children.is_empty() && !top.is_without_process {
+        return Ok(());
+    }
     let Some(mut here) = unless_removed(dir.open_dir(""))? else { return Ok(()) };
-    let mut levels: Vec<_> = unless_removed(listed(&here, version, pids))?.flatten().into_iter().collect();
+    let mut levels = vec![top];
     while let Some(level) = levels.last_mut() {
         if let Some(name) = level.children.pop() {
             let Some(child) = unless_removed(here.open_dir(&name))? else { continue };

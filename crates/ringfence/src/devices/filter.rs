@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -50,9 +51,9 @@ pub(crate) enum Earlier<'a> {
 /// A device program that is attached to a cgroup, and those that it replaced. It stays attached when this is dropped.
 #[derive(Debug)]
 pub(crate) struct DeviceFilter {
-    program: OwnedFd,
+    program: Arc<OwnedFd>,
     id: u32,
-    replaced: Vec<OwnedFd>,
+    replaced: Vec<Arc<OwnedFd>>,
 }
 
 impl DeviceFilter {
@@ -75,7 +76,7 @@ impl DeviceFilter {
         if attached.ids.is_empty() {
             above(cgroup, overriding, &mut report)?;
         }
-        Ok((Self { program, id, replaced }, report))
+        Ok((Self { program: Arc::new(program), id, replaced }, report))
     }
 
     /// Attaches the program, in the place of the earlier one. After an error everything is as it was.
@@ -183,19 +184,17 @@ fn ours_among(
     earlier: Earlier<'_>,
     cgroup: BorrowedFd<'_>,
     report: &mut Report,
-) -> Result<Vec<OwnedFd>> {
+) -> Result<Vec<Arc<OwnedFd>>> {
     let mut ours = Vec::new();
     for &id in ids {
         if let Earlier::Held(held) = earlier
             && held.id == id
         {
-            ours.push(held.program.try_clone().map_err(|error| {
-                Error::new(ErrorKind::Kernel, "cannot duplicate a descriptor").with_source(error)
-            })?);
+            ours.push(Arc::clone(&held.program));
             continue;
         }
         match bpf::program_by_id(id) {
-            Ok(program) if bpf::info(&program).is_ok_and(|info| info.name == NAME) => ours.push(program),
+            Ok(program) if bpf::info(&program).is_ok_and(|info| info.name == NAME) => ours.push(Arc::new(program)),
             Ok(_) | Err(Errno::NOENT) => {}
             // Without CAP_SYS_ADMIN the names are not to be had. The one of the state is ours for sure.
             Err(Errno::PERM) if matches!(earlier, Earlier::Id(ours) if ours == id) => report.add(
@@ -236,6 +235,10 @@ fn replace_in_two(cgroup: BorrowedFd<'_>, new: &OwnedFd, old: &OwnedFd) -> Resul
 ///
 /// Looked for as the kernel does: up to the first that allows several, and as far as this process sees.
 fn exclusive_ancestor(cgroup: BorrowedFd<'_>) -> Result<Option<(PathBuf, u32)>, Errno> {
+    if bpf::effective(cgroup)?.ids.is_empty() {
+        // Nobody has one, here or above.
+        return Ok(None);
+    }
     let mut dir = parent(cgroup)?;
     while let Some(above) = dir {
         let attached = bpf::attached(above.as_fd())?;

@@ -49,8 +49,12 @@ const DENY: &str = "devices.deny";
 /// What is allowed before and after is never refused in between: what is gained is written first. A change of the
 /// default, or from exceptions that are unknown, goes over a list without exceptions, in which everything is refused or
 /// everything is allowed for a moment: an error ([`ErrorKind::Busy`]) while the cgroup is `populated` with processes
-/// that run; pass `false` for one that is empty or frozen.
-pub(crate) fn transition(live: &LiveDevices, to: &DevicePolicy, populated: bool) -> Result<Vec<DeviceWrite>> {
+/// that run, and not frozen; asked only then.
+pub(crate) fn transition(
+    live: &LiveDevices,
+    to: &DevicePolicy,
+    populated: impl FnOnce() -> bool,
+) -> Result<Vec<DeviceWrite>> {
     let from = match &live.list {
         LiveList::Listed(listed) => Some(listed),
         // A state that says "deny" of a list that allows is not about this list.
@@ -71,7 +75,7 @@ pub(crate) fn transition(live: &LiveDevices, to: &DevicePolicy, populated: bool)
         return Ok(gained.chain(lost).collect());
     }
     let in_one_write = live.list == LiveList::AllowByDefault && *to == DevicePolicy::allow_all();
-    if populated && !in_one_write {
+    if !in_one_write && populated() {
         let why = match (&live.list, default) {
             (LiveList::AllowByDefault, Verdict::Allow) => {
                 "the exceptions that are there now are not known, and to reset them would open every device for a \

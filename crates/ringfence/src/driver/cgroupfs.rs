@@ -2,7 +2,7 @@
 //!
 //! It knows nothing of OCI: which value goes where, in which order and back, is in the steps.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::devices::{program, transition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Version};
 use crate::interface::restoring;
-use crate::kernel::dir::{CgroupDir, read_all, write_once};
+use crate::kernel::dir::{CgroupDir, write_once};
 use crate::plan::{Action, DEVICES_LIST, Dir, OWNER, Owner, Plan, Reaction, Step, Undo, Verify};
 use crate::report::Report;
 use crate::resources::CpuSet;
@@ -56,7 +56,7 @@ pub(crate) fn carry_out_and(
         ahead(begun)?;
     }
     let (log, report) = Default::default();
-    let mut run = Run { plan, dirs, earlier, processes, ahead, file: None, log, report };
+    let mut run = Run { plan, dirs, earlier, processes, ahead, log, report };
     let Err(error) = run.steps().and_then(|()| also(run.dirs)) else {
         return Ok(Done { report: run.report, filter: run.log.into_filter() });
     };
@@ -75,8 +75,6 @@ pub(super) struct Run<'a, 'h> {
     earlier: Earlier<'a>,
     pub(super) processes: Processes<'a>,
     ahead: Ahead<'a>,
-    /// The file that was written last: the next step often has more for it.
-    file: Option<OpenFile>,
     pub(super) log: Log,
     pub(super) report: Report,
 }
@@ -241,7 +239,7 @@ impl Run<'_, '_> {
     fn write(&mut self, step: &Step, dir: &Dir, name: &str, value: &str) -> Result<(), Failed> {
         let open = self.open(dir)?;
         let undo = match &step.undo {
-            Undo::AsFound => match open.read(name) {
+            Undo::AsFound => match self.dirs.read_to_write(dir, name) {
                 Ok(now) => {
                     let back = restoring(name, value, &now);
                     let writes = back.iter().map(|line| (name, line.as_str()));
@@ -254,7 +252,7 @@ impl Run<'_, '_> {
             undo => undo,
         };
         let mut tries = 0;
-        while let Err(errno) = self.write_file(step, &open, dir, name, value) {
+        while let Err(errno) = self.write_file(step, dir, name, value) {
             let reaction = step.reaction(errno);
             if reaction == Some(Reaction::DeviceReset) && tries < RETRIES {
                 tries += 1;
@@ -272,39 +270,25 @@ impl Run<'_, '_> {
             return Err(Failed(reaction, refusal::of_write(step, &open, &full, name, value, errno)));
         }
         self.log.write(dir, undo);
-        self.verify(step, &open, dir, name, value).map_err(Failed::from)
+        self.verify(step, dir, name, value).map_err(Failed::from)
     }
 
-    /// Writes to the file, which is opened unless the step before left it open.
-    fn write_file(
-        &mut self,
-        step: &Step,
-        open: &CgroupDir,
-        dir: &Dir,
-        name: &str,
-        value: &str,
-    ) -> Result<(), Errno> {
-        let readable = matches!(step.verify, Verify::ReadsBack { .. });
-        let file = match self.file.take() {
-            Some(file) if file.dir == *dir && file.name == name && (file.readable || !readable) => file,
-            _ => {
-                let flags = if readable { OFlags::RDWR } else { OFlags::WRONLY };
-                OpenFile { dir: dir.clone(), name: name.to_owned(), readable, fd: open.open(name, flags)? }
-            }
-        };
-        let written = write_once(&file.fd, value);
-        self.file = Some(file);
-        written
+    /// Writes to the file, which is opened so that it can be read back where that is asked for.
+    fn write_file(&mut self, step: &Step, dir: &Dir, name: &str, value: &str) -> Result<(), Errno> {
+        let is_read_back = matches!(step.verify, Verify::ReadsBack { .. });
+        let access = if is_read_back { OFlags::RDWR } else { OFlags::WRONLY };
+        write_once(self.dirs.file(dir, name, access)?, value)
     }
 
     /// Sees that the kernel keeps what was written.
-    fn verify(&mut self, step: &Step, open: &CgroupDir, dir: &Dir, name: &str, value: &str) -> Result<()> {
-        let (file, now) = match &step.verify {
+    fn verify(&mut self, step: &Step, dir: &Dir, name: &str, value: &str) -> Result<()> {
+        let file = match &step.verify {
             Verify::Accepted => return Ok(()),
-            Verify::ReadsBack { .. } => (name, self.read_back()),
-            Verify::Within { file, .. } => (*file, open.read(file)),
-            Verify::DeviceList(_) => (DEVICES_LIST, open.read(DEVICES_LIST)),
+            Verify::ReadsBack { .. } => name,
+            Verify::Within { file, .. } => *file,
+            Verify::DeviceList(_) => DEVICES_LIST,
         };
+        let now = self.dirs.read(dir, file);
         let path = dir.full(self.dirs.host).join(file);
         let now = now.map_err(|errno| Error::kernel("cannot read back what was written", &path, errno))?;
         let wrong = match &step.verify {
@@ -323,14 +307,6 @@ impl Run<'_, '_> {
         let error = Error::new(ErrorKind::Kernel, wrong).with_path(path);
         Err(error.with_setting(setting).with_value(value.trim_end()))
     }
-
-    /// What the file that was written last holds now.
-    fn read_back(&self) -> Result<String, Errno> {
-        let file = self.file.as_ref().ok_or(Errno::BADF)?;
-        let mut buffer = Vec::with_capacity(256);
-        read_all(&file.fd, &mut buffer)?;
-        Ok(String::from_utf8_lossy(&buffer).trim_end().to_owned())
-    }
 }
 
 /// The files by which a cgroup is delegated, its directory aside. The kernel lists those of v2 (Linux 4.15).
@@ -342,14 +318,6 @@ fn delegated_files(version: Version) -> Vec<String> {
         Ok(listed) => listed.lines().filter(|name| !name.contains('/')).map(str::to_owned).collect(),
         Err(_) => ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"].map(str::to_owned).to_vec(),
     }
-}
-
-/// A file that stays open from one step to the next.
-struct OpenFile {
-    dir: Dir,
-    name: String,
-    readable: bool,
-    fd: OwnedFd,
 }
 
 /// Whether a controller can be enabled for the children of a v2 cgroup, and leave them fit for processes. To enable a

@@ -1,11 +1,13 @@
-//! The directories of one operation: each is opened once.
+//! The directories and files of one operation: each is opened once.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::host::Host;
-use crate::kernel::dir::CgroupDir;
+use crate::kernel::dir::{CgroupDir, read_text};
 use crate::plan::Dir;
 
 /// Directories that are open, by hierarchy and path; each is opened once for one operation.
@@ -13,11 +15,23 @@ use crate::plan::Dir;
 pub(crate) struct Dirs<'a> {
     pub(super) host: &'a Host,
     open: Vec<(Dir, Arc<CgroupDir>)>,
+    files: Vec<OpenFile>,
 }
+
+#[derive(Debug)]
+struct OpenFile {
+    dir: Dir,
+    name: String,
+    access: OFlags,
+    fd: OwnedFd,
+}
+
+/// What is read before it is written, and read back, is within so many files.
+const OPEN_FILES: usize = 32;
 
 impl<'a> Dirs<'a> {
     pub(crate) fn new(host: &'a Host, open: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
-        Self { host, open }
+        Self { host, open, files: Vec::new() }
     }
 
     /// The directory, opened now if it was not yet.
@@ -29,6 +43,39 @@ impl<'a> Dirs<'a> {
         let opened = if dir.path.is_empty() { root } else { Arc::new(root.open_dir(&dir.path)?) };
         self.open.push((dir.clone(), Arc::clone(&opened)));
         Ok(opened)
+    }
+
+    /// A file of a directory, opened now if it is not yet, or not so that it can be read or written as is needed.
+    pub(super) fn file(&mut self, dir: &Dir, name: &str, access: OFlags) -> Result<&OwnedFd, Errno> {
+        let is_fit = |file: &OpenFile| {
+            file.dir == *dir && file.name == name && (file.access == access || file.access == OFlags::RDWR)
+        };
+        let at = match self.files.iter().position(is_fit) {
+            Some(at) => at,
+            None => {
+                let fd = self.get(dir)?.open(name, access)?;
+                if self.files.len() == OPEN_FILES {
+                    self.files.remove(0);
+                }
+                self.files.push(OpenFile { dir: dir.clone(), name: name.to_owned(), access, fd });
+                self.files.len() - 1
+            }
+        };
+        self.files.get(at).map(|file| &file.fd).ok_or(Errno::BADF)
+    }
+
+    /// Reads a file, which stays open.
+    pub(super) fn read(&mut self, dir: &Dir, name: &str) -> Result<String, Errno> {
+        read_text(self.file(dir, name, OFlags::RDONLY)?)
+    }
+
+    /// Reads a file that is about to be written; one that this process may not write too.
+    pub(super) fn read_to_write(&mut self, dir: &Dir, name: &str) -> Result<String, Errno> {
+        match self.file(dir, name, OFlags::RDWR) {
+            Ok(file) => read_text(file),
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::INVAL) => self.read(dir, name),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Gives the descriptor of a directory away.

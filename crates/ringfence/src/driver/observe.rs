@@ -7,22 +7,23 @@ use rustix::io::Errno;
 use super::dirs::Dirs;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::plan::{Dir, Observed, Want, needs};
+use crate::plan::{Dir, Observed, Plan, Want, plan_or_needs};
 
-/// Reads what the planner needs.
-pub(crate) fn observe(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Result<Observed> {
+/// Plans, and reads what the planner needs for that.
+pub(crate) fn plan_on(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Result<Plan> {
     let mut observed = Observed::default();
     loop {
-        let set = needs(host, want, &observed);
-        if set.is_empty() {
-            return Ok(observed);
-        }
-        for (hierarchy, path, file) in set.files {
+        let set = match plan_or_needs(host, want, &observed) {
+            Ok(plan) => return plan,
+            Err(set) => set,
+        };
+        for key in set.files {
+            let is_written = set.written.contains(&key);
+            let (hierarchy, path, file) = key;
             let dir = Dir::new(hierarchy, path);
-            let open = dirs
-                .get(&dir)
-                .map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
-            let content = match open.read(&file) {
+            dirs.get(&dir).map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
+            let read = if is_written { dirs.read_to_write(&dir, &file) } else { dirs.read(&dir, &file) };
+            let content = match read {
                 Ok(content) => Some(content),
                 // A kernel without the file: the planner takes that as its answer.
                 Err(Errno::NOENT | Errno::OPNOTSUPP) => None,

@@ -203,8 +203,7 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
             } else {
                 policy(&["c 10:232 r", "b 8:* rw", "c 10:200 rw"])
             };
-            let devices =
-                DeviceWant { before: None, policy: &old, running: false, overriding: Override::Refuse };
+            let devices = DeviceWant { before: None, policy: &old, overriding: Override::Refuse };
             let create =
                 Want { create: true, statistics: STATISTICS, ..want(&path, &nothing, &before, devices) };
             let (cgroup, _) = Cgroup::create_as(&host, &create, Processes::NONE).unwrap();
@@ -252,7 +251,7 @@ fn a_creation_that_fails_at_any_step_leaves_no_directory() {
     let _gone = Gone(&host, top.clone());
     let (nothing, change) = (Resources::default(), resources(&host, true));
     let policy = policy(&["c 10:232 rwm"]);
-    let devices = DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
+    let devices = DeviceWant { before: None, policy: &policy, overriding: Override::Refuse };
     let create = Want { create: true, statistics: STATISTICS, ..want(&path, &nothing, &change, devices) };
     let plan = Cgroup::plan_with(&host, &create, &mut Dirs::new(&host, Vec::new())).unwrap();
     for position in 0..=plan.steps.len() {

@@ -78,7 +78,7 @@ fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
             true => DevicePolicy::allow_all(),
             false => policy(&["c 10:232 r", "b 8:* rw", "c 10:200 rw"]),
         };
-        let devices = DeviceWant { before: None, policy: &old, running: false, overriding: Override::Refuse };
+        let devices = DeviceWant { before: None, policy: &old, overriding: Override::Refuse };
         let create = Want {
             create: true,
             statistics: STATISTICS,
@@ -122,7 +122,7 @@ fn a_start_of_a_unit_that_fails_at_any_step_leaves_nothing() {
     let unit = Unit::new(&host, "start");
     let (path, nothing, change) = (unit.path(), Resources::default(), resources(&host, true));
     let policy = policy(&["c 10:232 rwm"]);
-    let devices = DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
+    let devices = DeviceWant { before: None, policy: &policy, overriding: Override::Refuse };
     let named = Some(UnitWant { name: &unit.name, description: "Ringfence test" });
     let create =
         Want { create: true, statistics: STATISTICS, unit: named, ..want(&path, &nothing, &change, devices) };

@@ -32,14 +32,14 @@ impl Origin {
     /// # Errors
     /// There is no such process, or it has ended: the kernel takes a zombie without moving anything.
     pub(crate) fn of(pid: u32) -> Result<Self> {
-        let runs = proc::is_running(pid);
-        let cgroups = proc::cgroups(pid).filter(|_| runs).ok_or_else(|| {
+        let found = ProcessIdentity::of(pid).and_then(|identity| Some((identity, proc::cgroups(pid)?)));
+        let (identity, cgroups) = found.ok_or_else(|| {
             Error::new(ErrorKind::Kernel, "there is no such process, or no more")
                 .with_errno(Errno::SRCH)
                 .with_setting("pid")
                 .with_value(pid)
         })?;
-        Ok(Self { pid, identity: ProcessIdentity::of(pid), cgroups })
+        Ok(Self { pid, identity: Some(identity), cgroups })
     }
 
     /// Whether it still runs.

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::{
     Controller, Host, Version, delegation, devices, hierarchies, manager, mountinfo, probe, topology,
 };
-use crate::kernel::dir::{CgroupDir, read_all};
+use crate::kernel::dir::{CgroupDir, read_file, read_records};
 use crate::kernel::probe::page_size;
 use crate::{Error, ErrorKind, Result};
 
@@ -43,7 +43,7 @@ impl Host {
 
 fn detect(root: Option<&Path>) -> Result<Host> {
     const MOUNTS: &str = "/proc/self/mountinfo";
-    let text = read_file(MOUNTS)
+    let text = read_mounts(MOUNTS)
         .map_err(|errno| Error::kernel("cannot read which file systems are mounted", MOUNTS, errno))?;
     let mounts = mountinfo::parse(&text);
     let (mode, mut hierarchies) = hierarchies::assemble(&mounts, root)?;
@@ -93,12 +93,11 @@ fn detect(root: Option<&Path>) -> Result<Host> {
     })
 }
 
-/// The whole of a small file of `/proc` or `/sys`: most of them are made anew for each read(2), so one must do.
-pub(super) fn read_file(path: &str) -> Result<Vec<u8>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(CWD, path, flags, rustix::fs::Mode::empty())?;
+/// A line may have a page of mount options.
+fn read_mounts(path: &str) -> Result<Vec<u8>, Errno> {
+    let file = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
     let mut bytes = Vec::with_capacity(8 * 1024);
-    read_all(&file, &mut bytes)?;
+    read_records(&file, &mut bytes)?;
     Ok(bytes)
 }
 

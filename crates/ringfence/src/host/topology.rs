@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use super::detect::read_file;
+use crate::kernel::dir::read_file;
 use crate::resources::{CpuSet, HugePageSize};
 use crate::{Error, Result};
 

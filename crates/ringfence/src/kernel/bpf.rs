@@ -18,7 +18,6 @@ const PROG_QUERY: c_long = 16;
 
 const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const CGROUP_DEVICE: u32 = 6;
-#[cfg(test)]
 const QUERY_EFFECTIVE: u32 = 1;
 
 /// Attach flag: a program below takes the place of this one (`BPF_F_ALLOW_OVERRIDE`).
@@ -258,7 +257,6 @@ pub(crate) fn attached(cgroup: BorrowedFd<'_>) -> Result<Attached> {
 }
 
 /// The programs that decide for this cgroup: its own and those of its ancestors. The flags are not known (0).
-#[cfg(test)]
 pub(crate) fn effective(cgroup: BorrowedFd<'_>) -> Result<Attached> {
     query(cgroup, QUERY_EFFECTIVE)
 }

@@ -43,6 +43,9 @@ impl CgroupDir {
     /// Opens a file below this directory.
     pub(crate) fn open(&self, path: impl AsRef<Path>, flags: OFlags) -> Result<OwnedFd> {
         let path = path.as_ref();
+        if path.as_os_str().is_empty() {
+            return Err(Errno::NOENT);
+        }
         let flags = flags | OFlags::CLOEXEC;
         match rustix::fs::openat2(&self.0, path, flags, Mode::empty(), BENEATH) {
             Err(Errno::NOSYS) => self.open_checked(path, flags),
@@ -118,15 +121,15 @@ impl CgroupDir {
 
     /// Reads the whole file as text, without the newline at its end.
     pub(crate) fn read(&self, file: &str) -> Result<String> {
-        let mut buffer = Vec::with_capacity(256);
-        self.read_into(file, &mut buffer)?;
-        let mut text = String::from_utf8_lossy(&buffer).into_owned();
-        text.truncate(text.trim_end().len());
-        Ok(text)
+        read_text(self.open(file, OFlags::RDONLY)?)
     }
 
     /// The names of the child directories: whatever bytes whoever made them chose.
     pub(crate) fn children(&self) -> Result<Vec<OsString>> {
+        // A directory has a link from above, one from itself and one from each below (kernfs).
+        if rustix::fs::fstat(&self.0)?.st_nlink == 2 {
+            return Ok(Vec::new());
+        }
         let fd = self.open(".", OFlags::RDONLY | OFlags::DIRECTORY)?;
         let mut buffer = Vec::with_capacity(4096);
         let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
@@ -161,8 +164,41 @@ pub(crate) fn write_once(fd: impl AsFd, value: &str) -> Result<()> {
     }
 }
 
-/// Reads from the start to the end of the file with pread(2), so that a kept descriptor can be read again.
+/// The whole of a small file of `/proc` or `/sys`.
+pub(crate) fn read_file(path: &str) -> Result<Vec<u8>> {
+    let file = rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut bytes = Vec::with_capacity(PAGE);
+    read_all(&file, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads the whole file as text, without the newline at its end.
+pub(crate) fn read_text(fd: impl AsFd) -> Result<String> {
+    let mut buffer = Vec::with_capacity(1024);
+    read_all(fd, &mut buffer)?;
+    let mut text = String::from_utf8_lossy(&buffer).into_owned();
+    text.truncate(text.trim_end().len());
+    Ok(text)
+}
+
+/// What the kernel makes of a file at a time, at the least.
+const PAGE: usize = 4096;
+
+/// Reads the whole file with pread(2), so that a kept descriptor can be read again.
+///
+/// The kernel makes a file of `/proc`, of `/sys` or of a cgroup as a whole, or as many records as fit into a page. So half
+/// a page and less is all of it where no record is longer than that, and nothing has to be read to see its end.
 pub(crate) fn read_all(fd: impl AsFd, buffer: &mut Vec<u8>) -> Result<()> {
+    read_up_to(fd, buffer, PAGE / 2)
+}
+
+/// The same to the end, of a file whose records may be of any length.
+pub(crate) fn read_records(fd: impl AsFd, buffer: &mut Vec<u8>) -> Result<()> {
+    read_up_to(fd, buffer, 0)
+}
+
+/// Where it holds no more than `short`, one read that leaves room is believed to be all.
+fn read_up_to(fd: impl AsFd, buffer: &mut Vec<u8>, short: usize) -> Result<()> {
     buffer.clear();
     loop {
         if buffer.capacity() - buffer.len() < 128 {
@@ -172,6 +208,7 @@ pub(crate) fn read_all(fd: impl AsFd, buffer: &mut Vec<u8>) -> Result<()> {
         match rustix::io::pread(fd.as_fd(), rustix::buffer::spare_capacity(buffer), offset) {
             Err(Errno::INTR) => {}
             Ok(0) => return Ok(()),
+            Ok(_) if buffer.len() <= short && buffer.len() < buffer.capacity() => return Ok(()),
             Ok(_) => {}
             Err(errno) => return Err(errno),
         }

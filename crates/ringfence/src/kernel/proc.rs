@@ -1,9 +1,12 @@
 //! What `/proc` says of a process.
 
 use std::fs;
+use std::sync::OnceLock;
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::kernel::dir::read_file;
 
 /// The flag of a kernel thread in `/proc/PID/stat` (`PF_KTHREAD`).
 const KERNEL_THREAD: u64 = 0x0020_0000;
@@ -24,14 +27,27 @@ impl ProcessIdentity {
     /// has ended runs for as long as another of its threads does.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = Stat::read(pid).filter(|stat| stat.is_running(pid))?;
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        Some(Self { pid, start_time: stat.start_time, boot_id: boot_id.trim_end().to_owned() })
+        Some(Self { pid, start_time: stat.start_time, boot_id: boot_id()?.to_owned() })
     }
 
     /// Whether it still runs.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid).is_some_and(|now| now == *self)
     }
+}
+
+/// It is read once.
+fn boot_id() -> Option<&'static str> {
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if BOOT_ID.get().is_none() {
+        let text = read_text("/proc/sys/kernel/random/boot_id")?;
+        _ = BOOT_ID.set(text.trim_end().to_owned());
+    }
+    BOOT_ID.get().map(String::as_str)
+}
+
+fn read_text(path: &str) -> Option<String> {
+    Some(String::from_utf8_lossy(&read_file(path).ok()?).into_owned())
 }
 
 /// The fields of `/proc/PID/stat` that we use.
@@ -44,7 +60,7 @@ pub(crate) struct Stat {
 
 impl Stat {
     pub(crate) fn read(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(&read_file(&format!("/proc/{pid}/stat")).ok()?)
     }
 
     /// The name of the program stands in parentheses and may hold anything, parentheses too.
@@ -78,8 +94,7 @@ pub(crate) fn is_running(pid: u32) -> bool {
 
 /// The name of a thread or process (`comm`).
 pub(crate) fn name(pid: u32) -> Option<String> {
-    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    Some(String::from_utf8_lossy(&name).trim_end().to_owned())
+    Some(read_text(&format!("/proc/{pid}/comm"))?.trim_end().to_owned())
 }
 
 /// The threads of a process.
@@ -95,7 +110,7 @@ pub(crate) fn has_ended(tid: u32) -> bool {
 
 /// The process of a thread.
 pub(crate) fn process_of(tid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let status = read_text(&format!("/proc/{tid}/status"))?;
     status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
@@ -105,7 +120,7 @@ pub(crate) fn is_stopped_by_freezer(tid: u32) -> bool {
     match Stat::read(tid).map(|stat| stat.state) {
         None | Some('T' | 't' | 'Z' | 'X') => true,
         Some('S') => {
-            let wchan = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+            let wchan = read_text(&format!("/proc/{tid}/wchan")).unwrap_or_default();
             wchan == "get_signal" || wchan.contains("freez")
         }
         Some(_) => false,
@@ -114,12 +129,12 @@ pub(crate) fn is_stopped_by_freezer(tid: u32) -> bool {
 
 /// The cgroup of a process in each hierarchy: (controllers as `/proc/PID/cgroup` has them, path).
 pub(crate) fn cgroups(pid: u32) -> Option<Vec<(String, String)>> {
-    Some(parse_cgroups(&fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?))
+    Some(parse_cgroups(&read_text(&format!("/proc/{pid}/cgroup"))?))
 }
 
 /// That of this process.
 pub(crate) fn own_cgroups() -> Option<Vec<(String, String)>> {
-    Some(parse_cgroups(&fs::read_to_string("/proc/self/cgroup").ok()?))
+    Some(parse_cgroups(&read_text("/proc/self/cgroup")?))
 }
 
 /// Lines of `ID:CONTROLLERS:PATH`.
@@ -135,7 +150,7 @@ pub(crate) fn parse_cgroups(text: &str) -> Vec<(String, String)> {
 /// Whether this process has CAP_SYS_RESOURCE, as far as it can be seen.
 pub(crate) fn may_use_resources() -> bool {
     const SYS_RESOURCE: u64 = 1 << 24;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = read_text("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     effective
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())

@@ -20,13 +20,13 @@ const EXEC_DEADLINE: Duration = Duration::from_secs(10);
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// What the child does, all of it laid out before the fork: between fork and exec nothing may allocate.
-pub(crate) struct Image {
+pub(crate) struct Image<'a> {
     pub(crate) program: CString,
     pub(crate) argv: Vec<CString>,
     pub(crate) envp: Vec<CString>,
     pub(crate) directory: Option<CString>,
     /// Replacements for descriptors 0, 1 and 2.
-    pub(crate) stdio: [Option<OwnedFd>; 3],
+    pub(crate) stdio: [Option<BorrowedFd<'a>>; 3],
     /// Become leader of a session of its own.
     pub(crate) new_session: bool,
     /// Die with the thread that spawned it.
@@ -78,12 +78,12 @@ impl Stage {
 }
 
 /// Starts the image inside; returns when it has been executed.
-pub(crate) fn spawn(image: &Image, inside: &Inside<'_>) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
+pub(crate) fn spawn(image: &Image<'_>, inside: &Inside<'_>) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
     start(image, inside, Waits::Not)?.executed()
 }
 
 /// Makes the child and has it wait where it is, for somebody else to put it into its cgroup.
-pub(crate) fn hold(image: &Image) -> Result<Started, (Stage, Errno)> {
+pub(crate) fn hold(image: &Image<'_>) -> Result<Started, (Stage, Errno)> {
     start(image, &Inside { unified: None, join: &[] }, Waits::ForLeave)
 }
 
@@ -102,19 +102,33 @@ pub(crate) fn placeholder() -> Result<Started, (Stage, Errno)> {
     start(&image, &Inside { unified: None, join: &[] }, Waits::ForEver)
 }
 
-fn start(image: &Image, inside: &Inside<'_>, waits: Waits) -> Result<Started, (Stage, Errno)> {
+/// The descriptor, or a copy of it that is none of the standard ones.
+fn above_standard(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { rustix::io::fcntl_dupfd_cloexec(fd, 3) }
+}
+
+fn start(image: &Image<'_>, inside: &Inside<'_>, waits: Waits) -> Result<Started, (Stage, Errno)> {
     let fork_failed = |errno| (Stage::Fork, errno);
     // In a caller that has closed its standard descriptors it would be one of these, which the child is about to replace.
     let pipe = || {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        Ok((rustix::io::fcntl_dupfd_cloexec(reader, 3)?, rustix::io::fcntl_dupfd_cloexec(writer, 3)?))
+        Ok((above_standard(reader)?, above_standard(writer)?))
     };
     let (reader, writer) = pipe().map_err(fork_failed)?;
     let gate = if waits != Waits::Not { Some(pipe().map_err(fork_failed)?) } else { None };
     let argv = pointers(&image.argv);
     let envp = pointers(&image.envp);
     let join: Vec<RawFd> = inside.join.iter().map(AsRawFd::as_raw_fd).collect();
-    let stdio = image.stdio.each_ref().map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd));
+    // Of what the child is about to replace, it takes a copy.
+    let copy = |fd: &Option<BorrowedFd<'_>>| {
+        let fd = fd.filter(|fd| fd.as_raw_fd() <= 2);
+        fd.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 3)).transpose()
+    };
+    let copies = image.stdio.iter().map(copy).collect::<Result<Vec<_>, _>>().map_err(fork_failed)?;
+    let mut stdio = image.stdio.map(|fd| fd.map(|fd| fd.as_raw_fd()));
+    for (fd, copy) in stdio.iter_mut().zip(&copies) {
+        *fd = copy.as_ref().map(AsRawFd::as_raw_fd).or(*fd);
+    }
     let report = writer.as_raw_fd();
     let both = gate.as_ref().map(|(inner, outer)| (inner.as_raw_fd(), outer.as_raw_fd()));
     let sign = inside.unified.map(|_| Sign::new()).transpose().map_err(fork_failed)?;
@@ -312,7 +326,7 @@ pub(crate) fn join_self(file: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// The child's side, between fork and exec.
 struct Child<'a> {
-    image: &'a Image,
+    image: &'a Image<'a>,
     argv: &'a [*const libc::c_char],
     envp: &'a [*const libc::c_char],
     join: &'a [RawFd],

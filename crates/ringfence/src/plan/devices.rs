@@ -6,7 +6,7 @@ use super::{Action, DeviceWant, Draft, Reaction, Step, Undo, Verify};
 use crate::devices::DevicePolicy;
 use crate::devices::transition::{self, LiveDevices, LiveList};
 use crate::error::Result;
-use crate::host::Controller;
+use crate::host::{Controller, Version};
 
 /// v1's list of what is allowed.
 pub(crate) const DEVICES_LIST: &str = "devices.list";
@@ -43,7 +43,12 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
 
 /// A new cgroup has its parent's list, which is reset; a change is the smallest set of writes.
 fn v1(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>) -> Result<()> {
-    let list = match draft.now(index, DEVICES_LIST) {
+    let now = draft.now(index, DEVICES_LIST);
+    if !draft.want.create && draft.has(index, DEVICES_LIST).is_none() {
+        // What else is needed shows when it is read.
+        return Ok(());
+    }
+    let list = match now {
         Some(list) => transition::parse_devices_list(list.as_bytes())?,
         None => LiveList::AllowByDefault,
     };
@@ -61,12 +66,27 @@ pub(super) fn v1_from(
     change(draft, index, wanted, &LiveDevices { list: before.into(), known: Some(before.clone()) })
 }
 
+/// Whether what runs inside would notice a moment in which everything is refused, or allowed. systemd changes devices while
+/// all is stopped.
+fn is_running(draft: &Draft<'_>, index: usize) -> bool {
+    let says = |index, file, what: &str| draft.now(index, file).is_some_and(|now| now.contains(what));
+    let is_frozen = || match (draft.place_of(Controller::Freezer), draft.unified()) {
+        (Some((freezer, Version::V1)), _) => says(freezer, "freezer.state", "FR"),
+        (_, Some((unified, _))) => {
+            says(unified, "cgroup.events", "frozen 1") || says(unified, "cgroup.freeze", "1")
+        }
+        _ => false,
+    };
+    let is_empty = draft.now(index, "cgroup.procs").is_none_or(str::is_empty);
+    draft.want.unit.is_none() && !is_empty && !is_frozen()
+}
+
 fn change(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>, live: &LiveDevices) -> Result<()> {
-    let writes = transition::transition(live, wanted.policy, wanted.running)?;
+    let writes = transition::transition(live, wanted.policy, || is_running(draft, index))?;
     let undo = match wanted.before {
         Some(before) if !draft.want.create => {
             let then = LiveDevices { list: wanted.policy.into(), known: Some(wanted.policy.clone()) };
-            transition::transition(&then, before, false)?
+            transition::transition(&then, before, || false)?
         }
         _ => Vec::new(),
     };

@@ -18,6 +18,8 @@ use crate::resources::Limit;
 pub(crate) struct ReadSet {
     /// Files of the cgroup itself and of its parts: hierarchy, path and file.
     pub(crate) files: BTreeSet<(usize, String, Cow<'static, str>)>,
+    /// Those of them that are written then.
+    pub(crate) written: BTreeSet<(usize, String, Cow<'static, str>)>,
     /// v1 cpusets: these two files of the nearest ancestors, up to the first where both have a value.
     pub(crate) inherited: Option<(usize, [&'static str; 2])>,
 }
@@ -25,6 +27,7 @@ pub(crate) struct ReadSet {
 impl ReadSet {
     pub(super) fn extend(&mut self, other: Self) {
         self.files.extend(other.files);
+        self.written.extend(other.written);
         self.inherited = self.inherited.or(other.inherited);
     }
 
@@ -148,12 +151,27 @@ impl<'a> Draft<'a> {
         if self.want.create {
             return None;
         }
-        let known = self.observed.look_up(hierarchy, self.want.path, file);
+        let known = self.look_up(hierarchy, file);
         if known.is_none() {
             let file = (hierarchy, self.want.path.to_owned(), file.to_owned().into());
             self.missing.borrow_mut().files.insert(file);
         }
         known?.as_deref()
+    }
+
+    fn look_up(&self, hierarchy: usize, file: &str) -> Option<&Option<String>> {
+        self.observed.look_up(hierarchy, self.want.path, file)
+    }
+
+    /// Whether the file of the cgroup is there, as far as is known; `None` also where it is yet to be looked at.
+    pub(super) fn has(&self, hierarchy: usize, file: &str) -> Option<bool> {
+        self.look_up(hierarchy, file).map(Option::is_some)
+    }
+
+    /// Whether the file of the cgroup will be looked at.
+    pub(super) fn is_missing(&self, hierarchy: usize, file: &str) -> bool {
+        let key = (hierarchy, self.want.path.to_owned(), Cow::Owned(file.to_owned()));
+        self.missing.borrow().files.contains(&key)
     }
 
     /// A number that the file holds now; `None` too where it says `max` or -1.
@@ -184,6 +202,10 @@ impl<'a> Draft<'a> {
         value: impl ToString,
     ) -> &mut Step {
         let (file, value) = (file.into(), value.to_string());
+        if !self.want.create && self.look_up(hierarchy, &file).is_none() {
+            let key = (hierarchy, self.want.path.to_owned(), file.clone());
+            self.missing.borrow_mut().written.insert(key);
+        }
         let undo = match self.now(hierarchy, &file) {
             Some(now) => Undo::write(&file, restoring(&file, &value, now)),
             None if self.want.create => Undo::Nothing,

@@ -94,6 +94,17 @@ pub(super) fn enable_missing(draft: &Draft<'_>) -> Vec<Step> {
 pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
     let Some((index, hierarchy)) = draft.unified() else { return Vec::new() };
     let (mut required, _) = controllers(draft, writes, index, hierarchy);
+    // A controller of which a file is there is enabled.
+    let is_there = |controller: &Controller| {
+        writes.iter().any(|step| match &step.action {
+            Action::Write { dir, file, .. } => {
+                let is_its = dir.hierarchy == index && controller_of(file) == Some(*controller);
+                is_its && draft.has(index, file).unwrap_or(draft.is_missing(index, file))
+            }
+            _ => false,
+        })
+    };
+    required.retain(|controller| !is_there(controller));
     if !required.is_empty() {
         let there = Controller::list_from_v2(draft.now(index, "cgroup.controllers").unwrap_or_default());
         required.retain(|controller| !there.contains(controller));

@@ -67,8 +67,6 @@ impl Unsupported {
 pub(crate) struct DeviceWant<'a> {
     pub(crate) before: Option<&'a DevicePolicy>,
     pub(crate) policy: &'a DevicePolicy,
-    /// Processes run inside, and would notice a moment in which everything is refused.
-    pub(crate) running: bool,
     pub(crate) overriding: Override,
 }
 
@@ -178,16 +176,34 @@ impl<'a> Want<'a> {
     }
 }
 
-/// What must be read of the cgroup and of its ancestors, beside what was, before [`plan`] can tell the steps. Empty when it
-/// can; what is read may show that more is needed.
-pub(crate) fn needs(host: &Host, want: &Want<'_>, observed: &Observed) -> ReadSet {
+/// The plan; or what must be read of the cgroup and of its ancestors, beside what was, before there can be one. What is read
+/// may show that more is needed.
+pub(crate) fn plan_or_needs(
+    host: &Host,
+    want: &Want<'_>,
+    observed: &Observed,
+) -> std::result::Result<Result<Plan>, ReadSet> {
+    let (thought, missing) = think_out(host, want, observed);
     // Whether it is an error is only known when all was read.
+    if missing.is_empty() {
+        Ok(thought.and_then(|thought| finished(host, want, thought)))
+    } else {
+        Err(missing)
+    }
+}
+
+/// What must be read, by itself.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn needs(host: &Host, want: &Want<'_>, observed: &Observed) -> ReadSet {
     think_out(host, want, observed).1
 }
 
 /// The ordered steps that make the cgroup, or change it, and the report of what cannot be done here.
 pub(crate) fn plan(host: &Host, want: &Want<'_>, observed: &Observed) -> Result<Plan> {
-    let (steps, report) = think_out(host, want, observed).0?;
+    finished(host, want, think_out(host, want, observed).0?)
+}
+
+fn finished(host: &Host, want: &Want<'_>, (steps, report): (Vec<Step>, Report)) -> Result<Plan> {
     want.unsupported.mind(&report)?;
     Ok(Plan {
         host: host.clone(),

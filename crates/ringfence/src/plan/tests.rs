@@ -355,14 +355,14 @@ fn a_plan_reads_only_what_ordering_and_undo_require() {
     };
     let pids = Resources::new().pids_limit(5);
     assert_eq!(needed(&v2(), &pids, true), [""; 0]);
-    assert_eq!(needed(&v2(), &pids, false), ["cgroup.controllers", "pids.max"]);
+    assert_eq!(needed(&v2(), &pids, false), ["pids.max"]);
     assert_eq!(needed(&v1(), &pids, false), ["pids.max"]);
     assert_eq!(needed(&v2(), &nothing, false), [""; 0]);
     let quota = Resources::new().cpu_quota(5000);
-    assert_eq!(needed(&v2(), &quota, false), ["cgroup.controllers", "cpu.max", "cpu.max.burst"]);
+    assert_eq!(needed(&v2(), &quota, false), ["cpu.max", "cpu.max.burst"]);
     assert_eq!(needed(&v1(), &quota, false), ["cpu.cfs_burst_us", "cpu.cfs_period_us", "cpu.cfs_quota_us"]);
     let io = Resources::new().io_read_bps(DeviceNumber { major: 8, minor: 0 }, 4096);
-    assert_eq!(needed(&v2(), &io, false), ["cgroup.controllers", "io.max"]);
+    assert_eq!(needed(&v2(), &io, false), ["io.max"]);
     assert_eq!(needed(&v1(), &io, false), ["blkio.throttle.read_bps_device"]);
     // The ancestors' cpusets are read for a new cgroup on v1.
     assert!(needs(&v1(), &want(&nothing, &pids, true), &Observed::default()).inherited.is_some());

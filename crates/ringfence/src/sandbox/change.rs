@@ -52,7 +52,7 @@ impl Sandbox {
         let mut plan = match self.present_or_planned(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
-                let want = planned.want(&cgroup, state, &anew, options);
+                let want = planned.want(state, &anew, options);
                 Cgroup::plan_with(&self.host, &want, &mut Dirs::new(&self.host, cgroup.dirs.clone()))?
             }
             None => planned.plan_anew(&self.host, state, options.unsupported)?,
@@ -114,7 +114,7 @@ impl Sandbox {
         let (changed, tried) = match self.present_or_planned(state)? {
             Some(cgroup) => {
                 let anew = state.anew();
-                let made = cgroup.change_and(&planned.want(&cgroup, state, &anew, options), ahead, also)?;
+                let made = cgroup.change_and(&planned.want(state, &anew, options), ahead, also)?;
                 state.device_program = cgroup.filter_id();
                 made
             }
@@ -198,13 +198,7 @@ impl Changed {
         plan::plan(host, &Want { unsupported, ..then.want(&anew) }, &Observed::default())
     }
 
-    fn want<'a>(
-        &'a self,
-        cgroup: &Cgroup,
-        state: &'a State,
-        anew: &'a Anew,
-        options: &ChangeOptions,
-    ) -> Want<'a> {
+    fn want<'a>(&'a self, state: &'a State, anew: &'a Anew, options: &ChangeOptions) -> Want<'a> {
         let mut want = Want::change(&state.cgroup, &anew.shares.whole, &self.shares.whole);
         want.parts = &self.parts;
         want.unit = state.unit(anew);
@@ -212,14 +206,9 @@ impl Changed {
         want.force = options.force;
         want.unsupported = options.unsupported;
         if self.devices.are_changed {
-            // What cannot be listed counts as running.
-            // systemd changes them while all is stopped.
-            let running = want.unit.is_none()
-                && !cgroup.is_frozen().unwrap_or(false)
-                && cgroup.processes().map_or(true, |processes| !processes.is_empty());
             let overriding = Override::from_allowed(state.override_device_programs);
             let (before, policy) = (Some(&state.devices), &self.devices.policy);
-            want.devices = Some(DeviceWant { before, policy, running, overriding });
+            want.devices = Some(DeviceWant { before, policy, overriding });
         }
         want
     }

@@ -172,7 +172,7 @@ impl State {
     /// All of it, in a cgroup that is yet to be made.
     pub(super) fn want<'a>(&'a self, anew: &'a Anew) -> Want<'a> {
         let overriding = Override::from_allowed(self.override_device_programs);
-        let devices = DeviceWant { before: None, policy: &self.devices, running: false, overriding };
+        let devices = DeviceWant { before: None, policy: &self.devices, overriding };
         Want {
             create: true,
             devices: Some(devices),

@@ -22,7 +22,7 @@ const POLICIES: [&[&str]; 9] = [
 ];
 
 fn change(cgroup: &RealCgroup, from: &LiveDevices, to: &DevicePolicy, populated: bool) {
-    for write in transition(from, to, populated).unwrap() {
+    for write in transition(from, to, || populated).unwrap() {
         cgroup.write(write.file, &write.value).unwrap_or_else(|error| panic!("{write:?}: {error}"));
     }
     let list = parse_devices_list(&cgroup.read("devices.list")).unwrap();

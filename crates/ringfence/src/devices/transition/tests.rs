@@ -9,7 +9,7 @@ pub(super) fn live(policy: &DevicePolicy) -> LiveDevices {
 }
 
 fn writes(from: &[&str], to: &[&str]) -> Vec<String> {
-    let writes = transition(&live(&policy(from)), &policy(to), true).unwrap();
+    let writes = transition(&live(&policy(from)), &policy(to), || true).unwrap();
     writes.iter().map(|write| format!("{} < {}", write.file, write.value)).collect()
 }
 
@@ -44,11 +44,11 @@ fn what_is_gained_is_written_before_what_is_lost_and_nothing_else() {
 #[test]
 fn the_default_changes_only_while_nothing_runs() {
     for (from, to) in [(&[][..], &["allow a"][..]), (&["allow a"], &["allow c 1:3 rwm"])] {
-        let error = transition(&live(&policy(from)), &policy(to), true).unwrap_err();
+        let error = transition(&live(&policy(from)), &policy(to), || true).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
         assert!(error.to_string().contains("freeze the sandbox first"), "{error}");
     }
-    let flip = transition(&live(&policy(&["allow a"])), &policy(&["allow c 1:3 rwm"]), false).unwrap();
+    let flip = transition(&live(&policy(&["allow a"])), &policy(&["allow c 1:3 rwm"]), || false).unwrap();
     let flip: Vec<_> = flip.iter().map(|write| (write.file, write.value.as_str())).collect();
     assert_eq!(flip, [("devices.deny", "a *:* rwm"), ("devices.allow", "c 1:3 rwm")]);
 }
@@ -59,10 +59,10 @@ fn exceptions_that_are_not_known_are_reset_first() {
     let of_another_default = Some(policy(&["allow c 1:3 rwm"]));
     for known in [None, of_another_default] {
         let live = LiveDevices { list: LiveList::AllowByDefault, known };
-        let writes = transition(&live, &to, false).unwrap();
+        let writes = transition(&live, &to, || false).unwrap();
         assert!(writes.first().unwrap().is_reset() && writes.len() == 2, "{writes:?}");
-        assert!(transition(&live, &to, true).unwrap_err().to_string().contains("not known"));
-        assert_eq!(transition(&live, &DevicePolicy::allow_all(), true).unwrap().len(), 1);
+        assert!(transition(&live, &to, || true).unwrap_err().to_string().contains("not known"));
+        assert_eq!(transition(&live, &DevicePolicy::allow_all(), || true).unwrap().len(), 1);
     }
 }
 
@@ -91,8 +91,8 @@ proptest! {
         let (from, to) = (expressible(&from), expressible(&to));
         let mut kernel = KernelList::after(&from.to_rules());
         let flips = from.default_verdict() != to.default_verdict();
-        prop_assert_eq!(transition(&live(&from), &to, true).is_err(), flips);
-        let writes = transition(&live(&from), &to, false).unwrap();
+        prop_assert_eq!(transition(&live(&from), &to, || true).is_err(), flips);
+        let writes = transition(&live(&from), &to, || false).unwrap();
         for write in &writes {
             kernel.apply(write);
             for (kind, major, minor, access) in every_access().filter(|_| !flips) {
@@ -110,6 +110,6 @@ proptest! {
             prop_assert_eq!(allowed, to.check(kind, major, minor, access).allowed);
         }
         // From here there is nothing more to do.
-        prop_assert_eq!(transition(&live(&to), &to, true).unwrap(), []);
+        prop_assert_eq!(transition(&live(&to), &to, || true).unwrap(), []);
     }
 }

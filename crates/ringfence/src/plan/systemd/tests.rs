@@ -25,7 +25,7 @@ fn planned(
         .map(|rule| DeviceRule::parse(true, rule, |path| DeviceNode::at(path)).unwrap())
         .collect();
     let policy = DevicePolicy::with_base(&rules, &runtime_defaults(), &[]).unwrap().0;
-    let devices = DeviceWant { before: None, policy: &policy, running: false, overriding: Override::Refuse };
+    let devices = DeviceWant { before: None, policy: &policy, overriding: Override::Refuse };
     let nothing = Resources::default();
     let (base, changed) = change.map_or((&nothing, resources), |change| (resources, change));
     let want = Want {

@@ -1,0 +1,81 @@
+//! A device program by bare bpf(2): a default of deny, and exceptions.
+
+use std::os::fd::{FromRawFd as _, OwnedFd};
+
+use crate::Result;
+
+/// What the runtime allows, beside what is asked for: type, major, minor.
+pub const DEFAULTS: [(char, u32, Option<u32>); 8] = [
+    ('c', 1, Some(3)),
+    ('c', 1, Some(5)),
+    ('c', 1, Some(7)),
+    ('c', 1, Some(8)),
+    ('c', 1, Some(9)),
+    ('c', 5, Some(0)),
+    ('c', 5, Some(2)),
+    ('c', 136, None),
+];
+
+type Instruction = [u8; 8];
+
+fn instruction(code: u8, registers: u8, jump: u8, value: u32) -> Instruction {
+    let [a, b, c, d] = value.to_le_bytes();
+    [code, registers, jump, 0, a, b, c, d]
+}
+
+/// Allows the defaults and `b 240:0` up to `b 240:MINORS`.
+pub fn load(minors: u32) -> Result<OwnedFd> {
+    const READ_WRITE: u32 = 2 | 4;
+    // r2 = type, r3 = access, r4 = major, r5 = minor
+    let mut program = vec![
+        instruction(0x61, 0x12, 0, 0),
+        instruction(0xbc, 0x23, 0, 0),
+        instruction(0x54, 0x02, 0, 0xffff),
+        instruction(0x74, 0x03, 0, 16),
+        [0x61, 0x14, 4, 0, 0, 0, 0, 0],
+        [0x61, 0x15, 8, 0, 0, 0, 0, 0],
+    ];
+    let asked = (0..minors).map(|minor| ('b', super::MAJOR, Some(minor)));
+    for (kind, major, minor) in DEFAULTS.into_iter().chain(asked) {
+        let access = if kind == 'b' { READ_WRITE } else { 7 };
+        let skip = if minor.is_some() { 7 } else { 6 };
+        program.push(instruction(0x55, 0x02, skip, if kind == 'b' { 1 } else { 2 }));
+        program.push(instruction(0xbc, 0x36, 0, 0));
+        program.push(instruction(0x54, 0x06, 0, !access));
+        program.push(instruction(0x55, 0x06, skip - 3, 0));
+        program.push(instruction(0x55, 0x04, skip - 4, major));
+        if let Some(minor) = minor {
+            program.push(instruction(0x55, 0x05, 2, minor));
+        }
+        program.push(instruction(0xb7, 0x00, 0, 1));
+        program.push(instruction(0x95, 0, 0, 0));
+    }
+    program.push(instruction(0xb7, 0x00, 0, 0));
+    program.push(instruction(0x95, 0, 0, 0));
+
+    let license = c"GPL".as_ptr() as u64;
+    let mut attributes = [0_u64; 16];
+    attributes[0] = 15 | (program.len() as u64) << 32; // BPF_PROG_TYPE_CGROUP_DEVICE
+    attributes[1] = program.as_ptr() as u64;
+    attributes[2] = license;
+    let fd = call(5, &mut attributes)?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Beside others, or in the place of one.
+pub fn attach(cgroup: i32, program: i32, replaced: Option<i32>) -> Result<()> {
+    let flags = if replaced.is_some() { 2 | 4 } else { 2_u64 };
+    let mut attributes = [0_u64; 16];
+    attributes[0] = cgroup as u64 | (program as u64) << 32;
+    attributes[1] = 6 | flags << 32; // BPF_CGROUP_DEVICE
+    attributes[2] = replaced.unwrap_or(0) as u64;
+    call(8, &mut attributes).map(drop)
+}
+
+fn call(command: i32, attributes: &mut [u64; 16]) -> Result<i32> {
+    // SAFETY: what the attributes point to outlives the call.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_mut_ptr(), size_of_val(attributes)) };
+    if done < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(done as i32) }
+}

@@ -1,0 +1,141 @@
+//! What one sandbox more costs beside ten, and beside ten thousand.
+//!
+//! All are made by Ringfence, below one parent, without a process. Of most of them the state alone is kept, as by a command
+//! that ends; `RINGFENCE_BENCH_SANDBOXES` makes fewer.
+
+use std::time::Instant;
+
+use ringfence::{Host, Sandbox, State};
+
+use crate::Result;
+use crate::manager::bare::Bare;
+use crate::manager::ours::Ours;
+use crate::race::Spread;
+use crate::table::Table;
+
+const NUMBERS: [usize; 4] = [10, 100, 1_000, 10_000];
+
+/// One more is made so often.
+const REPEATS: usize = 41;
+
+/// Readers keep their files open: of so many sandboxes, well within a limit of 20,000 descriptors.
+const READERS: usize = 200;
+
+/// The sandboxes, which are removed whatever happens.
+struct Crowd {
+    parent: String,
+    bare: Bare,
+    states: Vec<State>,
+}
+
+impl Crowd {
+    fn name(&self, what: impl std::fmt::Display) -> String {
+        format!("{}/{what}", self.parent)
+    }
+
+    fn grow(&mut self, host: &Host, number: usize) -> Result<()> {
+        while self.states.len() < number {
+            let (sandbox, _) = Sandbox::create(host, &Ours::config(&self.name(self.states.len()))?)?;
+            self.states.push(sandbox.state());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for number in 0..self.states.len() {
+            _ = self.bare.remove(&self.name(number));
+        }
+        if let Err(error) = self.bare.remove(&self.parent) {
+            eprintln!("{} is left behind: {error}", self.parent);
+        }
+    }
+}
+
+/// Microseconds.
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+    let begun = Instant::now();
+    let done = work()?;
+    Ok((begun.elapsed().as_secs_f64() * 1e6, done))
+}
+
+pub fn run() -> Result<()> {
+    let host = Host::detect()?;
+    let parent = format!("rf-scale-{}", std::process::id());
+    let mut crowd = Crowd { parent, bare: Bare::new(&host), states: Vec::new() };
+    let most = std::env::var("RINGFENCE_BENCH_SANDBOXES").ok().and_then(|most| most.parse().ok());
+    println!("## Scale ({})\n", crate::machine(&host));
+    let head = [
+        "sandboxes",
+        "create",
+        "bare create",
+        "ratio",
+        "destroy",
+        "bare destroy",
+        "ls, each",
+        "sample, each",
+    ];
+    let mut table = Table::new(&head);
+    let mut kept = (0, 0.0);
+    for number in NUMBERS.into_iter().filter(|number| most.is_none_or(|most| *number <= most)) {
+        crowd.grow(&host, number)?;
+        let [mut create, mut bare_create, mut destroy, mut bare_destroy] = [const { Vec::new() }; 4];
+        let more = crowd.name("more");
+        for _ in 0..REPEATS {
+            let (time, (sandbox, _)) = timed(|| Ok(Sandbox::create(&host, &Ours::config(&more)?)?))?;
+            create.push(time);
+            let refuse = ringfence::Remaining::Refuse;
+            destroy.push(timed(|| Ok(sandbox.destroy(refuse, std::time::Duration::from_secs(5))?))?.0);
+            bare_create.push(timed(|| crowd.bare.make(&more))?.0);
+            bare_destroy.push(timed(|| crowd.bare.remove(&more))?.0);
+        }
+        let (ls, ()) = timed(|| {
+            for state in &crowd.states {
+                Sandbox::restore(&host, state.clone())?.status()?;
+            }
+            Ok(())
+        })?;
+        let (files, memory) = (open_files()?, resident()?);
+        let chosen = crowd.states.iter().step_by(crowd.states.len().div_ceil(READERS));
+        let held =
+            chosen.map(|state| Ok(Sandbox::restore(&host, state.clone())?)).collect::<Result<Vec<_>>>()?;
+        kept = ((open_files()? - files) / held.len(), (resident()? - memory) / held.len() as f64);
+        let readers = held.iter().map(|sandbox| Ok(sandbox.stats_reader()?)).collect::<Result<Vec<_>>>();
+        let mut readers = readers?;
+        drop(held);
+        let mut sample = Vec::new();
+        for _ in 0..5 {
+            let all = timed(|| Ok(readers.iter_mut().try_for_each(|reader| reader.sample().map(drop))?))?;
+            sample.push(all.0 / readers.len() as f64);
+        }
+        let median = |values: Vec<f64>| Spread::of(values).median;
+        let (create, bare) = (median(create), median(bare_create));
+        let times = [create, bare, create / bare, median(destroy), median(bare_destroy), ls / number as f64];
+        let [create, bare, ratio, destroy, bare_destroy, ls] = times;
+        table.row([
+            number.to_string(),
+            format!("{create:.0} µs"),
+            format!("{bare:.0} µs"),
+            format!("{ratio:.2}"),
+            format!("{destroy:.0} µs"),
+            format!("{bare_destroy:.0} µs"),
+            format!("{ls:.0} µs"),
+            format!("{:.1} µs", median(sample)),
+        ]);
+    }
+    println!("{table}");
+    println!("A sandbox that is held: {} descriptors, {:.1} KiB of memory.\n", kept.0, kept.1);
+    Ok(())
+}
+
+fn open_files() -> Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/fd")?.count())
+}
+
+/// KiB.
+fn resident() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
