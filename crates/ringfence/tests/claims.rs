@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ringfence::{
     Child, Command, DeviceRule, ErrorKind, Host, Profile, Resources, Sandbox, SandboxConfig, null,
 };
-use support::{Guarded, by_systemd, name, path, skip};
+use support::{Guarded, by_systemd, name, path, skip, times};
 
 /// 1:11, in no profile's list, and harmless to open.
 const OUTSIDER: &str = "/dev/kmsg";
@@ -201,9 +201,8 @@ fn a_scope_that_has_not_started_keeps_its_claims_for_its_start() {
 
 #[test]
 fn a_process_inside_is_never_refused_what_it_may_open_while_devices_come_and_go() {
-    /// So many rules change in any case, and so many times as there is time for.
-    const RULES: usize = 10_000;
-    const CHANGES: usize = 10_000;
+    // So many rules change in any case, and so many times as there is time for.
+    let (all_rules, all_changes) = (times(10_000), times(10_000));
     const TIME: Duration = Duration::from_secs(15);
     if !outsider_opens_outside() {
         return;
@@ -231,7 +230,7 @@ fn a_process_inside_is_never_refused_what_it_may_open_while_devices_come_and_go(
     let rules_each = allow.len() + deny.len() + 7;
     let (allow, deny) = (Resources::new().devices(allow), Resources::new().devices(deny));
     let (start, mut done, mut rules, mut refused) = (Instant::now(), 0, 0, 0);
-    while rules < RULES || done < CHANGES && start.elapsed() < TIME {
+    while rules < all_rules || done < all_changes && start.elapsed() < TIME {
         let seen = (done / 8).is_multiple_of(2);
         done += 8;
         rules += rules_each;
@@ -260,6 +259,6 @@ fn a_process_inside_is_never_refused_what_it_may_open_while_devices_come_and_go(
     assert!(steady.wait().unwrap().success(), "it was refused a device");
     let tries: u64 = fs::read_to_string(&counted).unwrap().trim().parse().unwrap();
     println!("{tries} opened, {refused} refused as they should be, in {done} changes of {rules} rules");
-    assert!(tries > 300 && refused >= 100, "{tries} opened, {refused} refused");
+    assert!(tries > 300 && refused >= times(100), "{tries} opened, {refused} refused");
     inside.end();
 }

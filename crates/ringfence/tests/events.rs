@@ -17,7 +17,7 @@ use ringfence::{
     Command, Controller, ErrorKind, Event, Events, Host, Limit, PressureTrigger, Remaining, Resources,
     Sandbox, SandboxConfig, Store, Version, What, null,
 };
-use support::{Guarded, MIB, SOON, by_systemd, path, skip, sleeper};
+use support::{Guarded, MIB, SOON, by_systemd, path, skip, sleeper, times};
 
 /// Memory for a shell, and not for what [`oom`] asks for.
 fn small() -> Resources {
@@ -143,9 +143,8 @@ fn every_one_of_100_kills_is_told_though_the_sandboxes_are_removed_at_once() {
     open_many();
     let host = Host::detect().unwrap();
     let mut events = Events::new().unwrap();
-    // Starting units takes its time, and so does emulation: of guests one has a hundred, which has v2.
-    let emulated_v1 = std::env::var("RINGFENCE_TESTBED_MODE").is_ok_and(|mode| mode != "trixie");
-    let hundred = if by_systemd() || emulated_v1 { 20 } else { 100 };
+    // Starting units takes its time.
+    let hundred = if by_systemd() { 20 } else { times(100) };
     for number in 0..hundred {
         let vm = Guarded::planned(&host, &SandboxConfig::new(path("once")).resources(small()));
         events.add(&number.to_string(), &vm).unwrap();

@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // clippy.toml frees only #[test] functions.
 
+mod support;
+
 use std::process;
 use std::time::Duration;
 
 use ringfence::{Command, Host, Remaining, Resources, Sandbox, SandboxConfig, null};
+use support::times;
 
 const SOON: Duration = Duration::from_secs(60);
 const THREADS: usize = 8;
-const EACH: usize = 25;
 
 fn units() -> Vec<String> {
     let mut list = process::Command::new("systemctl");
@@ -20,7 +22,7 @@ fn units() -> Vec<String> {
 }
 
 #[test]
-fn two_hundred_units_are_made_and_removed_by_eight_threads_at_once_and_none_is_left() {
+fn many_units_are_made_and_removed_by_eight_threads_at_once_and_none_is_left() {
     let host = Host::detect().unwrap();
     if !host.systemd || host.rootless {
         eprintln!("SKIPPED: systemd is not process 1 here, or is not ours to speak with");
@@ -31,7 +33,7 @@ fn two_hundred_units_are_made_and_removed_by_eight_threads_at_once_and_none_is_l
         for thread in 0..THREADS {
             let (host, slice) = (&host, &slice);
             scope.spawn(move || {
-                for number in 0..EACH {
+                for number in 0..times(25) {
                     let name = format!("{}-{thread}-{number}", process::id());
                     let limits = Resources::new().memory_limit(64 << 20).pids_limit(20).cpu_quota(50_000);
                     let path = format!("{slice}:rf:{name}").parse().unwrap();

@@ -193,8 +193,10 @@ fn ours_among(
             ours.push(Arc::clone(&held.program));
             continue;
         }
-        match bpf::program_by_id(id) {
-            Ok(program) if bpf::info(&program).is_ok_and(|info| info.name == NAME) => ours.push(Arc::new(program)),
+        let found =
+            bpf::program_by_id(id).and_then(|program| Ok((bpf::info(&program)?.name == NAME, program)));
+        match found {
+            Ok((true, program)) => ours.push(Arc::new(program)),
             Ok(_) | Err(Errno::NOENT) => {}
             // Without CAP_SYS_ADMIN the names are not to be had. The one of the state is ours for sure.
             Err(Errno::PERM) if matches!(earlier, Earlier::Id(ours) if ours == id) => report.add(
