@@ -35,7 +35,7 @@ def _contents(*names: str) -> tuple[str, ...]:
 
 
 def boot_files(release: str, kernel: Kernel) -> Artefact:
-    """A kernel's `vmlinux`, which QEMU boots directly (PVH), its `modules`, and `busybox`."""
+    """A kernel's `vmlinux`, which QEMU boots directly (PVH) or which is a program, its `modules`, and `busybox`."""
 
     release = kernel.release or release
 
@@ -44,8 +44,12 @@ def boot_files(release: str, kernel: Kernel) -> Artefact:
         packages = directory / "packages"
         packages.mkdir()
         version = debian.unpack(release, (kernel.package, "busybox-static"), packages)
-        (image,) = packages.glob("boot/vmlinuz-*")
-        (directory / "vmlinux").write_bytes(_decompress_kernel(image.read_bytes()))
+        if kernel.is_program:
+            (packages / "usr/bin/linux.uml").rename(directory / "vmlinux")
+            (packages / "usr/lib/uml/modules").rename(packages / "usr/lib/modules")
+        else:
+            (image,) = packages.glob("boot/vmlinuz-*")
+            (directory / "vmlinux").write_bytes(_decompress_kernel(image.read_bytes()))
         for file in ("lib/modules", "bin/busybox"):
             # Below usr since trixie.
             (found,) = [*packages.glob(file), *packages.glob(f"usr/{file}")]
@@ -158,15 +162,21 @@ def image(root: Root, kernel: Kernel) -> Artefact:
 
 
 def saved_guest(mode: Mode) -> Artefact:
-    """A guest as it was when it was up: it goes on from there in a fraction of a second."""
+    """A guest as it was when it was up: it goes on from there in a fraction of a second. One whose kernel is a program boots
+    as fast."""
 
-    def make(directory: Path, image: Path, boot: Path, initrd: Path) -> None:
-        for file in (image / "root.ext4", image / "swap", boot / "vmlinux", initrd / "initrd"):
+    def make(directory: Path, image: Path, boot: Path, initrd: Path | None = None) -> None:
+        for file in (image / "root.ext4", image / "swap", boot / "vmlinux"):
             (directory / file.name).symlink_to(file)
+        if initrd is None:
+            return
+        (directory / "initrd").symlink_to(initrd / "initrd")
         debian.require_tools("qemu-img")
         asyncio.run(machine.save(mode, directory))
 
     origin = (mode.root.release, mode.kernel)
+    if mode.kernel.is_program:
+        return Artefact(f"guest-{mode.name}", make, (), (image(mode.root, mode.kernel), boot_files(*origin)))
     # QEMU reads back its own version's states only.
     recipe = (mode.kernel_args, mode.memory_mib, *machine.RECIPE, debian.qemu_version())
     inputs = (image(mode.root, mode.kernel), boot_files(*origin), initrd(*origin))

@@ -1,12 +1,14 @@
-"""QEMU: starts guests, saves them when they are up, and runs jobs in what was saved.
+"""Starts guests, saves them when they are up, and runs jobs in what was saved.
 
 Guests run under TCG, never KVM: a testbed must do the same on every machine, also on one whose
-/dev/kvm answers without being able to run an ordinary kernel.
+/dev/kvm answers without being able to run an ordinary kernel. One whose kernel is a program needs no QEMU.
 """
 
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -93,19 +95,79 @@ class Qmp:
 
 
 class Guest:
-    """A QEMU process; leaving the `async with` block kills it."""
+    """A process in which a kernel runs; leaving the `async with` block kills it."""
+
+    def __init__(self, console: Path) -> None:
+        # Where the process's own complaints go.
+        self.errors = console.with_suffix(".errors")
+        self._control, self._control_port = socket.socketpair()
+        self._output, self._output_port = socket.socketpair()
+        self._ports = [self._control_port, self._output_port]
+        # The kernel kills it when this process dies, in whatever way.
+        self._command = ["setpriv", "--pdeathsig", "KILL", "--"]
+
+    async def __aenter__(self) -> "Guest":
+        with open(self.errors, "wb") as errors:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, pass_fds=[port.fileno() for port in self._ports], start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
+        for port in self._ports:
+            port.close()
+        try:
+            await self._connect()
+        except BaseException:
+            await self.kill()
+            raise
+        return self
+
+    async def _connect(self) -> None:
+        self._control_reader, self._control_writer = await asyncio.open_connection(sock=self._control)
+        # The writer has no use, but its end would close the connection.
+        self.output, self._output_writer = await asyncio.open_connection(sock=self._output)
+
+    async def __aexit__(self, *_) -> None:
+        await self.kill()
+        self._control_writer.close()
+        self._output_writer.close()
+
+    async def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+
+    async def come_up(self) -> None:
+        """Returns when it is ready for a job."""
+        try:
+            async with asyncio.timeout(BOOT_TIMEOUT_S):
+                message = await self.next_message()
+        except TimeoutError:
+            message = []
+        if message != ["ready"]:
+            raise GuestError("the guest did not come up")
+
+    def start_job(self) -> None:
+        self._control_writer.write(b"go\n")
+
+    async def next_message(self) -> list[str]:
+        """The words of the next line on the control port; none when the process has ended."""
+        try:
+            line = await self._control_reader.readline()
+        except ConnectionResetError:
+            return []
+        return line.decode(errors="replace").split()
+
+
+class Emulated(Guest):
+    """One in QEMU."""
 
     def __init__(self, mode: Mode, saved: Path, job_disk: Path, console: Path, restore: bool) -> None:
-        # Where QEMU's own complaints go.
-        self.errors = console.with_suffix(".qemu")
-        control, self._control_port = socket.socketpair()
-        output, self._output_port = socket.socketpair()
+        super().__init__(console)
+        self._saved = saved
         qmp, self._qmp_port = socket.socketpair()
-        self._control, self._output, self.qmp = control, output, Qmp(qmp)
+        self._ports.append(self._qmp_port)
+        self.qmp = Qmp(qmp)
         root = f"file={saved}/root.qcow2,format=qcow2,snapshot={'on' if restore else 'off'}"
-        self._command = [
-            # The kernel kills QEMU when this process dies, in whatever way.
-            "setpriv", "--pdeathsig", "KILL", "--",
+        self._command += [
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", "max",
             "-smp", str(CPUS), "-m", str(mode.memory_mib), "-nodefaults", "-no-user-config",
             "-display", "none", "-no-reboot",
@@ -131,44 +193,44 @@ class Guest:
     def _port(name: str, end: socket.socket) -> list[str]:
         return ["-chardev", f"socket,id={name},fd={end.fileno()}"]
 
-    async def __aenter__(self) -> "Guest":
-        ports = (self._control_port, self._output_port, self._qmp_port)
-        with open(self.errors, "wb") as errors:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, pass_fds=[port.fileno() for port in ports], start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
-        for port in ports:
-            port.close()
-        try:
-            self._control_reader, self._control_writer = await asyncio.open_connection(sock=self._control)
-            # The writer has no use, but its end would close the connection.
-            self.output, self._output_writer = await asyncio.open_connection(sock=self._output)
-            await self.qmp.connect()
-        except BaseException:
-            await self.kill()
-            raise
-        return self
+    async def _connect(self) -> None:
+        await super()._connect()
+        await self.qmp.connect()
 
     async def __aexit__(self, *_) -> None:
-        await self.kill()
-        for connection in (self._control_writer, self._output_writer, self.qmp):
-            connection.close()
+        await super().__aexit__()
+        self.qmp.close()
 
-    async def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-
-    def start_job(self) -> None:
-        self._control_writer.write(b"go\n")
-
-    async def next_message(self) -> list[str]:
-        """The words of the next line on the control port; none when QEMU has ended."""
+    async def come_up_again(self) -> None:
+        """Goes on from where it was saved."""
         try:
-            line = await self._control_reader.readline()
-        except ConnectionResetError:
-            return []
-        return line.decode(errors="replace").split()
+            async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                await self.qmp.use_mapped_ram()
+                await self.qmp("migrate-incoming", uri=f"file:{self._saved}/state")
+                while not (await self.qmp("query-status"))["running"]:
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise GuestError(f"QEMU did not restore {self._saved}") from None
+
+
+class Program(Guest):
+    """User-mode Linux. Its disks are copies on write, and it has one CPU."""
+
+    def __init__(self, mode: Mode, saved: Path, job_disk: Path, console: Path) -> None:
+        super().__init__(console)
+        scratch = console.parent
+        output, control = self._output_port.fileno(), self._control_port.fileno()
+        self._command += [
+            str((saved / "vmlinux").resolve()), f"mem={mode.memory_mib}M", f"uml_dir={scratch}", "quiet", "panic=-1",
+            f"ubd0={scratch}/root,{(saved / 'root.ext4').resolve()}", f"ubd1={job_disk}",
+            f"ubd2={scratch}/swap,{(saved / 'swap').resolve()}",
+            "root=/dev/ubda", "rw", "con=null", "con0=null,fd:1",
+            f"ssl1=fd:{output}", f"ssl2=fd:{control}", *mode.kernel_args.split(),
+        ]
+
+    async def come_up_again(self) -> None:
+        """Boots, which takes it no longer."""
+        await self.come_up()
 
 
 async def save(mode: Mode, saved: Path) -> None:
@@ -179,14 +241,11 @@ async def save(mode: Mode, saved: Path) -> None:
     with open(job_disk, "wb") as disk:
         disk.truncate(JOB_DISK_MIB << 20)
     console = saved / "boot.log"
-    async with Guest(mode, saved, job_disk, console, restore=False) as guest:
+    async with Emulated(mode, saved, job_disk, console, restore=False) as guest:
         try:
-            async with asyncio.timeout(BOOT_TIMEOUT_S):
-                message = await guest.next_message()
-        except TimeoutError:
-            message = []
-        if message != ["ready"]:
-            raise GuestError(f"the {mode.name} guest did not come up:\n{console.read_text(errors='replace')}")
+            await guest.come_up()
+        except GuestError as error:
+            raise GuestError(f"{mode.name}: {error}:\n{console.read_text(errors='replace')}") from None
         await asyncio.sleep(1)  # let what came up last settle
         await guest.qmp.use_mapped_ram()
         await guest.qmp("migrate-set-parameters", **{"max-bandwidth": 10 << 30})
@@ -199,7 +258,7 @@ async def save(mode: Mode, saved: Path) -> None:
 
 
 # Everything in this module that determines a saved guest.
-RECIPE = (Guest.__init__, Guest._disk, save, KERNEL_ARGS, CPUS, JOB_DISK_MIB)
+RECIPE = (Emulated.__init__, Emulated._disk, save, KERNEL_ARGS, CPUS, JOB_DISK_MIB)
 
 
 async def run_job(mode: Mode, saved: Path, job: Path, timeout: float,
@@ -211,12 +270,15 @@ async def run_job(mode: Mode, saved: Path, job: Path, timeout: float,
     with tempfile.TemporaryDirectory(prefix="ringfence-guest.") as scratch:
         job_disk, console = Path(scratch) / "job", Path(scratch) / "console"
         await asyncio.to_thread(make_disk, job_disk, JOB_DISK_MIB, job)
-        guest = Guest(mode, saved, job_disk, console, restore=True)
+        if mode.kernel.is_program:
+            guest = Program(mode, saved, job_disk, console)
+        else:
+            guest = Emulated(mode, saved, job_disk, console, restore=True)
         verdict, exit_code, trouble = Verdict.CRASHED, None, ""
         started = time.monotonic()
         try:
             async with guest:
-                await _restore(guest, saved)
+                await guest.come_up_again()
                 started = time.monotonic()
                 guest.start_job()
                 printer = asyncio.create_task(_copy(guest.output, show))
@@ -228,17 +290,6 @@ async def run_job(mode: Mode, saved: Path, job: Path, timeout: float,
         seconds = time.monotonic() - started
         logs = [file.read_text(errors="replace") for file in (console, guest.errors) if file.exists()]
     return JobResult(verdict, seconds, exit_code, trouble + "".join(logs))
-
-
-async def _restore(guest: Guest, saved: Path) -> None:
-    try:
-        async with asyncio.timeout(RESTORE_TIMEOUT_S):
-            await guest.qmp.use_mapped_ram()
-            await guest.qmp("migrate-incoming", uri=f"file:{saved}/state")
-            while not (await guest.qmp("query-status"))["running"]:
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise GuestError(f"QEMU did not restore {saved}") from None
 
 
 async def _verdict(guest: Guest, timeout: float) -> tuple[Verdict, int | None]:

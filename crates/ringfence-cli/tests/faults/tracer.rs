@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::libc::{PTRACE_SYSCALL_INFO_ENTRY, PTRACE_SYSCALL_INFO_EXIT, ptrace_syscall_info};
+use nix::libc::{ENOSYS, user_regs_struct};
 use nix::sys::ptrace::{self, Event, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -100,6 +100,7 @@ pub fn run(command: &Command, at: u64, fault: Fault) -> Ended {
         hit: None,
         stage: Stage::Start,
         pending: BTreeMap::new(),
+        inside: BTreeMap::new(),
     };
     let code = tracer.follow();
     drop(ended);
@@ -139,6 +140,8 @@ struct Tracer {
     stage: Stage,
     /// How the call of a thread is to fail.
     pending: BTreeMap<Pid, Way>,
+    /// Whether a thread was at the entry of a call when it last stopped, or at its exit.
+    inside: BTreeMap<Pid, bool>,
 }
 
 impl Tracer {
@@ -153,6 +156,9 @@ impl Tracer {
                     (pid, None)
                 }
                 Ok(WaitStatus::PtraceEvent(pid, _, event)) => {
+                    if event == Event::PTRACE_EVENT_EXEC as i32 {
+                        self.inside.insert(pid, true);
+                    }
                     if event == Event::PTRACE_EVENT_CLONE as i32 {
                         traced.extend(
                             ptrace::getevent(pid)
@@ -180,11 +186,14 @@ impl Tracer {
     }
 
     fn call(&mut self, pid: Pid) {
-        let Ok(info) = ptrace::syscall_info(pid) else { return };
-        if info.op == PTRACE_SYSCALL_INFO_EXIT {
+        // Not PTRACE_GET_SYSCALL_INFO, which kernels that run as a process (User-mode Linux) have not.
+        let Ok(mut registers) = ptrace::getregs(pid) else { return };
+        let looks_entered = registers.rax.cast_signed() == -i64::from(ENOSYS);
+        let is_entry = self.inside.get(&pid).map_or(looks_entered, |inside| !inside);
+        self.inside.insert(pid, is_entry);
+        if !is_entry {
             // What was to be done and was not, has failed by itself.
             if let Some(way) = self.pending.remove(&pid)
-                && let Ok(mut registers) = ptrace::getregs(pid)
                 && (matches!(way, Way::Refused(_)) || registers.rax.cast_signed() >= 0)
             {
                 let errno = way.errno();
@@ -193,10 +202,7 @@ impl Tracer {
             }
             return;
         }
-        if info.op != PTRACE_SYSCALL_INFO_ENTRY {
-            return;
-        }
-        let (number, arguments) = entered(&info);
+        let (number, arguments) = entered(&registers);
         let path = || path_of(pid, number, &arguments);
         if self.stage < Stage::Locked && calls::is_open(number) {
             let path = path().unwrap_or_default();
@@ -229,11 +235,9 @@ impl Tracer {
         match (self.fault, way) {
             (Fault::Kill, _) => _ = kill(self.pid, Signal::SIGKILL),
             (_, Some(way @ Way::Refused(_))) => {
-                if let Ok(mut registers) = ptrace::getregs(pid) {
-                    registers.orig_rax = u64::MAX;
-                    _ = ptrace::setregs(pid, registers);
-                    self.pending.insert(pid, way);
-                }
+                registers.orig_rax = u64::MAX;
+                _ = ptrace::setregs(pid, registers);
+                self.pending.insert(pid, way);
             }
             (_, Some(way)) => drop(self.pending.insert(pid, way)),
             (_, None) => {}
@@ -257,10 +261,9 @@ fn next(traced: &[Pid]) -> nix::Result<WaitStatus> {
     }
 }
 
-fn entered(info: &ptrace_syscall_info) -> (i64, [u64; 6]) {
-    // SAFETY: at an entry, this is the member that the kernel has filled in.
-    let entry = unsafe { info.u.entry };
-    (entry.nr.cast_signed(), entry.args)
+fn entered(registers: &user_regs_struct) -> (i64, [u64; 6]) {
+    let user_regs_struct { orig_rax, rdi, rsi, rdx, r10, r8, r9, .. } = *registers;
+    (orig_rax.cast_signed(), [rdi, rsi, rdx, r10, r8, r9])
 }
 
 /// What a call is about: the path that it names, or that of its descriptor.
