@@ -19,7 +19,7 @@ use ringfence::Host;
 use crate::manager::{self, Manager, Program};
 use crate::race::Spread;
 use crate::table::Table;
-use crate::{Result, strace};
+use crate::{Result, calls};
 
 pub const STAGES: [&str; 5] = ["create", "set", "devices", "spawn", "destroy"];
 
@@ -144,7 +144,7 @@ pub fn run() -> Result<()> {
             }
         }
     }
-    let calls = strace::calls()?;
+    let calls = calls::count()?;
     println!("## Life of a sandbox ({}, {} lives)\n", crate::machine(&host), lives());
     let mut table = Table::new(&["stage", "manager", "median", "quartiles", "ratio", "system calls"]);
     for (stage, name) in STAGES.iter().enumerate() {
@@ -192,7 +192,7 @@ pub fn traced() -> Result<()> {
             number += 1;
             let mut around = |stage: usize, work: &mut dyn FnMut() -> Result<()>| {
                 let mark = |what: &str| {
-                    let path = format!("{}{name}/{}/{what}", strace::MARK, STAGES[stage]);
+                    let path = format!("{}{name}/{}/{what}", crate::strace::MARK, STAGES[stage]);
                     is_measured.then(|| std::path::Path::new(&path).exists())
                 };
                 mark("begin");

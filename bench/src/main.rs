@@ -3,6 +3,7 @@
 //! A file per benchmark; each makes cgroups of its own (`rf-bench-PID`) and removes them. Times depend on the machine and
 //! on what else runs there, so that nothing is asserted.
 
+mod calls;
 mod life;
 mod manager;
 mod plot;
@@ -10,6 +11,8 @@ mod race;
 mod sandbox;
 mod scale;
 mod stats;
+// What the budgets of the library are counted with.
+#[path = "../../crates/ringfence/tests/support/strace.rs"]
 mod strace;
 mod table;
 
@@ -24,7 +27,7 @@ const BENCHMARKS: [(&str, Benchmark); 3] =
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    if wanted == [strace::TRACED] {
+    if wanted == [calls::TRACED] {
         return life::traced();
     }
     if let [plot, results] = wanted.as_slice()

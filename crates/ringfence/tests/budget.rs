@@ -1,7 +1,9 @@
 //! What each operation costs in system calls, beside the least that does the same.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)] // clippy.toml frees only #[test] functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // clippy.toml frees only #[test] functions.
 
+#[path = "support/strace.rs"]
+mod strace;
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,11 +13,13 @@ use std::process::{Command as Process, Stdio};
 use ringfence::{
     Command, Controller, DeviceRule, Host, Mode, Remaining, Resources, Sandbox, SandboxConfig, Version, null,
 };
+use strace::{MARK, Told};
 use support::{MIB, SOON, name, skip};
 
-/// Two that mark where an operation begins and ends: a path that there is not, which is looked for.
-const MARK: &str = "/ringfence-budget/";
+/// In the environment of the test that is traced.
+const LIVES: &str = "RINGFENCE_TEST_LIVES";
 
+/// Marks where an operation begins and ends.
 fn measured<T>(operation: &str, work: impl FnOnce() -> T) -> T {
     let mark = |what: &str| Path::new(MARK).join(operation).join(what).exists();
     mark("begin");
@@ -72,51 +76,36 @@ fn live(temperature: &str, host: impl Fn() -> Host) {
     vm("destroy", &|vm| drop(vm.destroy(Remaining::Refuse, SOON).unwrap()));
 }
 
+/// Traced by the others.
 #[test]
-#[ignore = "traced by the others"]
 fn lives() {
+    if std::env::var_os(LIVES).is_none() {
+        return;
+    }
     let host = Host::detect().unwrap();
     live("unmeasured", || host.clone());
     live("warm", || host.clone());
     live("cold", || Host::detect().unwrap());
 }
 
-/// The calls of each operation, as strace(1) tells them: up to exec in the child, without those for memory, and without the
-/// look at a descriptor that Rust takes before it closes one, where debug assertions are on.
+/// The calls of each operation, up to exec in the child, without the look at a descriptor that Rust takes before it closes
+/// one, where debug assertions are on.
 fn traced() -> BTreeMap<String, Vec<String>> {
-    let file = std::env::temp_dir().join(name("trace"));
-    let traced = Process::new("strace")
-        .args(["-f", "-qq", "-s", "48", "-e", "signal=none", "-o"])
-        .arg(&file)
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "lives", "--ignored", "--test-threads=1"])
-        .output()
-        .unwrap();
-    assert!(traced.status.success(), "{}", String::from_utf8_lossy(&traced.stdout));
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::remove_file(&file).unwrap();
+    let mut program = Process::new(std::env::current_exe().unwrap());
+    program.args(["--exact", "lives", "--test-threads=1"]).env(LIVES, "1");
+    let text = strace::trace(&program).unwrap().expect("strace");
     let mut operations: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let (mut current, mut executed) = (None, Vec::new());
-    let first = text.split(' ').next().unwrap_or_default();
-    for line in text.lines() {
-        let (pid, call) = line.split_once(' ').unwrap();
-        let call = call.trim_start();
-        if let Some((_, mark)) = call.split_once(MARK) {
-            let (operation, what) = mark.split_once('/').unwrap();
-            current = what.starts_with("begin").then(|| operation.to_owned());
-            continue;
-        }
-        let is_aside = ["brk(", "mprotect(", "+++", "<..."].iter().any(|start| call.starts_with(start));
-        if let Some(operation) = &current
-            && !is_aside
-            && !call.contains("F_GETFD")
-            && !executed.contains(&pid)
-        {
-            operations.entry(operation.clone()).or_default().push(call.to_owned());
-        }
-        // But for the first, which is that of the program itself.
-        if pid != first && call.starts_with("execve(") {
-            executed.push(pid);
+    let mut current = None;
+    for told in strace::told(&text) {
+        match (told, &current) {
+            (Told::Mark(mark), _) => {
+                let (operation, what) = mark.split_once('/').unwrap();
+                current = what.starts_with("begin").then(|| operation.to_owned());
+            }
+            (Told::Call(call), Some(operation)) if !call.contains("F_GETFD") => {
+                operations.entry(operation.clone()).or_default().push(call.to_owned());
+            }
+            _ => {}
         }
     }
     operations

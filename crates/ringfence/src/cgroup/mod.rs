@@ -212,7 +212,7 @@ impl Cgroup {
         also: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Self, Report)> {
         let mut dirs = Dirs::new(host, Vec::new());
-        let plan = Self::plan_with(host, want, &mut dirs)?;
+        let plan = plan_on(host, &mut dirs, want)?;
         let mut report = plan.report().clone();
         let mut opened = Vec::new();
         let mut also = |dirs: &mut Dirs<'_>| {
@@ -292,11 +292,6 @@ impl Cgroup {
         Ok(dirs)
     }
 
-    /// The steps that [`Cgroup::create`] or [`Cgroup::change`] would take.
-    pub(crate) fn plan_with(host: &Host, want: &Want<'_>, dirs: &mut Dirs<'_>) -> Result<Plan> {
-        plan_on(host, dirs, want)
-    }
-
     /// Changes limits of a cgroup: all of them or none.
     ///
     /// Device rules are not changed here, and reported: what a cgroup may open is known to its [`Sandbox`](crate::Sandbox).
@@ -327,7 +322,7 @@ impl Cgroup {
         also: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
         let mut dirs = Dirs::new(&self.host, self.dirs.clone());
-        let plan = Self::plan_with(&self.host, want, &mut dirs)?;
+        let plan = plan_on(&self.host, &mut dirs, want)?;
         let mut report = plan.report().clone();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         // systemd refuses for a moment what is allowed before and after (v1).

@@ -30,7 +30,7 @@ pub(super) fn keep(host: &Host, unit: &str) -> Option<CgroupDir> {
 fn lock(host: &Host, slice: &str, how: FlockOperation) -> Option<CgroupDir> {
     let (index, _) = host.hierarchies.iter().enumerate().find(|(_, known)| plan::is_managed(known))?;
     let above = slice.rsplit_once('/').map_or("", |(above, _)| above);
-    let opened = host.root(index).and_then(|root| root.open_dir(above)).ok()?;
+    let opened = host.open(index, above).ok()?;
     let deadline = Deadline::after(PATIENCE);
     loop {
         match rustix::fs::flock(&opened, how) {

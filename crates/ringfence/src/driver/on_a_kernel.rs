@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::cgroupfs::carry_out_and;
 use super::dirs::Dirs;
+use super::observe::plan_on;
 use super::systemd::Processes;
 use crate::Remaining;
 use crate::cgroup::{Cgroup, Filter, STATISTICS};
@@ -210,7 +211,7 @@ fn a_change_that_fails_at_any_step_leaves_every_file_as_it_was() {
             let dirs: BTreeSet<PathBuf> = cgroup.paths().into_values().collect();
             let devices = DeviceWant { before: Some(&old), policy: &new, ..devices };
             let change = want(&path, &before, &after, devices);
-            let plan = Cgroup::plan_with(&host, &change, &mut Dirs::new(&host, cgroup.dirs.clone())).unwrap();
+            let plan = plan_on(&host, &mut Dirs::new(&host, cgroup.dirs.clone()), &change).unwrap();
             assert!(plan.steps.len() >= 18, "{plan}");
             let files = snapshot(&dirs);
             for position in 0..=plan.steps.len() {
@@ -253,7 +254,7 @@ fn a_creation_that_fails_at_any_step_leaves_no_directory() {
     let policy = policy(&["c 10:232 rwm"]);
     let devices = DeviceWant { before: None, policy: &policy, overriding: Override::Refuse };
     let create = Want { create: true, statistics: STATISTICS, ..want(&path, &nothing, &change, devices) };
-    let plan = Cgroup::plan_with(&host, &create, &mut Dirs::new(&host, Vec::new())).unwrap();
+    let plan = plan_on(&host, &mut Dirs::new(&host, Vec::new()), &create).unwrap();
     for position in 0..=plan.steps.len() {
         let mut dirs = Dirs::new(&host, Vec::new());
         let error = carry_out_and(

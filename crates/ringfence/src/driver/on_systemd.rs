@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 
 use super::cgroupfs::carry_out_and;
 use super::dirs::Dirs;
+use super::observe::plan_on;
 use super::on_a_kernel::{SOON, failing_at, nothing_changed, policy, resources, snapshot, want};
 use super::systemd::Processes;
 use crate::Remaining;
@@ -90,7 +91,7 @@ fn a_change_of_a_unit_that_fails_at_any_step_leaves_every_file_as_it_was() {
         let dirs: BTreeSet<PathBuf> = cgroup.paths().into_values().collect();
         let devices = DeviceWant { before: Some(&old), policy: &new, ..devices };
         let change = Want { unit: named, ..want(&path, &before, &after, devices) };
-        let plan = Cgroup::plan_with(&host, &change, &mut Dirs::new(&host, cgroup.dirs.clone())).unwrap();
+        let plan = plan_on(&host, &mut Dirs::new(&host, cgroup.dirs.clone()), &change).unwrap();
         let files = snapshot(&dirs);
         for position in 0..=plan.steps.len() {
             let filter = cgroup.filter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +127,7 @@ fn a_start_of_a_unit_that_fails_at_any_step_leaves_nothing() {
     let named = Some(UnitWant { name: &unit.name, description: "Ringfence test" });
     let create =
         Want { create: true, statistics: STATISTICS, unit: named, ..want(&path, &nothing, &change, devices) };
-    let plan = Cgroup::plan_with(&host, &create, &mut Dirs::new(&host, Vec::new())).unwrap();
+    let plan = plan_on(&host, &mut Dirs::new(&host, Vec::new()), &create).unwrap();
     for position in 0..=plan.steps.len() {
         let failing = failing_at(&plan, position);
         let fail = |processes: Processes<'_>| {

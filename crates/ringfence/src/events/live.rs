@@ -92,7 +92,7 @@ impl Live {
     ) -> Result<()> {
         self.is_whole = true;
         if self.members.is_none() && host.version_of(reference) == Version::V1 {
-            let opened = host.root(reference).and_then(|root| root.open_dir(path)).and_then(|dir| {
+            let opened = host.open(reference, path).and_then(|dir| {
                 let number = kit.watches.file(dir.open(PROCS, OFlags::RDONLY)?, Whom::Sandbox(key))?;
                 self.watched.push(number);
                 Ok(Members { dir, one: None })
@@ -104,7 +104,7 @@ impl Live {
             if self.files.iter().any(|(_, open, _)| open == file) {
                 continue;
             }
-            let opened = host.root(*hierarchy).and_then(|root| root.open_dir(path));
+            let opened = host.open(*hierarchy, path);
             let Some(dir) = unless_removed(opened)? else {
                 self.is_whole = false;
                 continue;

@@ -102,10 +102,8 @@ impl Place {
 
     /// Watches the directories on the way, as far as there are any.
     pub(super) fn walk(&mut self, kit: &mut Kit) -> Result<()> {
-        let mut dir = match self.host.root(self.reference) {
-            Ok(root) => root.open_dir("").map_err(|errno| self.failed("cannot open the root", errno))?,
-            Err(errno) => return Err(self.failed("cannot open the root", errno)),
-        };
+        let opened = self.host.open(self.reference, "");
+        let mut dir = opened.map_err(|errno| self.failed("cannot open the root", errno))?;
         for name in self.path.split('/') {
             let watched = kit.watches.directory(&dir, Whom::Sandbox(self.key), Some(name));
             let number = watched.map_err(|errno| self.failed(CANNOT_WATCH, errno))?;
@@ -239,7 +237,7 @@ impl Place {
 
     /// Opens the cgroup; false if there is none.
     fn open(&mut self, triggers: &[PressureTrigger], kit: &mut Kit) -> Result<bool> {
-        let opened = self.host.root(self.reference).and_then(|root| root.open_dir(&self.path));
+        let opened = self.host.open(self.reference, &self.path);
         let Ok(dir) = opened else { return Ok(false) };
         let instance = rustix::fs::fstat(&dir).map_err(|errno| self.failed("cannot look at", errno))?.st_ino;
         let mut live = Live::new(instance);
@@ -260,7 +258,7 @@ impl Place {
     pub(super) fn arm(&mut self, position: usize, trigger: &PressureTrigger, kit: &mut Kit) -> Result<()> {
         let Some(live) = &mut self.live else { return Ok(()) };
         let unified = self.host.unified().map_or(usize::MAX, |(index, _)| index);
-        let dir = self.host.root(unified).and_then(|root| root.open_dir(&self.path));
+        let dir = self.host.open(unified, &self.path);
         let opened = dir.and_then(|dir| dir.open(trigger.file(), OFlags::RDWR | OFlags::NONBLOCK));
         let armed = opened.and_then(|fd| write_once(&fd, &trigger.line()).map(|()| fd));
         let fd = armed.map_err(|errno| trigger.refused(errno))?;

@@ -42,4 +42,9 @@ impl Host {
         let hierarchy = self.hierarchies.get(hierarchy).ok_or(Errno::NOENT)?;
         self.roots.get(&hierarchy.root)
     }
+
+    /// A cgroup of a hierarchy, opened anew.
+    pub(crate) fn open(&self, hierarchy: usize, path: &str) -> Result<CgroupDir, Errno> {
+        self.root(hierarchy)?.open_dir(path)
+    }
 }

@@ -7,10 +7,10 @@ use super::claims::Devices;
 use super::layout::{self, EachThread, Shares};
 use super::state::Anew;
 use super::{Pin, Sandbox, State, base_rules, joined};
-use crate::cgroup::Cgroup;
 use crate::devices::DeviceRule;
 use crate::devices::filter::Override;
 use crate::driver::dirs::Dirs;
+use crate::driver::observe::plan_on;
 use crate::error::Result;
 use crate::host::{Controller, Host, Version};
 use crate::plan::convert::swap_to_v2;
@@ -53,7 +53,7 @@ impl Sandbox {
             Some(cgroup) => {
                 let anew = state.anew();
                 let want = planned.want(state, &anew, options);
-                Cgroup::plan_with(&self.host, &want, &mut Dirs::new(&self.host, cgroup.dirs.clone()))?
+                plan_on(&self.host, &mut Dirs::new(&self.host, cgroup.dirs.clone()), &want)?
             }
             None => planned.plan_anew(&self.host, state, options.unsupported)?,
         };

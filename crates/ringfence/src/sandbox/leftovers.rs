@@ -42,7 +42,7 @@ impl Store {
         // Without privileges, what is ours is below what is delegated to us.
         let Some(default_parent) = host.default_parent() else { return Ok(Vec::new()) };
         let base = host.base_of(&default_parent);
-        let root = host.root(hierarchy).and_then(|root| root.open_dir(base)).map_err(|errno| {
+        let root = host.open(hierarchy, base).map_err(|errno| {
             Error::kernel("cannot open the root", Dir::new(hierarchy, base).full(host), errno)
         })?;
         let mut found = Vec::new();
