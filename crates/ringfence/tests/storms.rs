@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,9 @@ use ringfence::{
 };
 use rustix::process::{WaitOptions, wait};
 use support::{Guarded, SOON, name, path};
+
+/// One storm at a time: where the machine is emulated, another that never pauses leaves it no time to grow.
+static STORMS: Mutex<()> = Mutex::new(());
 
 /// Say to the test binary what it is to stand in for.
 const THREADS: &str = "RINGFENCE_TEST_THREADS";
@@ -112,6 +116,7 @@ fn is_ending(pid: u32) -> bool {
 /// Lets threads come and go while they are placed again and again, each time from among the vCPUs.
 fn placed_all_the_while(short_lived: &str, place: impl Fn(&Sandbox, &[(u32, u32)]) -> Result<Placed>) {
     const ROUNDS: usize = 300;
+    let _alone = STORMS.lock().unwrap_or_else(PoisonError::into_inner);
     let host = Host::detect().unwrap();
     let config = SandboxConfig::new(path("threads")).overhead(Overhead::Nested);
     let vm = Guarded::make(&host, &config);
@@ -245,6 +250,7 @@ impl Drop for Storm {
 
 #[test]
 fn no_process_of_a_storm_escapes_when_it_is_joined_and_killed() {
+    let _alone = STORMS.lock().unwrap_or_else(PoisonError::into_inner);
     let host = Host::detect().unwrap();
     let config = SandboxConfig::new(path("storm"))
         .resources(Resources::new().pids_limit(100))
