@@ -8,8 +8,8 @@ use std::fs;
 use std::process::Command;
 
 use support::systemd::{
-    LIMITS, create, exec, limits_hold, nothing_is_left, run, skipped, state_of, systemctl, unit, units_like,
-    with,
+    LIMITS, create, detached, exec, limits_hold, nothing_is_left, run, skipped, state_of, systemctl, unit,
+    units_like, with,
 };
 use support::{Sandbox, finish, hierarchies, hierarchy_of, is_alive, is_on_v1, send, until};
 
@@ -187,9 +187,7 @@ fn what_is_drained_lives_on_in_a_scope_beside_it() {
     }
     let sandbox = Sandbox::named("drain");
     let script = "(trap '' TERM; while :; do sleep 1; done) & exec sleep 1000";
-    let options = with(&[&LIMITS[..], &["--keep"]].concat());
-    let pid = sandbox
-        .detached(&options[..options.len() - 1].iter().map(String::as_str).collect::<Vec<_>>(), script);
+    let pid = detached(&sandbox, &LIMITS, script);
     let moved = sandbox.json("rm", &["--drain"])["moved"].as_array().unwrap().len();
     assert!(moved >= 2, "{moved}");
     let place = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
@@ -198,6 +196,27 @@ fn what_is_drained_lives_on_in_a_scope_beside_it() {
     assert_eq!(state_of(&drained), "active");
     assert_eq!(state_of(&unit(&sandbox)), "inactive");
     systemctl(&["kill", "--signal=KILL", &drained]);
+    nothing_is_left(&sandbox);
+}
+
+#[test]
+fn processes_that_end_while_they_are_drained_take_none_with_them() {
+    if skipped() {
+        return;
+    }
+    let sandbox = Sandbox::named("drain-ends");
+    // At each moment one of them is about to end.
+    let script = "for i in 1 2; do (trap '' TERM; while :; do sleep 0.02; done) & done; exec sleep 1000";
+    for _ in 0..4 {
+        let pid = detached(&sandbox, &[], script);
+        sandbox.does("rm", &["--drain"]);
+        let place = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let drained = format!("ringfence-{}-drained.scope", sandbox.id);
+        assert!(place.lines().any(|line| line.ends_with(&format!("/{drained}"))), "{place}");
+        assert_eq!(state_of(&drained), "active");
+        systemctl(&["kill", "--signal=KILL", &drained]);
+        until("they have ended", || state_of(&drained) == "inactive");
+    }
     nothing_is_left(&sandbox);
 }
 

@@ -64,7 +64,7 @@ fn stand_in_that_storms() {
         let script = if dir.join("stay").exists() {
             "setsid sleep 1000 & exec setsid sh -c 'sleep 1000 & exec sleep 1000'"
         } else {
-            "(exec sleep 0.05) & exec sh -c 'exec sleep 0.05'"
+            "(exec sleep 0.1) & exec sh -c 'exec sleep 0.1'"
         };
         _ = std::process::Command::new("sh").args(["-c", script]).spawn();
         while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
@@ -209,8 +209,11 @@ impl Storm {
         command.args(["--exact", "stand_in_that_storms"]).env(STORM, dir.path());
         let null = std::process::Stdio::null;
         let leader = command.stdin(null()).stdout(null()).stderr(null()).spawn().unwrap();
-        let storm = Self { mark, leader, dir };
-        storm.until("it storms", || storm.processes().len() > 5);
+        let (storm, mut seen) = (Self { mark, leader, dir }, BTreeSet::new());
+        storm.until("it storms", || {
+            seen.extend(storm.processes());
+            seen.len() > 10
+        });
         storm
     }
 

@@ -27,6 +27,12 @@ pub fn run(sandbox: &Sandbox, options: &[&str], script: &str) -> Done {
     sandbox.run(&options, &["sh", "-c", script])
 }
 
+/// The same, and it goes on; its PID.
+pub fn detached(sandbox: &Sandbox, options: &[&str], script: &str) -> u32 {
+    let options = with(options);
+    sandbox.detached(&options.iter().map(String::as_str).collect::<Vec<_>>(), script)
+}
+
 pub fn create(sandbox: &Sandbox, options: &[&str]) -> Done {
     let options = with(options);
     sandbox.does("create", &options.iter().map(String::as_str).collect::<Vec<_>>())

@@ -25,7 +25,6 @@ use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
 use crate::path::{DRAINED, SystemdName};
 use crate::plan::{self, Dir};
-use crate::systemd::Started;
 
 /// By which the scopes of drained processes are known.
 const DRAINED_DESCRIPTION: &str = "Ringfence: drained processes";
@@ -359,29 +358,15 @@ impl Cgroup {
         // systemd takes no kernel threads.
         let is_kernels = |pid: &u32| proc::Stat::read(*pid).is_some_and(|stat| stat.is_kernel_thread());
         let (kernel, list): (Vec<u32>, Vec<u32>) = pids.iter().partition(|pid| is_kernels(pid));
-        let start = |list: &[u32]| {
-            let properties = plan::scope(DRAINED_DESCRIPTION, unit.slice());
-            self.host.manager()?.start(&drained, DRAINED_DESCRIPTION, &properties, list)
-        };
-        let mut failures = Vec::new();
-        let by_hand = match if list.is_empty() { Ok(Started::Already) } else { start(&list) } {
-            Ok(Started::Anew) => {
-                outcome.moved.extend(list);
-                kernel
-            }
-            // There is one from before, or from the pass before.
-            Ok(_) => pids.iter().copied().collect(),
-            // One of them may be gone: the next pass sees.
-            Err(error) => {
-                failures.push(error);
-                Vec::new()
-            }
+        let mut failures = match list.first().map(|first| self.drain_listed(unit, *first, &list, outcome)) {
+            Some(Err(error)) => vec![error],
+            _ => Vec::new(),
         };
         let path = format!("{}/{drained}", self.path.rsplit_once('/').map_or("", |(parent, _)| parent));
         for index in plan::in_order_of_leaving(&self.host).filter(|index| self.is_managed(*index)) {
             let to = Dir::new(index, path.trim_start_matches('/'));
             let mut dirs = Dirs::new(&self.host, Vec::new());
-            for pid in &by_hand {
+            for pid in &kernel {
                 match dirs.get(&to).and_then(|open| open.join(*pid)) {
                     Ok(()) => drop(outcome.moved.insert(*pid)),
                     Err(Errno::SRCH | Errno::NOENT) => {}
@@ -396,6 +381,33 @@ impl Cgroup {
             failures.extend(self.drain_here(dir, open, pids, outcome));
         }
         failures
+    }
+
+    /// Starts the scope beside this one, with one process alone: a scope from whose list another has ended meanwhile fails,
+    /// with the rest of them in it. It takes the others afterwards: at once, or one by one where one of them has ended.
+    fn drain_listed(
+        &self,
+        unit: &SystemdName,
+        first: u32,
+        list: &[u32],
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let (manager, drained) = (self.host.manager()?, unit.drained());
+        let properties = plan::scope(DRAINED_DESCRIPTION, unit.slice());
+        // There may be one from before, or from the pass before.
+        manager.start(&drained, DRAINED_DESCRIPTION, &properties, &[first])?;
+        if manager.attach(&drained, list).is_ok() {
+            outcome.moved.extend(list);
+            return Ok(());
+        }
+        for pid in list {
+            match manager.attach(&drained, &[*pid]) {
+                Ok(()) => _ = outcome.moved.insert(*pid),
+                Err(_) if proc::Stat::read(*pid).is_none() => {}
+                Err(error) => return Err(error.with_setting("pid").with_value(pid)),
+            }
+        }
+        Ok(())
     }
 
     fn is_managed(&self, hierarchy: usize) -> bool {

@@ -63,11 +63,17 @@ impl Store {
         let (deadline, mut pause) = (Deadline::after(timeout), Duration::from_millis(2));
         is_ours(&self.directory)?;
         loop {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&self.directory)
-                .map_err(|error| io_error(CANNOT_MAKE, &self.directory, error))?;
+            match DirBuilder::new().recursive(true).mode(0o700).create(&self.directory) {
+                // It was there, and the last entry's process removed it before it was seen to be a directory.
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::AlreadyExists
+                        && self.directory.symlink_metadata().is_err()
+                        && !deadline.is_over() =>
+                {
+                    continue;
+                }
+                made => made.map_err(|error| io_error(CANNOT_MAKE, &self.directory, error))?,
+            }
             let file = match File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)
             {
                 // The last entry's process has just removed the directory.
@@ -381,5 +387,29 @@ fn io_error(what: &'static str, path: &Path, error: std::io::Error) -> Error {
     match Errno::from_io_error(&error) {
         Some(errno) => named.with_errno(errno),
         None => named.with_source(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_may_go_with_one_entry_while_another_is_made() {
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::new(scratch.path().join("states"));
+        let come_and_go = |name: &str| {
+            let id = name.parse().unwrap();
+            for _ in 0..2_000 {
+                store.lock(&id, Duration::from_secs(30)).unwrap();
+            }
+        };
+        std::thread::scope(|threads| {
+            for name in ["one", "two", "three"] {
+                let come_and_go = &come_and_go;
+                threads.spawn(move || come_and_go(name));
+            }
+        });
+        assert!(!store.directory().exists());
     }
 }
