@@ -1,5 +1,5 @@
 # Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
-.PHONY: demo test check host-test testbed-test bench fuzz faults sanitize
+.PHONY: demo test check host-test testbed-test matrix bench fuzz faults sanitize
 
 # Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
 demo:
@@ -23,6 +23,10 @@ host-test:
 testbed-test:
 	./testbed/testbed build
 	./testbed/testbed run
+
+# Every test in every mode under every driver that the mode has: by cgroupfs beside a systemd too.
+matrix:
+	./testbed/testbed run --every-driver
 
 # Every parser, the planner and the eBPF compiler under libFuzzer, FUZZ_SECONDS (600) each; stops at the first crash.
 fuzz:

@@ -102,7 +102,7 @@ MODES = {
         Mode("plain-v2", "no systemd, kernel 6.12, v2", TRIXIE, _plain("v2")),
         Mode("plain-v1", "no systemd, kernel 6.1, each v1 controller by itself", BOOKWORM,
              _plain("v1") + " swapaccount=1"),
-        Mode("plain-hybrid", "no systemd, kernel 6.1, plain-v1 and an empty v2 hierarchy", BOOKWORM,
+        Mode("plain-hybrid", "no systemd, kernel 6.1, v1 with shared hierarchies, and an empty v2 hierarchy", BOOKWORM,
              _plain("hybrid") + " swapaccount=1"),
         Mode("ctr", "trixie with runc, crun, podman and containerd", CONTAINERS,
              memory_mib=2048, on_request=True),

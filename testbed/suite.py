@@ -71,6 +71,17 @@ class Test:
         return shlex.join(["exec", "env", f"RINGFENCE_TEST_DRIVER={self.driver}", *program])
 
 
+def once_in_each_mode(tests: list[Test]) -> list[Test]:
+    """Where a test would run under systemd and without it, under systemd alone: without it runs in the modes that have none."""
+    twice = {(test.name, mode) for test in tests if test.driver == SYSTEMD for mode in test.modes}
+    return [
+        replace(test, modes=tuple(mode for mode in test.modes if (test.name, mode) not in twice))
+        if test.driver == DRIVER
+        else test
+        for test in tests
+    ]
+
+
 def _cargo(workspace: Path, *arguments: str) -> str:
     done = subprocess.run(["cargo", *arguments], cwd=workspace, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
