@@ -78,7 +78,7 @@ pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, Events, PressureTrigger, What};
 pub use explain::Explanation;
-pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, Mode, Version};
+pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, HostFacts, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
 #[cfg(feature = "libvirt")]
 pub use libvirt::LibvirtDomain;

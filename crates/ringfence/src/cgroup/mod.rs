@@ -429,7 +429,7 @@ impl Cgroup {
 
     /// Joins the parts alone: the process is in the whole already.
     pub(crate) fn take_seat(&self, pid: u32) -> Result<()> {
-        for (dir, open) in self.dirs.iter().filter(|(dir, _)| dir.path != self.path) {
+        for (dir, open) in self.dirs.iter().filter(|(dir, _)| *dir.path != self.path) {
             open.join(pid).map_err(|errno| {
                 join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs"))
             })?;

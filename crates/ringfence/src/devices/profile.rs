@@ -294,8 +294,6 @@ impl FromStr for Profile {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::super::DevicePolicy;
     use super::*;
     use crate::{Capabilities, DeviceNode, Mode};
@@ -303,16 +301,12 @@ mod tests {
     /// A host with some of the character devices that profiles name.
     fn host(nodes: &[(&str, u32)], device_mapper_major: Option<u32>) -> Host {
         let node = |minor| DeviceNode { kind: DeviceKind::Char, major: 10, minor };
-        Host {
-            hierarchies: Vec::new(),
-            capabilities: Capabilities::default(),
-            devices: nodes
-                .iter()
-                .map(|(path, minor)| (path.into(), node(*minor)))
-                .collect::<BTreeMap<_, _>>(),
-            device_mapper_major,
-            ..Host::standard(Mode::V2, false)
-        }
+        let mut host = Host::standard(Mode::V2, false);
+        host.hierarchies.clear();
+        host.capabilities = Capabilities::default();
+        host.devices = nodes.iter().map(|(path, minor)| (path.into(), node(*minor))).collect();
+        host.device_mapper_major = device_mapper_major;
+        host
     }
 
     const EVERY_NODE: [(&str, u32); 7] = [

@@ -40,7 +40,7 @@ impl<'a> Dirs<'a> {
             return Ok(Arc::clone(open));
         }
         let root = self.host.root(dir.hierarchy)?;
-        let opened = if dir.path.is_empty() { root } else { Arc::new(root.open_dir(&dir.path)?) };
+        let opened = if dir.path.is_empty() { root } else { Arc::new(root.open_dir(&*dir.path)?) };
         self.open.push((dir.clone(), Arc::clone(&opened)));
         Ok(opened)
     }

@@ -144,7 +144,7 @@ impl Log {
                 },
                 Done::Filtered(dir, filter) => match dirs.get(&dir) {
                     Ok(open) => failures.extend(filter.undo(open.as_fd()).err()),
-                    Err(errno) => failures.push(Error::kernel("cannot open the cgroup", &dir.path, errno)),
+                    Err(errno) => failures.push(Error::kernel("cannot open the cgroup", &*dir.path, errno)),
                 },
             }
         }
@@ -210,6 +210,6 @@ fn remove(dirs: &mut Dirs<'_>, dir: &Dir, ancestor: bool) -> Option<Error> {
     match result {
         Ok(()) | Err(Errno::NOENT | Errno::NODEV) => None,
         Err(Errno::BUSY | Errno::NOTEMPTY) if ancestor => None,
-        Err(errno) => Some(Error::kernel("cannot remove the directory", &dir.path, errno)),
+        Err(errno) => Some(Error::kernel("cannot remove the directory", &*dir.path, errno)),
     }
 }

@@ -157,7 +157,8 @@ impl Host {
 
     /// Leaves v2 the controllers of what is delegated.
     fn narrow(&mut self) {
-        narrow(&mut self.hierarchies, self.delegation.as_ref());
+        let facts = &mut **self;
+        narrow(&mut facts.hierarchies, facts.delegation.as_ref());
     }
 }
 
@@ -245,7 +246,9 @@ mod tests {
     use super::*;
 
     fn rootless(delegation: Option<Delegation>) -> Host {
-        Host { rootless: true, delegation, ..Host::standard(Mode::V2, false) }
+        let mut host = Host::standard(Mode::V2, false);
+        (host.rootless, host.delegation) = (true, delegation);
+        host
     }
 
     fn at(path: &str) -> Delegation {

@@ -6,7 +6,8 @@ use rustix::fs::{CWD, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 
 use super::{
-    Controller, Host, Version, delegation, devices, hierarchies, manager, mountinfo, probe, topology,
+    Controller, Host, HostFacts, Version, delegation, devices, hierarchies, manager, mountinfo, probe,
+    topology,
 };
 use crate::kernel::dir::{CgroupDir, read_file, read_records};
 use crate::kernel::probe::page_size;
@@ -70,7 +71,7 @@ fn detect(root: Option<&Path>) -> Result<Host> {
 
     let huge_page_sizes = topology::huge_page_sizes();
     let read_only = hierarchies.iter().any(|hierarchy| is_read_only(&hierarchy.root));
-    Ok(Host {
+    Ok(Host::from(HostFacts {
         mode,
         systemd: Path::new("/run/systemd/system").is_dir(),
         capabilities: probe::capabilities(&hierarchies, unified.as_ref(), &huge_page_sizes)?,
@@ -90,7 +91,7 @@ fn detect(root: Option<&Path>) -> Result<Host> {
         namespaced: !is_namespace("/proc/self/ns/cgroup", INITIAL_CGROUP_NAMESPACE),
         roots: Default::default(),
         manager: Default::default(),
-    })
+    }))
 }
 
 /// A line may have a page of mount options.

@@ -16,7 +16,9 @@ mod standard;
 mod topology;
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -122,9 +124,35 @@ pub struct DeviceNode {
     pub minor: u32,
 }
 
+/// A host: a handle on its [facts](HostFacts), which costs next to nothing to clone. What is changed of a clone is the
+/// clone's alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Host(Arc<HostFacts>);
+
+impl From<HostFacts> for Host {
+    fn from(facts: HostFacts) -> Self {
+        Self(Arc::new(facts))
+    }
+}
+
+impl Deref for Host {
+    type Target = HostFacts;
+
+    fn deref(&self) -> &HostFacts {
+        &self.0
+    }
+}
+
+impl DerefMut for Host {
+    fn deref_mut(&mut self) -> &mut HostFacts {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
 /// The facts about a host, as `ringfence features` prints them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Host {
+pub struct HostFacts {
     /// v1, hybrid or v2.
     pub mode: Mode,
     /// systemd is process 1.
@@ -338,7 +366,8 @@ mod tests {
         let cpu = Hierarchy { controllers: vec![Controller::Cpu], ..v1.clone() };
         let host = |mode, hierarchies: &[&Hierarchy]| {
             let hierarchies = hierarchies.iter().copied().cloned().collect();
-            let host = Host { hierarchies, ..Host::standard(mode, false) };
+            let mut host = Host::standard(mode, false);
+            host.hierarchies = hierarchies;
             Host::from_json(&serde_json::to_string(&host).unwrap()).map_err(|error| error.to_string())
         };
         for (mode, sound) in [(Mode::V1, &[&cpu, &v1][..]), (Mode::Hybrid, &[&cpu, &v2]), (Mode::V2, &[&v2])]

@@ -18,7 +18,7 @@ type Root = (PathBuf, Arc<CgroupDir>);
 impl Roots {
     fn get(&self, root: &Path) -> Result<Arc<CgroupDir>, Errno> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, dir)) = open.iter().find(|(path, _)| path == root) {
+        if let Some((_, dir)) = open.iter().find(|(path, _)| path.as_os_str() == root.as_os_str()) {
             return Ok(Arc::clone(dir));
         }
         let dir = Arc::new(CgroupDir::open_root(root)?);

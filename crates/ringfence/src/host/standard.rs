@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Capabilities, Controller, DeviceNode, Hierarchy, Host, Mode, Version};
+use super::{Capabilities, Controller, DeviceNode, Hierarchy, Host, HostFacts, Mode, Version};
 use crate::devices::DeviceKind;
 use crate::resources::{CpuSet, HugePageSize};
 
@@ -17,7 +17,7 @@ impl Host {
     pub fn standard(mode: Mode, systemd: bool) -> Self {
         let v1 = mode != Mode::V2;
         let v2 = mode != Mode::V1;
-        Self {
+        Self::from(HostFacts {
             mode,
             systemd,
             hierarchies: hierarchies(mode, systemd),
@@ -53,7 +53,7 @@ impl Host {
             systemd_root: String::new(),
             roots: Default::default(),
             manager: Default::default(),
-        }
+        })
     }
 }
 

@@ -39,10 +39,18 @@ impl ReadSet {
 /// What was read: by hierarchy, path and file. Of a cgroup that is yet to be made, nothing is: the kernel's defaults hold.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Observed {
-    /// `None`: there is no such file.
-    files: BTreeMap<(usize, String, Cow<'static, str>), Option<String>>,
+    files: Vec<Found>,
     /// The ancestors' cpusets (v1) were looked at.
     inherited: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Found {
+    hierarchy: usize,
+    path: String,
+    file: Cow<'static, str>,
+    /// `None`: there is no such file.
+    content: Option<String>,
 }
 
 impl Observed {
@@ -53,7 +61,10 @@ impl Observed {
         file: Cow<'static, str>,
         content: Option<String>,
     ) {
-        self.files.insert((hierarchy, path.to_owned(), file), content);
+        match self.files.iter_mut().find(|found| found.is(hierarchy, path, &file)) {
+            Some(found) => found.content = content,
+            None => self.files.push(Found { hierarchy, path: path.to_owned(), file, content }),
+        }
     }
 
     pub(crate) fn inherited_is_known(&mut self) {
@@ -77,7 +88,13 @@ impl Observed {
     }
 
     fn look_up(&self, hierarchy: usize, path: &str, file: &str) -> Option<&Option<String>> {
-        self.files.get(&(hierarchy, path.to_owned(), Cow::Owned(file.to_owned())))
+        self.files.iter().find(|found| found.is(hierarchy, path, file)).map(|found| &found.content)
+    }
+}
+
+impl Found {
+    fn is(&self, hierarchy: usize, path: &str, file: &str) -> bool {
+        self.hierarchy == hierarchy && self.file == file && self.path == path
     }
 }
 
@@ -230,8 +247,15 @@ impl<'a> Draft<'a> {
     }
 
     /// Reports every setting of a section for which this host has no controller.
-    pub(super) fn report_without(&mut self, controller: Controller, name: &str, section: &impl Serialize) {
-        self.report_all(name, section, &self.why_without(controller));
+    pub(super) fn report_without<T: Serialize + Default + PartialEq>(
+        &mut self,
+        controller: Controller,
+        name: &str,
+        section: &T,
+    ) {
+        if *section != T::default() {
+            self.report_all(name, section, &self.why_without(controller));
+        }
     }
 }
 

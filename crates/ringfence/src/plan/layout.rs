@@ -35,7 +35,7 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
             if let Some(above) = dir.parent()
                 && !(required.is_empty() && wanted.is_empty())
             {
-                let evacuate = draft.want.evacuate && above.path == base;
+                let evacuate = draft.want.evacuate && *above.path == *base;
                 let (required, wanted) = (required.clone(), wanted.clone());
                 steps.push(Step::new(Action::EnableControllers {
                     dir: above,
@@ -114,7 +114,7 @@ pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
     }
     let enable = |dir: Dir| {
         let (required, wanted, evacuate) = (required.clone(), Vec::new(), false);
-        let threads = draft.want.threads_of == Some(dir.path.as_str());
+        let threads = draft.want.threads_of == Some(&*dir.path);
         Step::new(Action::EnableControllers { dir, required, wanted, evacuate, threads })
     };
     levels(&draft.leaf(index), draft.host.base_of(draft.want.path))
@@ -167,7 +167,7 @@ fn controllers(
 /// The directory and those above it up to `base`, without that, top-down.
 fn levels(leaf: &Dir, base: &str) -> Vec<Dir> {
     let above = std::iter::successors(Some(leaf.clone()), Dir::parent);
-    let mut levels: Vec<_> = above.take_while(|dir| dir.path != base && !dir.path.is_empty()).collect();
+    let mut levels: Vec<_> = above.take_while(|dir| *dir.path != *base && !dir.path.is_empty()).collect();
     levels.reverse();
     levels
 }

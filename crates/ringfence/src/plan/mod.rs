@@ -234,7 +234,7 @@ fn think_out(host: &Host, want: &Want<'_>, observed: &Observed) -> (Result<(Vec<
             Err(error) => return (Err(error), missing),
         }
     }
-    if !want.create {
+    if !want.create && !want.parts.is_empty() {
         around_parts(host, want, observed, &mut steps);
     }
     (Ok((steps, report)), missing)
@@ -271,10 +271,10 @@ fn think_out_one(
     want: &Want<'_>,
     observed: &Observed,
 ) -> (Result<(Vec<Step>, Report)>, ReadSet) {
-    let (mut base, mut change) = (want.base.clone(), want.change.clone());
     // What was wanted before is in force: what nobody could read of it was refused then.
-    _ = base.take_named_fields();
-    if let Err(error) = want.change.validate().and_then(|()| change.take_named_fields()) {
+    let (base, _) = want.base.with_named_fields();
+    let (change, taken) = want.change.with_named_fields();
+    if let Err(error) = want.change.validate().and(taken) {
         return (Err(error), ReadSet::default());
     }
     let fields = Want { base: &base, change: &change, ..*want };

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use serde::Serialize;
@@ -23,12 +24,12 @@ use crate::systemd::property::{Property, tell};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Dir {
     pub(crate) hierarchy: usize,
-    pub(crate) path: String,
+    pub(crate) path: Arc<str>,
 }
 
 impl Dir {
-    pub(crate) fn new(hierarchy: usize, path: impl Into<String>) -> Self {
-        Self { hierarchy, path: path.into() }
+    pub(crate) fn new(hierarchy: usize, path: impl AsRef<str>) -> Self {
+        Self { hierarchy, path: path.as_ref().into() }
     }
 
     /// The parent, or `None` for the root of the hierarchy.
@@ -42,14 +43,14 @@ impl Dir {
 
     /// The last component; `""` for the root.
     pub(crate) fn name(&self) -> &str {
-        self.path.rsplit_once('/').map_or(self.path.as_str(), |(_, name)| name)
+        self.path.rsplit_once('/').map_or(&*self.path, |(_, name)| name)
     }
 
     /// The path in the file system, as this process sees it.
     pub(crate) fn full(&self, host: &Host) -> PathBuf {
         let root =
             host.hierarchies.get(self.hierarchy).map(|hierarchy| hierarchy.root.clone()).unwrap_or_default();
-        if self.path.is_empty() { root } else { root.join(&self.path) }
+        if self.path.is_empty() { root } else { root.join(&*self.path) }
     }
 }
 
@@ -221,7 +222,7 @@ impl Plan {
         let mut values = BTreeMap::<_, String>::new();
         for step in self.writes() {
             if let Action::Write { dir, file, value } = &step.action
-                && dir.path == path
+                && *dir.path == *path
                 && step.setting.as_ref().is_some_and(|setting| setting != "devices")
             {
                 let told = values.entry((dir.hierarchy, file.as_ref())).or_default();
@@ -242,7 +243,7 @@ impl Plan {
             Action::StartUnit { path, .. } => printed(&self.host, path),
             Action::SetProperties { told, .. } => {
                 let dir = told.iter().find_map(|told| match &told.step.action {
-                    Action::Write { dir, .. } => Some(dir.path.as_str()),
+                    Action::Write { dir, .. } => Some(&*dir.path),
                     _ => None,
                 });
                 printed(&self.host, dir.unwrap_or_default())

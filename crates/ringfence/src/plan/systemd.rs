@@ -260,7 +260,7 @@ fn by_property(
     bandwidth: Option<&(Bandwidth, Bandwidth)>,
 ) -> Option<Told> {
     let Action::Write { dir, file, value } = &step.action else { return None };
-    if dir.path != draft.want.path || !is_managed_at(draft.host, dir.hierarchy) {
+    if *dir.path != *draft.want.path || !is_managed_at(draft.host, dir.hierarchy) {
         return None;
     }
     let version = draft.host.version_of(dir.hierarchy);

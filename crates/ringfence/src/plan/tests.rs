@@ -21,7 +21,7 @@ fn want<'a>(base: &'a Resources, change: &'a Resources, create: bool) -> Want<'a
 /// The writes to files of the cgroup itself: `file value`.
 fn writes(plan: &Plan) -> Vec<String> {
     let own = |step: &Step| match &step.action {
-        Action::Write { dir, file, value } if dir.path == "ringfence/a" => Some(format!("{file} {value}")),
+        Action::Write { dir, file, value } if &*dir.path == "ringfence/a" => Some(format!("{file} {value}")),
         _ => None,
     };
     plan.steps.iter().filter_map(own).collect()
@@ -327,10 +327,10 @@ fn v2_enables_what_is_limited_and_what_statistics_need_and_nothing_else() {
         .collect();
     let (required, wanted) = (vec![Controller::Cpuset, Controller::Pids], vec![Controller::Cpu]);
     let expected = [
-        (String::new(), required.clone(), wanted.clone()),
-        ("ringfence".to_owned(), Vec::new(), Vec::new()),
-        ("ringfence".to_owned(), required, wanted),
-        ("ringfence/a".to_owned(), Vec::new(), Vec::new()),
+        ("".into(), required.clone(), wanted.clone()),
+        ("ringfence".into(), Vec::new(), Vec::new()),
+        ("ringfence".into(), required, wanted),
+        ("ringfence/a".into(), Vec::new(), Vec::new()),
     ];
     assert_eq!(told, expected);
 }

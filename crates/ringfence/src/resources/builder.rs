@@ -1,5 +1,7 @@
 //! Resources in code: one method per setting, each returning the resources for the next.
 
+use std::sync::LazyLock;
+
 use super::{CpuSet, HugePageSize, Limit, Rdma, Resources};
 use crate::devices::{DeviceNumber, DeviceRule};
 
@@ -11,7 +13,13 @@ impl Resources {
 
     /// Whether nothing is asked for.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        self == Self::nothing()
+    }
+
+    /// What asks for nothing, to borrow.
+    pub(crate) fn nothing() -> &'static Self {
+        static NOTHING: LazyLock<Resources> = LazyLock::new(Resources::default);
+        &NOTHING
     }
 
     /// Sets [`Memory::limit`](super::Memory::limit), in bytes.

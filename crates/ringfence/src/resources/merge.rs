@@ -23,12 +23,11 @@ impl Resources {
     /// Whether the outcome is consistent, such as a swap given alone that is below the limit, [`Resources::validate`]
     /// tells.
     pub fn merge(&mut self, change: &Self, version: Version) {
-        let mut change = change.clone();
         // What no file can hold stays where it is, and is refused when it is planned.
         _ = self.take_named_fields();
-        _ = change.take_named_fields();
+        let (change, _) = change.with_named_fields();
         self.drop_unified(&change);
-        let Self { devices, memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified } = &change;
+        let Self { devices, memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified } = &*change;
         merge_rules(&mut self.devices, devices);
         self.memory.merge(memory, version);
         self.cpu.merge(cpu);

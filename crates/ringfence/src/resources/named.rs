@@ -1,5 +1,7 @@
 //! Fields that are given by the names of their v2 files.
 
+use std::borrow::Cow;
+
 use super::{Limit, Resources, parse_limit};
 use crate::{Error, Result};
 
@@ -22,6 +24,16 @@ impl Resources {
             }
         }
         outcome
+    }
+
+    /// The same with what [`take_named_fields`](Self::take_named_fields) takes over, and what comes of that.
+    pub(crate) fn with_named_fields(&self) -> (Cow<'_, Self>, Result<()>) {
+        if self.unified.is_empty() {
+            return (Cow::Borrowed(self), Ok(()));
+        }
+        let mut taken = self.clone();
+        let outcome = taken.take_named_fields();
+        (Cow::Owned(taken), outcome)
     }
 
     fn take_named_field(&mut self, file: &'static str, text: &str) -> Result<()> {

@@ -106,12 +106,12 @@ impl Pids {
 
 impl BlockIo {
     fn validate(&self) -> Result<()> {
-        let weight = |setting: &str, weight| within(setting.to_owned(), weight, 10..=1000);
-        weight("blockIO.weight", self.weight)?;
-        weight("blockIO.leafWeight", self.leaf_weight)?;
+        const WEIGHTS: RangeInclusive<u64> = 10..=1000;
+        within("blockIO.weight", self.weight, WEIGHTS)?;
+        within("blockIO.leafWeight", self.leaf_weight, WEIGHTS)?;
         for (device, weights) in &self.weight_device {
-            weight(&format!("blockIO.weightDevice.{device}.weight"), weights.weight)?;
-            weight(&format!("blockIO.weightDevice.{device}.leafWeight"), weights.leaf_weight)?;
+            within(format!("blockIO.weightDevice.{device}.weight"), weights.weight, WEIGHTS)?;
+            within(format!("blockIO.weightDevice.{device}.leafWeight"), weights.leaf_weight, WEIGHTS)?;
         }
         for throttle in self.throttles() {
             // The kernel takes a longer number of requests for its lowest 32 bits (v1) or for no limit (v2).

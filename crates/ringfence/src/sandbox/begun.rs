@@ -77,7 +77,7 @@ impl Begun {
         let Some(hierarchy) = host.hierarchies.get(dir.hierarchy) else { return Self::default() };
         let held = |(file, value): (&str, &str)| Held {
             hierarchy: hierarchy.called(),
-            path: dir.path.clone(),
+            path: dir.path.to_string(),
             file: file.to_owned(),
             value: value.to_owned(),
         };

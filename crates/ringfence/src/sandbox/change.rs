@@ -48,11 +48,11 @@ impl Sandbox {
         Ok(plan)
     }
 
-    pub(super) fn think(&self, state: &State, planned: Changed, options: &ChangeOptions) -> Result<Plan> {
+    pub(super) fn think(&self, state: &State, planned: Changed<'_>, options: &ChangeOptions) -> Result<Plan> {
         let mut plan = match self.present_or_planned(state)? {
             Some(cgroup) => {
-                let anew = state.anew();
-                let want = planned.want(state, &anew, options);
+                let before = state.as_it_is();
+                let want = planned.want(state, &before, options);
                 plan_on(&self.host, &mut Dirs::new(&self.host, cgroup.dirs.clone()), &want)?
             }
             None => planned.plan_anew(&self.host, state, options.unsupported)?,
@@ -105,7 +105,7 @@ impl Sandbox {
     pub(super) fn carry_out(
         &self,
         state: &mut State,
-        planned: Changed,
+        mut planned: Changed<'_>,
         options: &ChangeOptions,
         ahead: Ahead<'_>,
         also: &mut dyn FnMut() -> Result<()>,
@@ -113,8 +113,8 @@ impl Sandbox {
         options.unsupported.mind(&planned.report)?;
         let (changed, tried) = match self.present_or_planned(state)? {
             Some(cgroup) => {
-                let anew = state.anew();
-                let made = cgroup.change_and(&planned.want(state, &anew, options), ahead, also)?;
+                let before = state.as_it_is();
+                let made = cgroup.change_and(&planned.want(state, &before, options), ahead, also)?;
                 state.device_program = cgroup.filter_id();
                 made
             }
@@ -126,30 +126,29 @@ impl Sandbox {
                 (plan.report, tried)
             }
         };
-        let report = joined(planned.report, changed);
+        let report = joined(std::mem::take(&mut planned.report), changed);
         state.report.supersede(&tried, &report);
-        state.resources = planned.resources;
-        state.overhead_resources = planned.overhead_resources;
-        state.each = planned.each;
-        planned.devices.keep_in(state);
+        planned.keep_in(state);
         Ok(report)
     }
 }
 
 /// What a change leaves as the state.
-pub(super) struct Changed {
+pub(super) struct Changed<'a> {
     pub(super) resources: Resources,
-    pub(super) overhead_resources: Resources,
-    pub(super) each: EachThread,
+    /// Unless it stays as it was.
+    pub(super) overhead_resources: Option<Resources>,
+    pub(super) each: Option<EachThread>,
     /// What is to become different, as it lies on the whole and its parts.
-    pub(super) shares: Shares,
+    pub(super) shares: Shares<'a>,
     pub(super) parts: Vec<PartWant>,
-    pub(super) devices: Devices,
+    /// Unless nothing is said of them.
+    pub(super) devices: Option<Devices>,
     pub(super) report: Report,
 }
 
-impl Changed {
-    fn of(state: &State, change: &Resources, options: &ChangeOptions, host: &Host) -> Result<Self> {
+impl<'c> Changed<'c> {
+    fn of(state: &State, change: &'c Resources, options: &ChangeOptions, host: &Host) -> Result<Self> {
         change.validate()?;
         let version =
             host.hierarchy_of(Controller::Memory).map_or(Version::V2, |(_, hierarchy)| hierarchy.version);
@@ -157,57 +156,77 @@ impl Changed {
         resources.merge(change, version);
         // A half that is given may contradict the half that stays.
         resources.validate()?;
-        let mut overhead_resources = state.overhead_resources.clone();
-        overhead_resources.merge(&options.overhead, version);
-        state.overhead.allows(&overhead_resources)?;
-        let mut each = state.each.clone();
-        each.vcpu.merge(&options.each.vcpu, version);
-        each.iothread.merge(&options.each.iothread, version);
-        state.overhead.allows_each(&each)?;
+        let mut overhead_resources = None;
+        if !options.overhead.is_empty() {
+            let resources = overhead_resources.insert(state.overhead_resources.clone());
+            resources.merge(&options.overhead, version);
+            state.overhead.allows(resources)?;
+        }
+        let mut each = None;
+        if !options.each.is_empty() {
+            let each = each.insert(state.each.clone());
+            each.vcpu.merge(&options.each.vcpu, version);
+            each.iothread.merge(&options.each.iothread, version);
+            state.overhead.allows_each(each)?;
+        }
         let shares = state.shares_of(change, &options.overhead, &options.each);
-        let parts = layout::parts(&state.parts, &state.shares(), &shares);
+        let parts = layout::changed_parts(state, &shares);
         if let Some(swap) = resources.memory.swap {
             swap_to_v2(resources.memory.limit.unwrap_or(Limit::Max), swap)?;
         }
-        let unread = options.unread.clone();
-        if change.devices.is_empty() {
-            let devices = Devices::of(state);
-            return Ok(Self { resources, overhead_resources, each, shares, parts, devices, report: unread });
+        let (mut devices, mut report) = (None, options.unread.clone());
+        if !change.devices.is_empty() {
+            DeviceRule::drop_superseded(&mut resources.devices);
+            let base = || base_rules(state.profile, host).map(|(base, _)| base);
+            let (changed, about) =
+                Devices::of(state).changed(&change.devices, base, &state.profile.required(host))?;
+            devices = Some(changed);
+            report = joined(report, about);
         }
-        DeviceRule::drop_superseded(&mut resources.devices);
-        let base = || base_rules(state.profile, host).map(|(base, _)| base);
-        let (devices, report) =
-            Devices::of(state).changed(&change.devices, base, &state.profile.required(host))?;
-        let report = joined(unread, report);
         Ok(Self { resources, overhead_resources, each, shares, parts, devices, report })
     }
 
     /// Of what may be opened, and of nothing else.
     pub(super) fn of_devices(state: &State, devices: Devices, report: Report) -> Self {
-        let (resources, overhead_resources) = (state.resources.clone(), state.overhead_resources.clone());
-        let (each, (shares, parts)) = (state.each.clone(), Default::default());
+        let (resources, devices) = (state.resources.clone(), Some(devices));
+        let (overhead_resources, each, shares, parts) = Default::default();
         Self { resources, overhead_resources, each, shares, parts, devices, report }
     }
 
     /// All of it, in a unit that is yet to be started.
     fn plan_anew(&self, host: &Host, state: &State, unsupported: Unsupported) -> Result<Plan> {
-        let (resources, devices) = (self.resources.clone(), self.devices.policy.clone());
-        let (overhead_resources, each) = (self.overhead_resources.clone(), self.each.clone());
-        let then = State { resources, overhead_resources, each, devices, ..state.clone() };
+        let mut then = state.clone();
+        then.resources = self.resources.clone();
+        then.overhead_resources = self.overhead_resources.clone().unwrap_or(then.overhead_resources);
+        then.each = self.each.clone().unwrap_or(then.each);
+        then.devices = self.devices.as_ref().map_or(then.devices, |devices| devices.policy.clone());
         let anew = then.anew();
         plan::plan(host, &Want { unsupported, ..then.want(&anew) }, &Observed::default())
     }
 
-    fn want<'a>(&'a self, state: &'a State, anew: &'a Anew, options: &ChangeOptions) -> Want<'a> {
-        let mut want = Want::change(&state.cgroup, &anew.shares.whole, &self.shares.whole);
+    fn keep_in(self, state: &mut State) {
+        state.resources = self.resources;
+        if let Some(overhead_resources) = self.overhead_resources {
+            state.overhead_resources = overhead_resources;
+        }
+        if let Some(each) = self.each {
+            state.each = each;
+        }
+        if let Some(devices) = self.devices {
+            devices.keep_in(state);
+        }
+    }
+
+    fn want<'a>(&'a self, state: &'a State, before: &'a Anew<'_>, options: &ChangeOptions) -> Want<'a> {
+        let mut want = Want::change(&state.cgroup, &before.whole, &self.shares.whole);
         want.parts = &self.parts;
-        want.unit = state.unit(anew);
+        want.unit = state.unit(before);
         want.burst_by_default = state.burst_by_default;
         want.force = options.force;
         want.unsupported = options.unsupported;
-        if self.devices.are_changed {
+        if let Some(devices) = &self.devices {
             let overriding = Override::from_allowed(state.override_device_programs);
-            let (before, policy) = (Some(&state.devices), &self.devices.policy);
+            let (before, policy) = (Some(&state.devices), &devices.policy);
             want.devices = Some(DeviceWant { before, policy, overriding });
         }
         want

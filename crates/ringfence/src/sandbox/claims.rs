@@ -79,7 +79,7 @@ impl Sandbox {
     /// could not keep the new state.
     pub fn put_back_devices(&self, before: &State) -> Result<Report> {
         let mut state = self.locked();
-        let devices = Devices { are_changed: true, ..Devices::of(before) };
+        let devices = Devices::of(before);
         let mut resources = state.resources.clone();
         resources.devices.clone_from(&before.resources.devices);
         let planned = Changed { resources, ..Changed::of_devices(&state, devices, Report::default()) };
@@ -96,7 +96,12 @@ impl Sandbox {
     }
 }
 
-fn of_claim(state: &State, name: &str, claim: Claim<'_>, options: &ChangeOptions) -> Result<Changed> {
+fn of_claim(
+    state: &State,
+    name: &str,
+    claim: Claim<'_>,
+    options: &ChangeOptions,
+) -> Result<Changed<'static>> {
     let (devices, report) = Devices::of(state).claimed(name, claim)?;
     let report = joined(options.unread.clone(), report);
     Ok(Changed::of_devices(state, devices, report))
@@ -109,8 +114,6 @@ pub(super) struct Devices {
     pub(super) policy: DevicePolicy,
     base: DevicePolicy,
     claims: BTreeMap<String, Vec<DeviceRule>>,
-    /// A change of them was asked for, be it that nothing comes of it.
-    pub(super) are_changed: bool,
 }
 
 impl Devices {
@@ -119,7 +122,6 @@ impl Devices {
             policy: state.devices.clone(),
             base: state.unclaimed.as_ref().unwrap_or(&state.devices).clone(),
             claims: state.claims.clone(),
-            are_changed: false,
         }
     }
 
@@ -202,7 +204,6 @@ impl Devices {
                 })?;
             }
         }
-        self.are_changed = true;
         Ok((self, report))
     }
 }

@@ -87,10 +87,13 @@ impl Overhead {
     /// The same, of those that each thread has by itself.
     pub(super) fn allows_each(&self, each: &EachThread) -> Result<()> {
         for (whose, limits) in [("each_vcpu", &each.vcpu), ("each_iothread", &each.iothread)] {
+            if limits.is_empty() {
+                continue;
+            }
             let refused = |why: &'static str| {
                 Err(Error::new(ErrorKind::InvalidInput, why).with_setting(whose).with_value(self))
             };
-            if !limits.is_empty() && *self != Self::Nested {
+            if *self != Self::Nested {
                 return refused("threads have limits of their own where the overhead is nested");
             }
             if !is_by_thread(limits) {
@@ -357,7 +360,7 @@ impl SandboxConfig {
         }))
     }
 
-    pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew) -> Want<'a> {
+    pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew<'_>) -> Want<'a> {
         Want {
             evacuate: self.evacuate,
             statistics: &self.statistics,

@@ -1,5 +1,6 @@
 //! The layout of a sandbox: which limit is the whole's, and which a part's. Pure.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -103,9 +104,15 @@ pub(super) fn is_by_part(key: &Key) -> bool {
 const OF_VCPUS: [&str; 3] = ["cpu.max", "cpu.max.burst", "cpuset.cpus"];
 
 /// Limits as the whole has them, and as each part has them.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Shares {
-    pub(super) whole: Resources,
+#[derive(Debug, Default)]
+pub(super) struct Shares<'a> {
+    pub(super) whole: Cow<'a, Resources>,
+    /// Where there are parts.
+    by_part: Option<Box<ByPart>>,
+}
+
+#[derive(Debug)]
+struct ByPart {
     vcpu: Resources,
     overhead: Resources,
     iothreads: Resources,
@@ -149,20 +156,22 @@ impl EachThread {
     }
 }
 
-impl Shares {
+impl<'a> Shares<'a> {
     /// All of it is the whole's where there are no parts.
     ///
     /// Else the vCPUs have the bandwidth and the CPUs of the workload; real-time bandwidth and memory nodes are everybody's,
     /// since no part can have what the whole has not; the rest is the whole's.
     pub(super) fn of(
         has_parts: bool,
-        resources: &Resources,
+        resources: &'a Resources,
         overhead: &Resources,
         each: &EachThread,
     ) -> Self {
-        let mut whole = resources.clone();
-        if !has_parts {
-            return Self { whole, ..Self::default() };
+        let whole = Self::whole_of(has_parts, resources);
+        let is_of_vcpus = |name: &&str| resources.unified.contains_key(*name);
+        let is_by_part = resources.cpu != Cpu::default() || OF_VCPUS.iter().any(is_of_vcpus);
+        if !has_parts || !is_by_part && overhead.is_empty() && each.is_empty() {
+            return Self { whole, by_part: None };
         }
         let Cpu { quota, period, burst, realtime_runtime, realtime_period, cpus, mems, .. } =
             resources.cpu.clone();
@@ -176,32 +185,56 @@ impl Shares {
         each.vcpu.cpu.cpus = each.vcpu.cpu.cpus.or_else(|| cpus.clone());
         vcpu.cpu =
             Cpu { quota, period, burst, realtime_runtime, realtime_period, cpus, mems, ..Cpu::default() };
-        (whole.cpu.quota, whole.cpu.period, whole.cpu.burst, whole.cpu.cpus) = (None, None, None, None);
-        for name in OF_VCPUS {
-            vcpu.unified.extend(whole.unified.remove_entry(name));
+        let named = OF_VCPUS.iter().filter_map(|name| resources.unified.get_key_value(*name));
+        vcpu.unified = named.map(|(name, value)| (name.clone(), value.clone())).collect();
+        Self { whole, by_part: Some(Box::new(ByPart { vcpu, overhead, iothreads, each })) }
+    }
+
+    /// What of it is the whole's.
+    pub(super) fn whole_of(has_parts: bool, resources: &'a Resources) -> Cow<'a, Resources> {
+        let mut whole = Cow::Borrowed(resources);
+        let Cpu { quota, period, burst, cpus, .. } = &resources.cpu;
+        let is_by_part = quota.is_some() || period.or(*burst).is_some() || cpus.is_some();
+        if has_parts && is_by_part {
+            let cpu = &mut whole.to_mut().cpu;
+            (cpu.quota, cpu.period, cpu.burst, cpu.cpus) = (None, None, None, None);
         }
-        Self { whole, vcpu, overhead, iothreads, each }
+        for name in OF_VCPUS.iter().filter(|name| has_parts && resources.unified.contains_key(**name)) {
+            whole.to_mut().unified.remove(*name);
+        }
+        whole
     }
 
     pub(super) fn part(&self, part: Part) -> &Resources {
+        let Some(by_part) = &self.by_part else { return Resources::nothing() };
         match part {
-            Part::Vcpu => &self.vcpu,
-            Part::Overhead => &self.overhead,
-            Part::OneVcpu(_) => &self.each.vcpu,
-            Part::IoThreads => &self.iothreads,
-            Part::OneIoThread(_) => &self.each.iothread,
+            Part::Vcpu => &by_part.vcpu,
+            Part::Overhead => &by_part.overhead,
+            Part::OneVcpu(_) => &by_part.each.vcpu,
+            Part::IoThreads => &by_part.iothreads,
+            Part::OneIoThread(_) => &by_part.each.iothread,
         }
     }
 }
 
 /// What is wanted of each part, from the shares before and those that change.
-pub(super) fn parts(paths: &BTreeMap<Part, String>, base: &Shares, change: &Shares) -> Vec<PartWant> {
+pub(super) fn parts(paths: &BTreeMap<Part, String>, base: &Shares<'_>, change: &Shares<'_>) -> Vec<PartWant> {
     let want = |(part, path): (&Part, &String)| PartWant {
         path: path.clone(),
         base: base.part(*part).clone(),
         change: change.part(*part).clone(),
     };
     paths.iter().map(want).collect()
+}
+
+/// The same, of those of which something changes.
+pub(super) fn changed_parts(state: &State, change: &Shares<'_>) -> Vec<PartWant> {
+    if change.by_part.is_none() {
+        return Vec::new();
+    }
+    let mut parts = parts(&state.parts, &state.shares(), change);
+    parts.retain(|part| !part.change.is_empty());
+    parts
 }
 
 /// The paths of the parts, as far as this host has a place for them.
@@ -217,12 +250,22 @@ pub(super) fn paths(host: &Host, overhead: &Overhead, cgroup: &str, is_unit: boo
 
 impl State {
     /// Limits as they lie on the whole and its parts.
-    pub(super) fn shares(&self) -> Shares {
+    pub(super) fn shares(&self) -> Shares<'_> {
         self.shares_of(&self.resources, &self.overhead_resources, &self.each)
     }
 
+    /// What the whole has of them.
+    pub(super) fn whole(&self) -> Cow<'_, Resources> {
+        Shares::whole_of(!self.parts.is_empty(), &self.resources)
+    }
+
     /// The same, for others.
-    pub(super) fn shares_of(&self, resources: &Resources, overhead: &Resources, each: &EachThread) -> Shares {
+    pub(super) fn shares_of<'a>(
+        &self,
+        resources: &'a Resources,
+        overhead: &Resources,
+        each: &EachThread,
+    ) -> Shares<'a> {
         Shares::of(!self.parts.is_empty(), resources, overhead, each)
     }
 
@@ -259,7 +302,8 @@ mod tests {
         overhead.cpu.quota = Some(Limit::Value(10_000));
 
         let each = EachThread::default();
-        let Shares { whole, vcpu, overhead: given, .. } = Shares::of(true, &resources, &overhead, &each);
+        let Shares { whole, by_part } = Shares::of(true, &resources, &overhead, &each);
+        let ByPart { vcpu, overhead: given, .. } = *by_part.unwrap();
         assert_eq!((whole.memory.limit, whole.pids.limit), (resources.memory.limit, resources.pids.limit));
         assert_eq!(whole.cpu, Cpu { weight: Some(200), mems: resources.cpu.mems.clone(), ..Cpu::default() });
         assert_eq!(vcpu.cpu, Cpu { weight: None, ..resources.cpu.clone() });
@@ -269,7 +313,7 @@ mod tests {
         overhead.cpu.mems.clone_from(&resources.cpu.mems);
         assert_eq!(given, overhead);
         // Nothing is lost where there are no parts.
-        assert_eq!(Shares::of(false, &resources, &overhead, &each).whole, resources);
+        assert_eq!(*Shares::of(false, &resources, &overhead, &each).whole, resources);
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Sandbox {
     pub(super) fn carry_out_both(
         &self,
         state: &mut State,
-        planned: Changed,
+        planned: Changed<'_>,
         options: &ChangeOptions,
         ahead: Ahead<'_>,
         theirs: impl Fn(&Self) -> Result<Report>,

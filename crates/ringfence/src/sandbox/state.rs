@@ -1,5 +1,6 @@
 //! What another process needs to take a sandbox over.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -128,11 +129,11 @@ pub struct State {
 
 /// What the planner is told beside a state: that nothing was wanted before, and by what a unit is known again.
 #[derive(Debug)]
-pub(super) struct Anew {
-    nothing: Resources,
-    pub(super) shares: Shares,
+pub(super) struct Anew<'a> {
+    pub(super) whole: Cow<'a, Resources>,
     parts: Vec<PartWant>,
-    description: String,
+    /// Of the unit, if there is one.
+    description: Option<String>,
 }
 
 impl State {
@@ -155,22 +156,29 @@ impl State {
     }
 
     /// For [`State::want`].
-    pub(super) fn anew(&self) -> Anew {
-        let kept = self.mark.as_ref().map_or(String::new(), |mark| format!(" ({mark})"));
+    pub(super) fn anew(&self) -> Anew<'_> {
         let shares = self.shares();
         let parts = layout::parts(&self.parts, &Shares::default(), &shares);
-        let description = format!("{OURS}{}{kept}", self.path);
-        Anew { nothing: Resources::default(), shares, parts, description }
+        Anew { parts, ..self.as_it_is() }
+    }
+
+    /// For a change: the parts are as they are.
+    pub(super) fn as_it_is(&self) -> Anew<'_> {
+        let description = self.path.as_systemd().map(|_| {
+            let kept = self.mark.as_ref().map_or(String::new(), |mark| format!(" ({mark})"));
+            format!("{OURS}{}{kept}", self.path)
+        });
+        Anew { whole: self.whole(), parts: Vec::new(), description }
     }
 
     /// The unit of systemd that carries the cgroup.
-    pub(super) fn unit<'a>(&'a self, anew: &'a Anew) -> Option<UnitWant<'a>> {
-        let description = &anew.description;
-        self.path.as_systemd().map(|name| UnitWant { name, description })
+    pub(super) fn unit<'a>(&'a self, anew: &'a Anew<'_>) -> Option<UnitWant<'a>> {
+        let (name, description) = self.path.as_systemd().zip(anew.description.as_deref())?;
+        Some(UnitWant { name, description })
     }
 
     /// All of it, in a cgroup that is yet to be made.
-    pub(super) fn want<'a>(&'a self, anew: &'a Anew) -> Want<'a> {
+    pub(super) fn want<'a>(&'a self, anew: &'a Anew<'_>) -> Want<'a> {
         let overriding = Override::from_allowed(self.override_device_programs);
         let devices = DeviceWant { before: None, policy: &self.devices, overriding };
         Want {
@@ -180,7 +188,7 @@ impl State {
             unit: self.unit(anew),
             owner: self.owner,
             parts: &anew.parts,
-            ..Want::change(&self.cgroup, &anew.nothing, &anew.shares.whole)
+            ..Want::change(&self.cgroup, Resources::nothing(), &anew.whole)
         }
     }
 

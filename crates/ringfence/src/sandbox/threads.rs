@@ -277,7 +277,7 @@ impl Sandbox {
             let path = BTreeMap::from([(part, part.path_in(&state.cgroup))]);
             let anew = state.anew();
             let whole = state.want(&anew);
-            for wanted in &layout::parts(&path, &Shares::default(), &anew.shares) {
+            for wanted in &layout::parts(&path, &Shares::default(), &state.shares()) {
                 let want = Want { unsupported: self.unsupported, ..whole.of_part(wanted) };
                 report.append(match Cgroup::create_as(&self.host, &want, Processes::NONE) {
                     Err(error) if error.kind() == ErrorKind::AlreadyExists => self.make_part_again(&want)?,

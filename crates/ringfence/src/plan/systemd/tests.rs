@@ -301,7 +301,8 @@ fn a_slice_carries_limits_and_is_not_delegated() {
 
 #[test]
 fn of_a_user_on_v1_nothing_is_believed() {
-    let host = Host { rootless: true, ..Host::standard(Mode::V1, true) };
+    let mut host = Host::standard(Mode::V1, true);
+    host.rootless = true;
     let plan = planned(&host, &Resources::new().memory_limit(1 << 20).pids_limit(5), None, &[], &[]);
     assert_eq!(outline(&plan), ["start_unit"]);
     assert!(properties(&plan).get("MemoryMax").is_none());

@@ -7,7 +7,8 @@ use crate::Delegation;
 fn delegated(path: &str) -> Host {
     let withheld = vec![Controller::Memory];
     let delegation = Delegation { path: path.to_owned(), hierarchies: vec![0], withheld };
-    let mut host = Host { rootless: true, delegation: Some(delegation), ..v2() };
+    let mut host = v2();
+    (host.rootless, host.delegation) = (true, Some(delegation));
     host.hierarchies[0].controllers.retain(|controller| *controller != Controller::Memory);
     host
 }
@@ -38,7 +39,7 @@ fn directories_are_made_and_controllers_enabled_only_below_what_is_delegated() {
     );
     // Processes are moved away from where the controllers come from, and from nowhere else.
     let evacuated = plan.steps.iter().filter_map(|step| match &step.action {
-        Action::EnableControllers { dir, evacuate, .. } => Some((dir.path.as_str(), *evacuate)),
+        Action::EnableControllers { dir, evacuate, .. } => Some((&*dir.path, *evacuate)),
         _ => None,
     });
     assert_eq!(evacuated.collect::<Vec<_>>(), [("user/a", true), ("user/a/ringfence", false)]);
@@ -47,7 +48,8 @@ fn directories_are_made_and_controllers_enabled_only_below_what_is_delegated() {
 #[test]
 fn without_a_cgroup_nothing_is_done_and_all_of_it_is_reported() {
     for host in [v1(), v2(), Host::standard(Mode::Hybrid, true)] {
-        let host = Host { rootless: true, ..host };
+        let mut host = host;
+        host.rootless = true;
         let resources = Resources::new().memory_limit(64 * MIB).pids_limit(5).cpu_quota(1000);
         let mut resources = resources.cpuset_cpus("0".parse().unwrap());
         resources.hugepage_limits.insert("2MB".parse().unwrap(), Limit::Value(0));
@@ -69,7 +71,8 @@ fn without_a_cgroup_nothing_is_done_and_all_of_it_is_reported() {
 fn in_hierarchies_that_are_not_delegated_there_is_no_directory() {
     let memory = v1().hierarchy_of(Controller::Memory).unwrap().0;
     let delegation = Delegation { path: "a".to_owned(), hierarchies: vec![memory], withheld: Vec::new() };
-    let host = Host { rootless: true, delegation: Some(delegation), ..v1() };
+    let mut host = v1();
+    (host.rootless, host.delegation) = (true, Some(delegation));
     let resources = Resources::new().memory_limit(64 * MIB).pids_limit(5);
     let plan = at(&host, "a/x", &resources, false);
     let printed = plan.to_string();

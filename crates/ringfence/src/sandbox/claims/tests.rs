@@ -14,7 +14,7 @@ fn rules(texts: &[&str]) -> Vec<DeviceRule> {
 
 fn on(base: &[&str]) -> Devices {
     let (base, _) = DevicePolicy::from_rules(&rules(base)).unwrap();
-    Devices { policy: base.clone(), base, claims: BTreeMap::new(), are_changed: false }
+    Devices { policy: base.clone(), base, claims: BTreeMap::new() }
 }
 
 impl Devices {
@@ -143,7 +143,7 @@ proptest! {
         steps in prop::collection::vec((0..3_usize, any::<bool>(), prop::collection::vec(any_rule(), 1..4)), 1..12),
     ) {
         let (policy, _) = DevicePolicy::from_rules(&base).unwrap();
-        let mut devices = Devices { policy: policy.clone(), base: policy.clone(), claims: BTreeMap::new(), are_changed: false };
+        let mut devices = Devices { policy: policy.clone(), base: policy.clone(), claims: BTreeMap::new() };
         for (name, is_release, rules) in steps {
             let name = ["a", "b", "c"][name];
             let claim = if is_release { Claim::Release } else { Claim::Rules(&rules) };
