@@ -221,6 +221,23 @@ fn processes_that_end_while_they_are_drained_take_none_with_them() {
 }
 
 #[test]
+fn whoever_locks_the_directory_above_the_slice_keeps_no_unit_from_starting() {
+    if skipped() {
+        return;
+    }
+    let lock = |hierarchy: support::Hierarchy| {
+        let directory = fs::File::open(&hierarchy.point).unwrap();
+        directory.lock().unwrap();
+        directory
+    };
+    let locks: Vec<_> = hierarchies().into_iter().map(lock).collect();
+    let sandbox = Sandbox::named("locked-out");
+    run(&sandbox, &LIMITS, "true").exits(0);
+    drop(locks);
+    nothing_is_left(&sandbox);
+}
+
+#[test]
 fn a_unit_of_others_is_left_alone_and_one_that_failed_is_in_nobodys_way() {
     if skipped() {
         return;

@@ -95,6 +95,7 @@ pub fn run(command: &Command, at: u64, fault: Fault) -> Ended {
         pid,
         at,
         fault,
+        is_executed: false,
         calls: 0,
         about_devices: 0,
         hit: None,
@@ -134,6 +135,8 @@ struct Tracer {
     pid: Pid,
     at: u64,
     fault: Fault,
+    /// The shell has become the command.
+    is_executed: bool,
     calls: u64,
     about_devices: u64,
     hit: Option<Hit>,
@@ -158,6 +161,7 @@ impl Tracer {
                 Ok(WaitStatus::PtraceEvent(pid, _, event)) => {
                     if event == Event::PTRACE_EVENT_EXEC as i32 {
                         self.inside.insert(pid, true);
+                        self.is_executed = true;
                     }
                     if event == Event::PTRACE_EVENT_CLONE as i32 {
                         traced.extend(
@@ -200,6 +204,9 @@ impl Tracer {
                 registers.rax = i64::from(-(errno as i32)).cast_unsigned();
                 _ = ptrace::setregs(pid, registers);
             }
+            return;
+        }
+        if !self.is_executed {
             return;
         }
         let (number, arguments) = entered(&registers);

@@ -197,7 +197,8 @@ fn ours_among(
             bpf::program_by_id(id).and_then(|program| Ok((bpf::info(&program)?.name == NAME, program)));
         match found {
             Ok((true, program)) => ours.push(Arc::new(program)),
-            Ok(_) | Err(Errno::NOENT) => {}
+            Ok(_) => {}
+            Err(Errno::NOENT) if is_detached(cgroup, id) => {}
             // Without CAP_SYS_ADMIN the names are not to be had. The one of the state is ours for sure.
             Err(Errno::PERM) if matches!(earlier, Earlier::Id(ours) if ours == id) => report.add(
                 "devices",
@@ -211,13 +212,16 @@ fn ours_among(
     Ok(ours)
 }
 
+/// Whether a program that was attached is so no more: then it may be gone.
+fn is_detached(cgroup: BorrowedFd<'_>, id: u32) -> bool {
+    bpf::attached(cgroup).is_ok_and(|attached| !attached.ids.contains(&id))
+}
+
 /// Puts a program in the place of another, at once.
 fn replace(cgroup: BorrowedFd<'_>, new: &OwnedFd, old: &OwnedFd) -> Result<(), Errno> {
     match bpf::attach(cgroup, new, Some(old)) {
-        // Before Linux 5.6.
-        Err(Errno::INVAL) => replace_in_two(cgroup, new, old),
-        // Somebody detached it in between.
-        Err(Errno::NOENT) => bpf::attach(cgroup, new, None),
+        // Before Linux 5.6; and where somebody detached the old one in between.
+        Err(Errno::INVAL | Errno::NOENT) => replace_in_two(cgroup, new, old),
         done => done,
     }
 }
