@@ -24,9 +24,10 @@ testbed-test:
 	./testbed/testbed build
 	./testbed/testbed run
 
-# Every test in every mode under every driver that the mode has: by cgroupfs beside a systemd too.
+# Every test in all of the seven modes, under every driver that the mode has: by cgroupfs beside a systemd too.
+matrix: MODES = trixie bw-unified bw-hybrid bw-legacy plain-v2 plain-v1 plain-hybrid
 matrix:
-	./testbed/testbed run --every-driver
+	./testbed/testbed run --every-driver $(MODES:%=--mode %)
 
 # Every parser, the planner and the eBPF compiler under libFuzzer, FUZZ_SECONDS (600) each; stops at the first crash.
 fuzz:

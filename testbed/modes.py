@@ -96,7 +96,7 @@ MODES = {
     mode.name: mode
     for mode in (
         Mode("trixie", "systemd 257, kernel 6.12, v2", TRIXIE),
-        Mode("bw-unified", "systemd 252, kernel 6.1, v2", BOOKWORM),
+        Mode("bw-unified", "systemd 252, kernel 6.1, v2", BOOKWORM, on_request=True),
         Mode("bw-hybrid", "systemd 252, kernel 6.1, v1 with a v2 hierarchy for systemd", BOOKWORM, _HYBRID),
         Mode("bw-legacy", "systemd 252, kernel 6.1, v1 only", BOOKWORM, _LEGACY),
         Mode("plain-v2", "no systemd, kernel 6.12, v2", TRIXIE, _plain("v2")),

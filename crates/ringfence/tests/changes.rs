@@ -9,7 +9,7 @@ use ringfence::{
     Cgroup, ChangeOptions, Command, ErrorKind, Host, Limit, Remaining, Resources, Sandbox, SandboxConfig,
     Unsupported, null,
 };
-use support::{Guarded, MIB, SOON, by_systemd, disks, name, skip};
+use support::{Guarded, MIB, SOON, by_systemd, disks, name, pairs, skip};
 
 /// The bandwidth that is in force where this one is asked for: systemd has whole hundredths of a CPU, and no period without
 /// a quota.
@@ -57,27 +57,25 @@ fn every_bandwidth_follows_every_other() {
         };
         (quota.parse().map_or(Limit::Max, Limit::Value), period.parse().unwrap(), burst)
     };
-    for from in &states {
-        for to in &states {
-            vm.change(&all(*from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
-            assert_eq!(now(), kept(*from));
-            vm.change(&all(*to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
-            assert_eq!(now(), kept(*to), "from {from:?}");
-            // One half, or a third of it, alone.
-            vm.change(&all(*from)).unwrap();
-            vm.change(&Resources::new().cpu_quota(to.0))
-                .unwrap_or_else(|error| panic!("{from:?} to the quota of {to:?}: {error}"));
-            let left = match to.0 {
-                Limit::Value(quota) => from.2.min(quota),
-                Limit::Max => from.2,
-            };
-            assert_eq!(now(), kept((to.0, from.1, left)), "the quota of {to:?}");
-            let state = vm.state().resources.cpu;
-            assert_eq!((state.quota, state.period, state.burst), (Some(to.0), Some(from.1), Some(left)));
-            vm.change(&Resources::new().cpu_period(to.1))
-                .unwrap_or_else(|error| panic!("{from:?} to the period of {to:?}: {error}"));
-            assert_eq!(now(), kept((to.0, to.1, left)), "the period of {to:?}");
-        }
+    for (from, to) in pairs(&states) {
+        vm.change(&all(*from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
+        assert_eq!(now(), kept(*from));
+        vm.change(&all(*to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
+        assert_eq!(now(), kept(*to), "from {from:?}");
+        // One half, or a third of it, alone.
+        vm.change(&all(*from)).unwrap();
+        vm.change(&Resources::new().cpu_quota(to.0))
+            .unwrap_or_else(|error| panic!("{from:?} to the quota of {to:?}: {error}"));
+        let left = match to.0 {
+            Limit::Value(quota) => from.2.min(quota),
+            Limit::Max => from.2,
+        };
+        assert_eq!(now(), kept((to.0, from.1, left)), "the quota of {to:?}");
+        let state = vm.state().resources.cpu;
+        assert_eq!((state.quota, state.period, state.burst), (Some(to.0), Some(from.1), Some(left)));
+        vm.change(&Resources::new().cpu_period(to.1))
+            .unwrap_or_else(|error| panic!("{from:?} to the period of {to:?}: {error}"));
+        assert_eq!(now(), kept((to.0, to.1, left)), "the period of {to:?}");
     }
 }
 
@@ -101,17 +99,15 @@ fn every_weight_and_idleness_follows_every_other() {
     let states: Vec<(u64, bool)> =
         [1, 100, 10_000].into_iter().flat_map(|weight| [(weight, false), (weight, true)]).collect();
     let all = |(weight, idle): (u64, bool)| Resources::new().cpu_weight(weight).cpu_idle(idle);
-    for from in &states {
-        for to in &states {
-            vm.change(&all(*from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
-            vm.change(&all(*to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
-            let (held, idle) = now();
-            assert_eq!(idle, to.1, "{from:?} to {to:?}");
-            // While it is idle, the kernel shows another weight or the old one.
-            assert!(idle || held == weight(to.0), "{from:?} to {to:?}: {held}");
-            vm.change(&Resources::new().cpu_idle(false)).unwrap();
-            assert_eq!(now(), (weight(to.0), false), "{from:?} to {to:?}, then not idle");
-        }
+    for (from, to) in pairs(&states) {
+        vm.change(&all(*from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
+        vm.change(&all(*to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
+        let (held, idle) = now();
+        assert_eq!(idle, to.1, "{from:?} to {to:?}");
+        // While it is idle, the kernel shows another weight or the old one.
+        assert!(idle || held == weight(to.0), "{from:?} to {to:?}: {held}");
+        vm.change(&Resources::new().cpu_idle(false)).unwrap();
+        assert_eq!(now(), (weight(to.0), false), "{from:?} to {to:?}, then not idle");
     }
 }
 
@@ -146,41 +142,34 @@ fn every_limit_of_memory_follows_every_other() {
         (Value(limit), Value(both)) if !v1 => page(Value(both - limit)),
         (_, both) => page(both),
     };
-    for from in states {
-        for to in states {
-            let all = |(limit, both): (Limit, Limit)| Resources::new().memory_limit(limit).memory_swap(both);
-            vm.change(&all(from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
-            vm.change(&all(to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
-            assert_eq!(now(), (page(to.0), swap.then(|| held(to.0, to.1))), "{from:?} to {to:?}");
-            if to.0 == Value(i64::MAX.cast_unsigned()) {
-                // No memory plus swap can be said that leaves any swap beside it.
-                continue;
-            }
-            vm.change(&all(from)).unwrap();
-            vm.change(&Resources::new().memory_limit(to.0))
-                .unwrap_or_else(|error| panic!("{from:?} to the limit of {to:?}: {error}"));
-            let state = vm.state().resources;
-            state.validate().unwrap();
-            let (limit, both) = (state.memory.limit.unwrap(), state.memory.swap.unwrap());
-            assert_eq!(limit, to.0);
-            assert_eq!(now(), (page(limit), swap.then(|| held(limit, both))), "{from:?} to {:?} alone", to.0);
-            // Swap alone.
-            vm.change(&all(from)).unwrap();
-            let changed = vm.change(&Resources::new().memory_swap(to.1));
-            if to.1 < from.0 {
-                let error = changed.unwrap_err();
-                assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some("memory.swap")));
-                assert_eq!(now(), (page(from.0), swap.then(|| held(from.0, from.1))));
-                assert_eq!(vm.state().resources.memory.swap, Some(from.1));
-            } else {
-                changed.unwrap_or_else(|error| panic!("{from:?} to the swap of {to:?}: {error}"));
-                assert_eq!(
-                    now(),
-                    (page(from.0), swap.then(|| held(from.0, to.1))),
-                    "{from:?}, swap {:?}",
-                    to.1
-                );
-            }
+    for (&from, &to) in pairs(&states) {
+        let all = |(limit, both): (Limit, Limit)| Resources::new().memory_limit(limit).memory_swap(both);
+        vm.change(&all(from)).unwrap_or_else(|error| panic!("back to {from:?}: {error}"));
+        vm.change(&all(to)).unwrap_or_else(|error| panic!("{from:?} to {to:?}: {error}"));
+        assert_eq!(now(), (page(to.0), swap.then(|| held(to.0, to.1))), "{from:?} to {to:?}");
+        if to.0 == Value(i64::MAX.cast_unsigned()) {
+            // No memory plus swap can be said that leaves any swap beside it.
+            continue;
+        }
+        vm.change(&all(from)).unwrap();
+        vm.change(&Resources::new().memory_limit(to.0))
+            .unwrap_or_else(|error| panic!("{from:?} to the limit of {to:?}: {error}"));
+        let state = vm.state().resources;
+        state.validate().unwrap();
+        let (limit, both) = (state.memory.limit.unwrap(), state.memory.swap.unwrap());
+        assert_eq!(limit, to.0);
+        assert_eq!(now(), (page(limit), swap.then(|| held(limit, both))), "{from:?} to {:?} alone", to.0);
+        // Swap alone.
+        vm.change(&all(from)).unwrap();
+        let changed = vm.change(&Resources::new().memory_swap(to.1));
+        if to.1 < from.0 {
+            let error = changed.unwrap_err();
+            assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some("memory.swap")));
+            assert_eq!(now(), (page(from.0), swap.then(|| held(from.0, from.1))));
+            assert_eq!(vm.state().resources.memory.swap, Some(from.1));
+        } else {
+            changed.unwrap_or_else(|error| panic!("{from:?} to the swap of {to:?}: {error}"));
+            assert_eq!(now(), (page(from.0), swap.then(|| held(from.0, to.1))), "{from:?}, swap {:?}", to.1);
         }
     }
 }
@@ -218,13 +207,11 @@ fn what_is_in_force_is_what_is_recorded_whatever_it_was_called() {
         new().unified("memory.max", "100M").unified("memory.swap.max", "10M"),
         new().memory_limit(Limit::Max),
     ];
-    for first in &states {
-        for second in &states {
-            let vm = Guarded::new(&host, "names", first.clone());
-            assert_eq!(vm.diff().unwrap(), [], "{first:?}");
-            vm.change(second).unwrap_or_else(|error| panic!("{first:?} then {second:?}: {error}"));
-            assert_eq!(vm.diff().unwrap(), [], "{first:?} then {second:?}");
-        }
+    for (first, second) in pairs(&states) {
+        let vm = Guarded::new(&host, "names", first.clone());
+        assert_eq!(vm.diff().unwrap(), [], "{first:?}");
+        vm.change(second).unwrap_or_else(|error| panic!("{first:?} then {second:?}: {error}"));
+        assert_eq!(vm.diff().unwrap(), [], "{first:?} then {second:?}");
     }
 }
 

@@ -82,13 +82,13 @@ fn what_qemu_says_of_its_threads_is_what_they_are_called() {
     }
 
     // More vCPUs than there are: it says how many there are.
-    let expect = Expect::vcpus(3).within(Duration::from_millis(100));
+    let expect = Expect::vcpus(3).within(Duration::from_secs(3));
     let error = qemu.monitor().find(qemu.process.id(), expect).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.message().starts_with("2 vCPU threads were found"), "{error}");
 
     // The monitor of another process.
-    let expect = Expect::vcpus(2).within(Duration::from_millis(100));
+    let expect = Expect::vcpus(2).within(Duration::from_secs(3));
     let error = qemu.monitor().find(std::process::id(), expect).unwrap_err();
     assert!(error.message().contains("none of process"), "{error}");
 

@@ -28,6 +28,12 @@ pub fn times(whole: usize) -> usize {
     if is_whole { whole } else { whole / 5 }
 }
 
+/// Each with each; as units of systemd, which takes its time for each change, one pair in seven.
+pub fn pairs<T>(states: &[T]) -> impl Iterator<Item = (&T, &T)> {
+    let all = states.iter().flat_map(move |one| states.iter().map(move |other| (one, other)));
+    all.step_by(if by_systemd() { 7 } else { 1 })
+}
+
 /// A name of its own for each sandbox.
 pub fn name(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

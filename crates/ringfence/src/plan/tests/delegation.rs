@@ -47,8 +47,7 @@ fn directories_are_made_and_controllers_enabled_only_below_what_is_delegated() {
 
 #[test]
 fn without_a_cgroup_nothing_is_done_and_all_of_it_is_reported() {
-    for host in [v1(), v2(), Host::standard(Mode::Hybrid, true)] {
-        let mut host = host;
+    for mut host in [v1(), v2(), Host::standard(Mode::Hybrid, true)] {
         host.rootless = true;
         let resources = Resources::new().memory_limit(64 * MIB).pids_limit(5).cpu_quota(1000);
         let mut resources = resources.cpuset_cpus("0".parse().unwrap());
