@@ -206,10 +206,10 @@ fn processes_that_end_while_they_are_drained_take_none_with_them() {
     }
     let sandbox = Sandbox::named("drain-ends");
     // At each moment one of them is about to end.
-    let script = "for i in 1 2; do (trap '' TERM; while :; do sleep 0.02; done) & done; exec sleep 1000";
+    let script = "for i in 1 2; do (trap '' TERM; while :; do sleep 0.2; done) & done; exec sleep 1000";
     for _ in 0..4 {
         let pid = detached(&sandbox, &[], script);
-        sandbox.does("rm", &["--drain"]);
+        sandbox.does("rm", &["--drain", "--timeout", "50"]);
         let place = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         let drained = format!("ringfence-{}-drained.scope", sandbox.id);
         assert!(place.lines().any(|line| line.ends_with(&format!("/{drained}"))), "{place}");
