@@ -10,8 +10,8 @@ use std::os::unix::process::CommandExt as _;
 use std::time::{Duration, Instant};
 
 use ringfence::{
-    Cgroup, Command, DeviceRule, ErrorKind, Host, JoinOptions, Mode, Remaining, Resources, Sandbox,
-    SandboxConfig, State, Status, null,
+    Cgroup, Command, DeviceRule, ErrorKind, Host, JoinOptions, Leftover, Mode, Outcome, Remaining, Resources,
+    Sandbox, SandboxConfig, SandboxId, State, Status, Store, null,
 };
 use support::{Guarded, SOON, by_systemd, name, path, skip, sleeper};
 
@@ -438,6 +438,48 @@ fn a_process_whose_first_thread_has_ended_is_found_drained_and_killed() {
         let removed = std::fs::remove_dir(path.parent().unwrap());
         assert!(removed.is_ok() || !path.parent().unwrap().exists(), "{removed:?}");
     }
+}
+
+#[test]
+fn who_is_drained_into_a_leaf_after_it_was_found_empty_lives_on() {
+    let host = Host::detect().unwrap();
+    if by_systemd() || host.unified().is_none() {
+        return skip("there is no leaf: the drained have a scope, or go to the parent");
+    }
+    let store = Store::new(tempfile::tempdir().unwrap().path());
+    let (first, second) = ("first".parse().unwrap(), "second".parse().unwrap());
+    let parent = name("drained-late");
+    let at = |id: &SandboxId| {
+        let path = format!("/{parent}/{id}").parse().unwrap();
+        Guarded::planned(&host, &SandboxConfig::new(path))
+    };
+    let drain = |id| {
+        let vm = at(id);
+        let child = vm.spawn(&sleeper()).unwrap();
+        vm.destroy(Remaining::Drain, SOON).unwrap();
+        child
+    };
+    let ended = drain(&first);
+    ended.signal(9).unwrap();
+    ended.wait().unwrap();
+    let is_ours = |leftover: &Leftover| leftover.path == format!("{parent}/drained");
+    let leftovers = || store.leftovers(&host).unwrap().into_iter().find(is_ours);
+    let leaf = leftovers().unwrap();
+
+    let late = drain(&second);
+    assert_eq!(leftovers(), None);
+    assert_eq!(leaf.remove(&host, Remaining::Kill, SOON).unwrap(), Outcome::default());
+    let place = format!("/{parent}/drained");
+    assert!(memberships(late.pid()).contains(&place), "{:?}", memberships(late.pid()));
+
+    late.signal(9).unwrap();
+    late.wait().unwrap();
+    leaf.remove(&host, Remaining::Refuse, SOON).unwrap();
+    assert_eq!(leftovers(), None);
+    Cgroup::open(&host, &format!("/{parent}").parse().unwrap())
+        .unwrap()
+        .destroy(Remaining::Refuse, SOON)
+        .unwrap();
 }
 
 #[test]

@@ -66,8 +66,8 @@ impl Gc {
             let Some(pids) = unless_gone(leftover.processes(host))? else { continue };
             let (action, remaining) = match (pids.is_empty(), self.kill) {
                 (true, _) => (Action::Remove, Remaining::Refuse),
-                (false, true) => (Action::Kill, Remaining::Kill),
-                (false, false) => continue,
+                (false, true) if !leftover.is_shared => (Action::Kill, Remaining::Kill),
+                (false, _) => continue,
             };
             if self.apply {
                 unless_gone(leftover.remove(host, remaining, context.global.timeout))?;

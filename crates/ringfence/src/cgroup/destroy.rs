@@ -514,6 +514,9 @@ impl Cgroup {
                 outcome.removed.push(dir.full(&self.host));
             }
         }
+        if self.parent_is_default {
+            self.remove_empty_parent(&mut outcome);
+        }
         outcome
     }
 

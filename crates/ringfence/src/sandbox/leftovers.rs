@@ -26,6 +26,9 @@ pub struct Leftover {
     pub path: String,
     /// What it was.
     pub why: &'static str,
+    /// It serves many sandboxes, and was empty when it was found: what somebody put into it since is not touched.
+    #[serde(skip)]
+    pub is_shared: bool,
 }
 
 impl Store {
@@ -70,19 +73,28 @@ impl Store {
         _ = descend(root, |cgroup, names| {
             // Ours have names that a path can hold, and are below such.
             let Some(name) = names.last().and_then(|name| name.to_str()) else { return false };
-            let why = match mark_of(cgroup) {
-                Some(mark) if mark == self.mark() => "a sandbox without a state",
+            let (why, is_shared) = match mark_of(cgroup) {
+                Some(mark) if mark == self.mark() => ("a sandbox without a state", false),
                 Some(mark) if mark == DRAINED && is_empty(cgroup, version) => {
-                    "took drained processes, and is empty"
+                    ("took drained processes, and is empty", true)
                 }
-                _ if name.strip_prefix(PROBE).is_some_and(is_of_dead_process) => "a probe that was cut short",
+                _ if name.strip_prefix(PROBE).is_some_and(is_of_dead_process) => {
+                    ("a probe that was cut short", false)
+                }
                 _ => return true,
             };
             let names = names.iter().filter_map(|name| name.to_str());
             let path = Some(base).filter(|base| !base.is_empty()).into_iter().chain(names);
-            found.push(Leftover { path: path.collect::<Vec<_>>().join("/"), why });
+            found.push(Leftover { path: path.collect::<Vec<_>>().join("/"), why, is_shared });
             false
         });
+    }
+}
+
+impl Leftover {
+    /// Where sandboxes are, of which none is left.
+    fn parent(path: String) -> Self {
+        Self { path, why: "no sandbox is left in it", is_shared: true }
     }
 }
 
@@ -92,11 +104,7 @@ fn empty_default_parent(host: &Host, path: &str) -> Option<Leftover> {
     let is_unused = |(dir, open): &(Dir, Arc<CgroupDir>)| {
         is_empty(open, parent.version(dir)) && open.children().is_ok_and(|children| children.is_empty())
     };
-    parent
-        .dirs
-        .iter()
-        .all(is_unused)
-        .then(|| Leftover { path: path.to_owned(), why: "no sandbox is left in it" })
+    parent.dirs.iter().all(is_unused).then(|| Leftover::parent(path.to_owned()))
 }
 
 /// The default slice, where the last that ended were drained processes.
@@ -104,7 +112,7 @@ fn empty_default_slice(host: &Host) -> Option<Leftover> {
     let path = default_slice(host);
     let slice = Cgroup::open_at(host, &path).ok().filter(|_| host.systemd)?;
     let is_unused = slice.dirs.iter().all(|(_, open)| open.children().is_ok_and(|list| list.is_empty()));
-    is_unused.then_some(Leftover { path, why: "no sandbox is left in it" })
+    is_unused.then(|| Leftover::parent(path))
 }
 
 fn default_slice(host: &Host) -> String {
@@ -130,20 +138,18 @@ impl Leftover {
     /// Removes it in every hierarchy. See [`Cgroup::destroy`].
     pub fn remove(&self, host: &Host, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let mut cgroup = Cgroup::open_at(host, &self.path)?;
-        let default_parent = host.default_parent();
-        if default_parent.as_ref() == Some(&self.path) {
-            // Never what is inside: a sandbox may be made in it at this moment.
-            return Ok(cgroup.remove_where_empty());
-        }
         if self.path == default_slice(host) {
             let mut outcome = Outcome::default();
             stop_default_slice(host, &self.path, &mut outcome);
             return Ok(outcome);
         }
+        let parent = self.path.rsplit_once('/').map(|(parent, _)| parent);
+        cgroup.parent_is_default = parent.is_some() && parent == host.default_parent().as_deref();
+        if self.is_shared {
+            return Ok(cgroup.remove_where_empty());
+        }
         cgroup.ours = true;
         cgroup.unit = if host.systemd { SystemdName::of_cgroup(&self.path) } else { None };
-        cgroup.parent_is_default =
-            self.path.rsplit_once('/').is_some_and(|(parent, _)| default_parent.as_deref() == Some(parent));
         cgroup.destroy(remaining, timeout)
     }
 }
