@@ -25,6 +25,7 @@ use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
 use crate::path::{DRAINED, SystemdName};
 use crate::plan::{self, Dir};
+use crate::systemd::Started;
 
 /// By which the scopes of drained processes are known.
 const DRAINED_DESCRIPTION: &str = "Ringfence: drained processes";
@@ -358,10 +359,7 @@ impl Cgroup {
         // systemd takes no kernel threads.
         let is_kernels = |pid: &u32| proc::Stat::read(*pid).is_some_and(|stat| stat.is_kernel_thread());
         let (kernel, list): (Vec<u32>, Vec<u32>) = pids.iter().partition(|pid| is_kernels(pid));
-        let mut failures = match list.first().map(|first| self.drain_listed(unit, *first, &list, outcome)) {
-            Some(Err(error)) => vec![error],
-            _ => Vec::new(),
-        };
+        let mut failures = Vec::from_iter(self.drain_listed(unit, &list, outcome).err());
         let path = format!("{}/{drained}", self.path.rsplit_once('/').map_or("", |(parent, _)| parent));
         for index in plan::in_order_of_leaving(&self.host).filter(|index| self.is_managed(*index)) {
             let to = Dir::new(index, path.trim_start_matches('/'));
@@ -385,25 +383,26 @@ impl Cgroup {
 
     /// Starts the scope beside this one, with one process alone: a scope from whose list another has ended meanwhile fails,
     /// with the rest of them in it. It takes the others afterwards: at once, or one by one where one of them has ended.
-    fn drain_listed(
-        &self,
-        unit: &SystemdName,
-        first: u32,
-        list: &[u32],
-        outcome: &mut Outcome,
-    ) -> Result<()> {
+    fn drain_listed(&self, unit: &SystemdName, pids: &[u32], outcome: &mut Outcome) -> Result<()> {
+        let Some((first, rest)) = pids.split_first() else { return Ok(()) };
         let (manager, drained) = (self.host.manager()?, unit.drained());
         let properties = plan::scope(DRAINED_DESCRIPTION, unit.slice());
-        // There may be one from before, or from the pass before.
-        manager.start(&drained, DRAINED_DESCRIPTION, &properties, &[first])?;
-        if manager.attach(&drained, list).is_ok() {
-            outcome.moved.extend(list);
+        let left = match manager.start(&drained, DRAINED_DESCRIPTION, &properties, &[*first])? {
+            Started::Anew => {
+                outcome.moved.insert(*first);
+                rest
+            }
+            // There is one from before, or from the pass before.
+            _ => pids,
+        };
+        if left.is_empty() || manager.attach(&drained, left).is_ok() {
+            outcome.moved.extend(left);
             return Ok(());
         }
-        for pid in list {
+        for pid in left {
             match manager.attach(&drained, &[*pid]) {
                 Ok(()) => _ = outcome.moved.insert(*pid),
-                Err(_) if proc::Stat::read(*pid).is_none() => {}
+                Err(_) if !proc::is_running(*pid) => {}
                 Err(error) => return Err(error.with_setting("pid").with_value(pid)),
             }
         }
