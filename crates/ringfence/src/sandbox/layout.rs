@@ -191,15 +191,17 @@ impl<'a> Shares<'a> {
     }
 
     /// What of it is the whole's.
-    pub(super) fn whole_of(has_parts: bool, resources: &'a Resources) -> Cow<'a, Resources> {
+    fn whole_of(has_parts: bool, resources: &'a Resources) -> Cow<'a, Resources> {
         let mut whole = Cow::Borrowed(resources);
+        if !has_parts {
+            return whole;
+        }
         let Cpu { quota, period, burst, cpus, .. } = &resources.cpu;
-        let is_by_part = quota.is_some() || period.or(*burst).is_some() || cpus.is_some();
-        if has_parts && is_by_part {
+        if quota.is_some() || period.or(*burst).is_some() || cpus.is_some() {
             let cpu = &mut whole.to_mut().cpu;
             (cpu.quota, cpu.period, cpu.burst, cpu.cpus) = (None, None, None, None);
         }
-        for name in OF_VCPUS.iter().filter(|name| has_parts && resources.unified.contains_key(**name)) {
+        for name in OF_VCPUS.iter().filter(|name| resources.unified.contains_key(**name)) {
             whole.to_mut().unified.remove(*name);
         }
         whole
@@ -254,11 +256,6 @@ impl State {
         self.shares_of(&self.resources, &self.overhead_resources, &self.each)
     }
 
-    /// What the whole has of them.
-    pub(super) fn whole(&self) -> Cow<'_, Resources> {
-        Shares::whole_of(!self.parts.is_empty(), &self.resources)
-    }
-
     /// The same, for others.
     pub(super) fn shares_of<'a>(
         &self,
@@ -267,6 +264,11 @@ impl State {
         each: &EachThread,
     ) -> Shares<'a> {
         Shares::of(!self.parts.is_empty(), resources, overhead, each)
+    }
+
+    /// What the whole has of its limits.
+    pub(super) fn whole(&self) -> Cow<'_, Resources> {
+        Shares::whole_of(!self.parts.is_empty(), &self.resources)
     }
 
     /// Forgets the parts of single threads: they went with the cgroup.

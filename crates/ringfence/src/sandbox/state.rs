@@ -159,16 +159,19 @@ impl State {
     pub(super) fn anew(&self) -> Anew<'_> {
         let shares = self.shares();
         let parts = layout::parts(&self.parts, &Shares::default(), &shares);
-        Anew { parts, ..self.as_it_is() }
+        Anew { whole: shares.whole, parts, description: self.description() }
     }
 
     /// For a change: the parts are as they are.
     pub(super) fn as_it_is(&self) -> Anew<'_> {
-        let description = self.path.as_systemd().map(|_| {
+        Anew { whole: self.whole(), parts: Vec::new(), description: self.description() }
+    }
+
+    fn description(&self) -> Option<String> {
+        self.path.as_systemd().map(|_| {
             let kept = self.mark.as_ref().map_or(String::new(), |mark| format!(" ({mark})"));
             format!("{OURS}{}{kept}", self.path)
-        });
-        Anew { whole: self.whole(), parts: Vec::new(), description }
+        })
     }
 
     /// The unit of systemd that carries the cgroup.
