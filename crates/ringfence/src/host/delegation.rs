@@ -20,7 +20,8 @@ use crate::path::{CgroupPath, Subpath};
 pub struct Delegation {
     /// The path below the root of each hierarchy; `""` for the root itself, as in a container.
     pub path: String,
-    /// The hierarchies in which it is delegated, by their places in [`HostFacts::hierarchies`](crate::HostFacts::hierarchies).
+    /// The hierarchies in which it is delegated, by their places in
+    /// [`HostFacts::hierarchies`](crate::HostFacts::hierarchies).
     pub hierarchies: Vec<usize>,
     /// v2: controllers that the root offers and this cgroup has not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -258,7 +258,7 @@ impl Host {
         Ok(())
     }
 
-    /// The hierarchy where this controller's files are, with its place in [`HostFacts::hierarchies`](crate::HostFacts::hierarchies).
+    /// The hierarchy where this controller's files are, with its place in [`HostFacts::hierarchies`].
     pub fn hierarchy_of(&self, controller: Controller) -> Option<(usize, &Hierarchy)> {
         self.hierarchies.iter().enumerate().find(|(_, hierarchy)| hierarchy.controllers.contains(&controller))
     }
@@ -279,7 +279,7 @@ impl Host {
         })
     }
 
-    /// The version 2 hierarchy, with its place in [`HostFacts::hierarchies`](crate::HostFacts::hierarchies).
+    /// The version 2 hierarchy, with its place in [`HostFacts::hierarchies`].
     pub fn unified(&self) -> Option<(usize, &Hierarchy)> {
         self.hierarchies.iter().enumerate().find(|(_, hierarchy)| hierarchy.version == Version::V2)
     }

@@ -20,7 +20,8 @@ use crate::report::Report;
 use crate::resources::CpuSet;
 use crate::systemd::property::{Property, tell};
 
-/// A cgroup in one hierarchy: the index of the hierarchy in [`HostFacts::hierarchies`](crate::HostFacts::hierarchies), and the path below its root.
+/// A cgroup in one hierarchy: the index of the hierarchy in [`HostFacts::hierarchies`](crate::HostFacts::hierarchies), and
+/// the path below its root.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Dir {
     pub(crate) hierarchy: usize,
