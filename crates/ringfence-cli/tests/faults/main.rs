@@ -90,7 +90,7 @@ fn try_all(one: fn(Trial) -> Tally) {
         // Nobody else is here.
         assert_eq!(support::directories_named("ringfence"), [] as [std::path::PathBuf; 0]);
     }
-    assert!(all.violations.is_empty(), "{} violations", all.violations.len());
+    assert!(all.violations.is_empty(), "{} violations: {}", all.violations.len(), all.violations.concat());
 }
 
 /// Past the capture of output.

@@ -72,6 +72,8 @@ pub fn run(command: &Command, at: u64, fault: Fault) -> Ended {
             None => shell.env_remove(name),
         };
     }
+    // Where cargo sets it, the loader searches there first, and the calls of a sample are among its own.
+    shell.env_remove("LD_LIBRARY_PATH");
     let mut child =
         shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sh");
     let pid = Pid::from_raw(child.id().try_into().expect("a PID"));
@@ -95,11 +97,10 @@ pub fn run(command: &Command, at: u64, fault: Fault) -> Ended {
         pid,
         at,
         fault,
-        is_executed: false,
         calls: 0,
         about_devices: 0,
         hit: None,
-        stage: Stage::Start,
+        stage: Stage::Shell,
         pending: BTreeMap::new(),
         inside: BTreeMap::new(),
     };
@@ -126,6 +127,8 @@ pub fn run(command: &Command, at: u64, fault: Fault) -> Ended {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Stage {
+    /// Which becomes the command.
+    Shell,
     Start,
     Machine,
     Locked,
@@ -135,8 +138,6 @@ struct Tracer {
     pid: Pid,
     at: u64,
     fault: Fault,
-    /// The shell has become the command.
-    is_executed: bool,
     calls: u64,
     about_devices: u64,
     hit: Option<Hit>,
@@ -161,7 +162,7 @@ impl Tracer {
                 Ok(WaitStatus::PtraceEvent(pid, _, event)) => {
                     if event == Event::PTRACE_EVENT_EXEC as i32 {
                         self.inside.insert(pid, true);
-                        self.is_executed = true;
+                        self.stage = Stage::Start;
                     }
                     if event == Event::PTRACE_EVENT_CLONE as i32 {
                         traced.extend(
@@ -206,7 +207,7 @@ impl Tracer {
             }
             return;
         }
-        if !self.is_executed {
+        if self.stage == Stage::Shell {
             return;
         }
         let (number, arguments) = entered(&registers);
