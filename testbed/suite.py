@@ -72,14 +72,14 @@ class Test:
 
 
 def once_in_each_mode(tests: list[Test]) -> list[Test]:
-    """Where a test would run under systemd and without it, under systemd alone: without it runs in the modes that have none."""
+    """Where a test would run under systemd and without it, under systemd alone: without it runs in the modes that have none.
+    Unit tests are others under each driver."""
     twice = {(test.name, mode) for test in tests if test.driver == SYSTEMD for mode in test.modes}
-    return [
-        replace(test, modes=tuple(mode for mode in test.modes if (test.name, mode) not in twice))
-        if test.driver == DRIVER
-        else test
-        for test in tests
-    ]
+
+    def is_needed(test: Test, mode: str) -> bool:
+        return test.kind == "lib" or test.driver != DRIVER or (test.name, mode) not in twice
+
+    return [replace(test, modes=tuple(mode for mode in test.modes if is_needed(test, mode))) for test in tests]
 
 
 def _cargo(workspace: Path, *arguments: str) -> str:
