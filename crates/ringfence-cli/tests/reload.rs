@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use support::systemd::{
-    LIMITS, create, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit, units_like,
+    LIMITS, create, drained, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit,
+    units_like,
 };
 use support::{Sandbox, directories_named, finish, is_on_v1, skip};
 
@@ -45,7 +46,7 @@ fn the_slice_goes_with_the_last_sandbox_in_it_whatever_its_end() {
     create(&one, &["--hold"]);
     exec(&one, "sleep 1000 </dev/null >/dev/null 2>&1 &").exits(0);
     one.does("rm", &["--drain"]);
-    systemctl(&["kill", "--signal=KILL", &format!("ringfence-{}-drained.scope", one.id)]);
+    systemctl(&["kill", "--signal=KILL", &drained(&one)]);
     nothing_is_left(&one);
     let found = finish(one.ringfence(&["-o", "json", "gc", "--apply"])).exits(0).json();
     assert_eq!(found[0]["id"], "/ringfence.slice", "{found}");

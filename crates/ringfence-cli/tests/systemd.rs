@@ -8,8 +8,8 @@ use std::fs;
 use std::process::Command;
 
 use support::systemd::{
-    LIMITS, create, detached, exec, limits_hold, nothing_is_left, run, skipped, state_of, systemctl, unit,
-    units_like, with,
+    LIMITS, create, detached, drained, exec, limits_hold, nothing_is_left, run, skipped, state_of, systemctl,
+    unit, units_like, with,
 };
 use support::{Sandbox, finish, hierarchies, hierarchy_of, is_alive, is_on_v1, send, until};
 
@@ -139,8 +139,7 @@ fn where_others_are_drained_the_holder_dies_and_they_live_on() {
     assert_eq!(outcome["moved"], serde_json::json!([pid]), "{outcome}");
     assert!(is_alive(pid));
     until("the holder has ended", || !is_alive(holder));
-    let drained = format!("ringfence-{}-drained.scope", sandbox.id);
-    systemctl(&["kill", "--signal=KILL", &drained]);
+    systemctl(&["kill", "--signal=KILL", &drained(&sandbox)]);
     until("ended", || !is_alive(pid));
     nothing_is_left(&sandbox);
 }
@@ -180,6 +179,14 @@ fn what_the_kernel_refuses_is_an_error_although_systemd_takes_it_and_nothing_cha
     nothing_is_left(&sandbox);
 }
 
+#[track_caller]
+fn is_drained(sandbox: &Sandbox, pid: u32) {
+    let place = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let scope = format!("/ringfence.slice/{}", drained(sandbox));
+    assert!(place.lines().any(|line| line.ends_with(&scope)), "{place}");
+    assert_eq!(state_of(&drained(sandbox)), "active");
+}
+
 #[test]
 fn what_is_drained_lives_on_in_a_scope_beside_it() {
     if skipped() {
@@ -190,12 +197,9 @@ fn what_is_drained_lives_on_in_a_scope_beside_it() {
     let pid = detached(&sandbox, &LIMITS, script);
     let moved = sandbox.json("rm", &["--drain"])["moved"].as_array().unwrap().len();
     assert!(moved >= 2, "{moved}");
-    let place = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let drained = format!("ringfence-{}-drained.scope", sandbox.id);
-    assert!(place.lines().any(|line| line.ends_with(&format!("/ringfence.slice/{drained}"))), "{place}");
-    assert_eq!(state_of(&drained), "active");
+    is_drained(&sandbox, pid);
     assert_eq!(state_of(&unit(&sandbox)), "inactive");
-    systemctl(&["kill", "--signal=KILL", &drained]);
+    systemctl(&["kill", "--signal=KILL", &drained(&sandbox)]);
     nothing_is_left(&sandbox);
 }
 
@@ -210,12 +214,9 @@ fn processes_that_end_while_they_are_drained_take_none_with_them() {
     for _ in 0..4 {
         let pid = detached(&sandbox, &[], script);
         sandbox.does("rm", &["--drain", "--timeout", "50"]);
-        let place = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-        let drained = format!("ringfence-{}-drained.scope", sandbox.id);
-        assert!(place.lines().any(|line| line.ends_with(&format!("/{drained}"))), "{place}");
-        assert_eq!(state_of(&drained), "active");
-        systemctl(&["kill", "--signal=KILL", &drained]);
-        until("they have ended", || state_of(&drained) == "inactive");
+        is_drained(&sandbox, pid);
+        systemctl(&["kill", "--signal=KILL", &drained(&sandbox)]);
+        until("they have ended", || state_of(&drained(&sandbox)) == "inactive");
     }
     nothing_is_left(&sandbox);
 }

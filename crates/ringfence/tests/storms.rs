@@ -17,6 +17,7 @@ use ringfence::{
     VcpuHints, Vmm, null,
 };
 use rustix::process::{WaitOptions, wait};
+use support::standing::where_it_stands;
 use support::{Guarded, SOON, name, path};
 
 /// One storm at a time: where the machine is emulated, another that never pauses leaves it no time to grow.
@@ -202,16 +203,18 @@ struct Storm {
 }
 
 impl Storm {
-    /// Under emulation one may come to a halt before it begins.
+    /// Under emulation one may come to a halt before it is one: that is told, and another takes its place.
     fn start() -> Self {
         for _ in 0..6 {
-            let (storm, begun, mut seen) = (Self::begin(), Instant::now(), BTreeSet::new());
-            while begun.elapsed() < SOON / 2 {
+            let (storm, mut seen) = (Self::begin(), BTreeSet::new());
+            let is_one = || {
                 seen.extend(storm.processes());
-                if seen.len() > 10 {
-                    return storm;
-                }
+                seen.len() > 10
+            };
+            if Self::becomes(SOON / 2, is_one) {
+                return storm;
             }
+            eprintln!("it does not storm:\n{}", where_it_stands(storm.leader.id()));
         }
         panic!("it does not storm");
     }
@@ -240,12 +243,20 @@ impl Storm {
     }
 
     #[track_caller]
-    fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+    fn until(&self, what: &str, is_so: impl FnMut() -> bool) {
+        assert!(Self::becomes(SOON, is_so), "still not: {what}: {:?}", self.processes());
+    }
+
+    /// Whether something is so in time.
+    fn becomes(within: Duration, mut is_so: impl FnMut() -> bool) -> bool {
         let begun = Instant::now();
         while !is_so() {
-            assert!(begun.elapsed() < SOON, "still not: {what}: {:?}", self.processes());
+            if begun.elapsed() >= within {
+                return false;
+            }
             thread::sleep(Duration::from_millis(5));
         }
+        true
     }
 }
 

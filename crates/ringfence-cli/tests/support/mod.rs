@@ -7,6 +7,8 @@ pub mod machine;
 pub mod place;
 pub mod planned;
 mod probe;
+#[path = "../../../ringfence/tests/support/standing.rs"]
+mod standing;
 pub mod systemd;
 
 use std::fmt::Write as _;
@@ -110,7 +112,7 @@ pub fn wait(child: Child, what: String) -> Done {
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     let Ok(output) = receiver.recv_timeout(PATIENCE) else {
-        let standing = where_it_stands(pid);
+        let standing = standing::where_it_stands(pid);
         send(pid, rustix::process::Signal::KILL);
         panic!("hangs: {what}\n{standing}");
     };
@@ -118,20 +120,6 @@ pub fn wait(child: Child, what: String) -> Done {
     let code = output.status.code().unwrap_or_else(|| -output.status.signal().unwrap_or_default());
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Done { code, stdout: text(output.stdout), stderr: text(output.stderr), what }
-}
-
-/// What each thread of a process and of its descendants waits for in the kernel.
-fn where_it_stands(pid: u32) -> String {
-    let mut told = String::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
-        let (name, call, stack) = (read("comm"), read("syscall"), read("stack"));
-        told += &format!("{pid} {}: in {}\n{stack}", name.trim(), call.trim());
-        told.extend(
-            read("children").split_whitespace().filter_map(|it| it.parse().ok()).map(where_it_stands),
-        );
-    }
-    told
 }
 
 /// Sends a signal to one process; whether it was there.

@@ -33,6 +33,11 @@ pub fn detached(sandbox: &Sandbox, options: &[&str], script: &str) -> u32 {
     sandbox.detached(&options.iter().map(String::as_str).collect::<Vec<_>>(), script)
 }
 
+/// The unit of the processes that were drained out of a sandbox.
+pub fn drained(sandbox: &Sandbox) -> String {
+    format!("ringfence-{}-drained.scope", sandbox.id)
+}
+
 pub fn create(sandbox: &Sandbox, options: &[&str]) -> Done {
     let options = with(options);
     sandbox.does("create", &options.iter().map(String::as_str).collect::<Vec<_>>())
