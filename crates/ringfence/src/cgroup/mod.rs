@@ -586,16 +586,17 @@ impl Cgroup {
 
     /// A reader of statistics that keeps its descriptors between samples.
     pub fn stats_reader(&self) -> Result<StatsReader> {
-        let sources: Vec<_> = self
-            .dirs
-            .iter()
-            .filter_map(|(dir, open)| {
-                let hierarchy = self.host.hierarchies.get(dir.hierarchy)?;
-                let Hierarchy { version, noprefix, .. } = *hierarchy;
-                let controllers = self.counted_in(hierarchy);
-                Some(Source { version, controllers, noprefix, dir: open })
-            })
-            .collect();
+        let mut sources = Vec::with_capacity(self.dirs.len());
+        for (dir, open) in &self.dirs {
+            let Some(hierarchy) = self.host.hierarchies.get(dir.hierarchy) else { continue };
+            let Hierarchy { version, noprefix, .. } = *hierarchy;
+            let root = self.host.root(dir.hierarchy);
+            let root = root.map_err(|errno| {
+                Error::kernel("cannot open the root of the hierarchy", &hierarchy.root, errno)
+            })?;
+            let controllers = self.counted_in(hierarchy);
+            sources.push(Source { version, controllers, noprefix, dir: open, root, path: &dir.path });
+        }
         StatsReader::open(&sources)
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod affinity;
 pub(crate) mod bpf;
+pub(crate) mod descriptors;
 pub(crate) mod dir;
 pub(crate) mod hypervisor;
 pub(crate) mod poll;

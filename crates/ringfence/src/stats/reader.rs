@@ -3,7 +3,9 @@
 #[cfg(test)]
 mod on_a_kernel;
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Dir, OFlags};
@@ -13,6 +15,7 @@ use super::file::{File, Take};
 use super::{Stats, files};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Version};
+use crate::kernel::descriptors::Share;
 use crate::kernel::dir::CgroupDir;
 
 /// A directory of the cgroup, and what is to be read there.
@@ -27,25 +30,51 @@ pub(crate) struct Source<'a> {
     /// A cpuset of v1 whose files lack the controller's name.
     pub(crate) noprefix: bool,
     pub(crate) dir: &'a CgroupDir,
+    /// The root of the hierarchy, and where the directory is below it.
+    pub(crate) root: Arc<CgroupDir>,
+    pub(crate) path: &'a str,
 }
 
 /// Takes samples of one cgroup's statistics.
 ///
-/// The files are opened once and stay open. A sample is one pread(2) per file, and allocates nothing once the buffers
-/// have found their size.
+/// The files are opened once and stay open: a sample is one pread(2) per file. Where all readers of the process would so keep
+/// more than half of the descriptors that it may have (`RLIMIT_NOFILE`, which a manager of thousands raises), those that are
+/// one too many open and close their files with each sample, until others are dropped. Either way a sample allocates nothing
+/// once the buffers have found their size.
 #[derive(Debug)]
 pub struct StatsReader {
-    files: Vec<OpenFile>,
-    /// Holds one file at a time, and is always longer than the longest of them.
-    buffer: Vec<u8>,
+    places: Vec<Place>,
+    /// Those of one place behind one another.
+    files: Vec<Counted>,
+    /// With it, the files stay open.
+    share: Option<Share>,
     stats: Stats,
 }
 
+/// A directory that may have to be opened again.
 #[derive(Debug)]
-struct OpenFile {
-    fd: OwnedFd,
+struct Place {
+    root: Arc<CgroupDir>,
+    path: Box<str>,
+    /// Another cgroup of the same name has another one.
+    inode: u64,
+}
+
+/// A file with statistics.
+#[derive(Debug)]
+struct Counted {
+    /// By its position among the reader's.
+    place: usize,
+    name: Box<str>,
+    /// While it stays open.
+    kept: Option<OwnedFd>,
     take: Take,
     key: Box<str>,
+}
+
+thread_local! {
+    /// Holds one file at a time, and is always longer than the longest of them.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; 16 << 10]);
 }
 
 impl StatsReader {
@@ -54,16 +83,22 @@ impl StatsReader {
     /// # Errors
     /// `NotFound` if there were directories and none is a cgroup any more; `Kernel` if descriptors or memory have run out.
     pub(crate) fn open(sources: &[Source<'_>]) -> Result<Self> {
-        let mut opened = Vec::new();
+        let mut reader = Self { places: Vec::new(), files: Vec::new(), share: None, stats: Stats::default() };
         for source in sources {
-            open_files(source, &mut opened)?;
+            reader.add(source)?;
         }
         // Without a file the cgroup may have nothing to read, or may be gone.
         let is_gone = |source: &Source<'_>| !source.dir.has("cgroup.procs");
-        if opened.is_empty() && !sources.is_empty() && sources.iter().all(is_gone) {
+        if reader.files.is_empty() && !sources.is_empty() && sources.iter().all(is_gone) {
             return Err(removed(Errno::NOENT));
         }
-        Ok(Self { files: opened, buffer: vec![0; 16 << 10], stats: Stats::default() })
+        if reader.files.iter().all(|file| file.kept.is_some()) {
+            reader.share = Share::of(reader.files.len());
+        }
+        if reader.share.is_none() {
+            reader.close();
+        }
+        Ok(reader)
     }
 
     /// Takes a sample. It is this reader's until the next one; clone it to keep it.
@@ -71,47 +106,108 @@ impl StatsReader {
     /// A file that cannot be read leaves its values absent, and the others as they are.
     ///
     /// # Errors
-    /// `NotFound` if the cgroup was removed, in all its hierarchies.
+    /// `NotFound` if the cgroup was removed, in all its hierarchies; `Kernel` if there is no descriptor to open a file with.
     pub fn sample(&mut self) -> Result<&Stats> {
+        BUFFER.with_borrow_mut(|buffer| self.read(buffer))?;
+        Ok(&self.stats)
+    }
+
+    fn read(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
         self.stats.clear();
         self.stats.at_us = unix_time_us();
+        if self.share.is_none() {
+            self.share = Share::of(self.files.len());
+        }
         let mut removed_files = 0;
-        for file in &self.files {
-            match read_whole(&file.fd, &mut self.buffer) {
+        let mut opened = None;
+        for file in &mut self.files {
+            let fd = match file.kept.take() {
+                Some(fd) => Ok(fd),
+                None => file.open(&self.places, &mut opened),
+            };
+            let contents = fd.and_then(|fd| {
+                let contents = read_whole(&fd, buffer);
+                file.kept = self.share.as_ref().map(|_| fd);
+                contents
+            });
+            match contents {
                 Ok(contents) => file.take.call(&mut self.stats, &file.key, contents),
                 Err(Errno::NODEV) => removed_files += 1,
-                Err(_) => {}
+                Err(errno) => drop(if_there::<()>(&file.name, Err(errno))?),
             }
         }
         if removed_files > 0 && removed_files == self.files.len() {
             return Err(removed(Errno::NODEV));
         }
-        Ok(&self.stats)
+        Ok(())
+    }
+
+    /// Adds the files of one directory, in the order of the tables.
+    fn add(&mut self, source: &Source<'_>) -> Result<()> {
+        let wanted = |file: &&File| {
+            file.version == source.version
+                && file.controller.is_none_or(|it| source.controllers.contains(&it))
+        };
+        // Only keyed files need the directory's listing.
+        let listed = if files().filter(wanted).any(File::is_keyed) {
+            if_there(".", file_names(source.dir))?.unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let place = self.places.len();
+        for file in files().filter(wanted) {
+            let own_name = [file.name_in(source.noprefix).to_owned()];
+            let names: &[String] = if file.is_keyed() { &listed } else { &own_name };
+            let key = |name| if file.is_keyed() { file.key_in(name) } else { Some("") };
+            for (name, key) in names.iter().filter_map(|name| Some((name, key(name)?))) {
+                let mut opened = source.dir.open(name, OFlags::RDONLY);
+                if opened.as_ref().is_err_and(|errno| *errno == Errno::MFILE) {
+                    self.close();
+                    opened = source.dir.open(name, OFlags::RDONLY);
+                }
+                if let Some(fd) = if_there(name, opened)? {
+                    let (name, key) = (name.as_str().into(), key.into());
+                    self.files.push(Counted { place, name, kept: Some(fd), take: file.take, key });
+                }
+            }
+        }
+        if let Some(inode) = if_there(source.path, inode_of(source.dir))? {
+            self.places.push(Place { root: Arc::clone(&source.root), path: source.path.into(), inode });
+        }
+        Ok(())
+    }
+
+    /// Lets go of the files until they are needed.
+    fn close(&mut self) {
+        self.files.iter_mut().for_each(|file| file.kept = None);
     }
 }
 
-/// Opens the files of one directory, in the order of the tables.
-fn open_files(source: &Source<'_>, opened: &mut Vec<OpenFile>) -> Result<()> {
-    let wanted = |file: &&File| {
-        file.version == source.version && file.controller.is_none_or(|it| source.controllers.contains(&it))
-    };
-    // Only keyed files need the directory's listing.
-    let listed = if files().filter(wanted).any(File::is_keyed) {
-        if_there(".", file_names(source.dir))?.unwrap_or_default()
-    } else {
-        Vec::new()
-    };
-    for file in files().filter(wanted) {
-        let own_name = [file.name_in(source.noprefix).to_owned()];
-        let names: &[String] = if file.is_keyed() { &listed } else { &own_name };
-        let key = |name| if file.is_keyed() { file.key_in(name) } else { Some("") };
-        for (name, key) in names.iter().filter_map(|name| Some((name, key(name)?))) {
-            if let Some(fd) = if_there(name, source.dir.open(name, OFlags::RDONLY))? {
-                opened.push(OpenFile { fd, take: file.take, key: key.into() });
-            }
-        }
+impl Counted {
+    /// Opens the file, and its directory if that of another place is open, or none.
+    fn open(&self, places: &[Place], opened: &mut Option<(usize, CgroupDir)>) -> rustix::io::Result<OwnedFd> {
+        let dir = match opened.take().filter(|(place, _)| *place == self.place) {
+            Some((_, dir)) => dir,
+            None => places.get(self.place).ok_or(Errno::NODEV)?.open()?,
+        };
+        let file = dir.open(&*self.name, OFlags::RDONLY);
+        *opened = Some((self.place, dir));
+        file
     }
-    Ok(())
+}
+
+impl Place {
+    fn open(&self) -> rustix::io::Result<CgroupDir> {
+        let dir = match self.root.open_dir(&*self.path) {
+            Err(Errno::NOENT) => Err(Errno::NODEV),
+            dir => dir,
+        }?;
+        if inode_of(&dir)? == self.inode { Ok(dir) } else { Err(Errno::NODEV) }
+    }
+}
+
+fn inode_of(dir: &CgroupDir) -> rustix::io::Result<u64> {
+    rustix::fs::fstat(dir).map(|stat| stat.st_ino)
 }
 
 /// `None` for what does not exist or may not be read. That descriptors or memory ran out says nothing about the file.

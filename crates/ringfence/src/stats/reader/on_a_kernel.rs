@@ -5,9 +5,10 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Source, Stats, StatsReader, files};
+use super::{BUFFER, Share, Source, Stats, StatsReader, files};
 use crate::allocations;
 use crate::error::ErrorKind;
 use crate::host::Controller::{self, Cpu, Cpuacct, Cpuset, Hugetlb, Io, Memory, Misc, Pids, Rdma};
@@ -21,17 +22,21 @@ struct TestCgroup {
     controllers: Vec<Controller>,
     path: PathBuf,
     dir: CgroupDir,
+    root: Arc<CgroupDir>,
+    name: String,
 }
 
 impl TestCgroup {
     fn make(version: Version, controllers: &[Controller], root: &Path, test: &str) -> Option<Self> {
-        let path = root.join(format!("rf-test-{test}-{}", std::process::id()));
+        let name = format!("rf-test-{test}-{}", std::process::id());
+        let path = root.join(&name);
         if let Err(error) = fs::create_dir(&path) {
             skip(&format!("cannot make {}: {error}", path.display()));
             return None;
         }
         let dir = CgroupDir::open_root(&path).unwrap();
-        Some(Self { version, controllers: controllers.to_vec(), path, dir })
+        let root = Arc::new(CgroupDir::open_root(root).unwrap());
+        Some(Self { version, controllers: controllers.to_vec(), path, dir, root, name })
     }
 
     /// In this machine's v1 hierarchies, of which some may be mounted together.
@@ -76,6 +81,8 @@ impl TestCgroup {
             controllers: self.controllers.clone(),
             noprefix: false,
             dir: &self.dir,
+            root: Arc::clone(&self.root),
+            path: &self.name,
         }
     }
 }
@@ -225,12 +232,25 @@ fn a_sample_is_one_read_per_file_and_allocates_nothing() {
     let reads = reads_of_this_thread() - before - 1;
     assert_eq!(reads, reader.files.len() as u64);
 
-    let allocations = allocations::count(|| {
-        for _ in 0..10 {
-            reader.sample().unwrap();
-        }
+    let allocations = |reader: &mut StatsReader| {
+        allocations::count(|| {
+            for _ in 0..10 {
+                reader.sample().unwrap();
+            }
+        })
+    };
+    assert_eq!(allocations(&mut reader), 0);
+
+    // Where no more may be kept; other tests may let go of theirs at this moment.
+    let opened_anew = (0..100).find_map(|_| {
+        reader.share = None;
+        let _all: Vec<_> = (0..31).rev().filter_map(|power| Share::of(1 << power)).collect();
+        reader.close();
+        let allocations = allocations(&mut reader);
+        reader.files.iter().all(|file| file.kept.is_none()).then_some(allocations)
     });
-    assert_eq!(allocations, 0);
+    assert_eq!(opened_anew, Some(0));
+
     let later = reader.sample().unwrap();
     assert!(
         later.memory.stat.iter().map(|(name, _)| name).eq(first.memory.stat.iter().map(|(name, _)| name))
@@ -243,7 +263,9 @@ fn a_cpuset_without_the_prefix_is_read_too() {
     fs::write(root.path().join("effective_cpus"), "0-2\n").unwrap();
     fs::write(root.path().join("cpuset.effective_mems"), "0\n").unwrap();
     let dir = CgroupDir::open_root(root.path()).unwrap();
-    let source = Source { version: V1, controllers: vec![Cpuset], noprefix: true, dir: &dir };
+    let again = Arc::new(CgroupDir::open_root(root.path()).unwrap());
+    let source =
+        Source { version: V1, controllers: vec![Cpuset], noprefix: true, dir: &dir, root: again, path: "" };
     let mut reader = StatsReader::open(&[source]).unwrap();
     let cpuset = &reader.sample().unwrap().cpuset;
     assert_eq!((cpuset.cpus.clone(), cpuset.mems.clone()), (Some("0-2".parse().unwrap()), None));
@@ -256,11 +278,11 @@ fn a_file_longer_than_the_buffer_is_read_whole() {
         return;
     }
     let mut reader = reader(&cgroups);
-    reader.buffer = vec![0; 2];
+    BUFFER.set(vec![0; 2]);
     let short = reader.sample().unwrap().clone();
     assert!(short.cpu.usage_us.is_some() && short.cpu.system_us.is_some(), "{short:?}");
     let length = fs::read(cgroups[0].path.join("cpu.stat")).unwrap().len();
-    assert!(reader.buffer.len() > length);
+    assert!(BUFFER.with_borrow(Vec::len) > length);
 }
 
 #[test]
