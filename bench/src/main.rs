@@ -15,6 +15,7 @@ mod stats;
 #[path = "../../crates/ringfence/tests/support/strace.rs"]
 mod strace;
 mod table;
+mod units;
 
 use std::error::Error;
 
@@ -22,8 +23,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 type Benchmark = fn() -> Result<()>;
 
-const BENCHMARKS: [(&str, Benchmark); 3] =
-    [("life", life::run), ("stats", stats::run), ("scale", scale::run)];
+const BENCHMARKS: [(&str, Benchmark); 4] =
+    [("life", life::run), ("stats", stats::run), ("scale", scale::run), ("units", units::run)];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
