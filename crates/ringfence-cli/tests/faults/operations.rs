@@ -126,6 +126,7 @@ impl Trial {
         let done = trial.attempt(0, Fault::None);
         assert_eq!(done.code, 0, "{}: {}", operation.name, done.stderr);
         assert_ne!(done.calls, 0, "{}: none of its calls was seen", operation.name);
+        assert_eq!(done.open, [""; 0], "{}: it leaves them open", operation.name);
         trial.tally.calls = done.calls;
         trial.after = trial.world.seen();
         assert_ne!(trial.before, trial.after);
@@ -227,6 +228,9 @@ impl Trial {
         }
         if ended.code < 0 && fault != Fault::Kill && !(hit.is_memory || hit.is_start) {
             wrong += "it aborts; ";
+        }
+        if !ended.open.is_empty() && ended.code >= 0 {
+            _ = write!(wrong, "it leaves open {:?}; ", ended.open);
         }
         let is_about_output = hit.call.contains("(pipe:");
         if ended.code > 0 && ended.stderr.trim().is_empty() && !is_about_output && !hit.is_start {

@@ -58,6 +58,8 @@ pub struct Ended {
     pub about_devices: u64,
     pub hit: Option<Hit>,
     pub hung: bool,
+    /// What was still open, beside what it was given, when it ended by itself.
+    pub open: Vec<String>,
 }
 
 /// Runs the command; its call number `at`, from 0, has the fault. Its threads are followed, processes that it starts are not.
@@ -80,6 +82,7 @@ pub fn run(command: &Command, at: u64, fault: Fault) -> Ended {
     let options = Options::PTRACE_O_TRACESYSGOOD
         | Options::PTRACE_O_TRACECLONE
         | Options::PTRACE_O_TRACEEXEC
+        | Options::PTRACE_O_TRACEEXIT
         | Options::PTRACE_O_EXITKILL;
     ptrace::seize(pid, options).expect("ptrace");
     let mut go = child.stdin.take().expect("a pipe");
@@ -103,6 +106,8 @@ pub fn run(command: &Command, at: u64, fault: Fault) -> Ended {
         stage: Stage::Shell,
         pending: BTreeMap::new(),
         inside: BTreeMap::new(),
+        inherited: BTreeMap::new(),
+        open: Vec::new(),
     };
     let code = tracer.follow();
     drop(ended);
@@ -122,6 +127,7 @@ pub fn run(command: &Command, at: u64, fault: Fault) -> Ended {
         about_devices: tracer.about_devices,
         hit: tracer.hit,
         hung,
+        open: tracer.open,
     }
 }
 
@@ -146,6 +152,9 @@ struct Tracer {
     pending: BTreeMap<Pid, Way>,
     /// Whether a thread was at the entry of a call when it last stopped, or at its exit.
     inside: BTreeMap<Pid, bool>,
+    /// What the command was given.
+    inherited: BTreeMap<u32, String>,
+    open: Vec<String>,
 }
 
 impl Tracer {
@@ -163,6 +172,11 @@ impl Tracer {
                     if event == Event::PTRACE_EVENT_EXEC as i32 {
                         self.inside.insert(pid, true);
                         self.stage = Stage::Start;
+                        self.inherited = open_in(pid);
+                    }
+                    if event == Event::PTRACE_EVENT_EXIT as i32 && pid == self.pid {
+                        let own = |(fd, path)| (self.inherited.get(&fd) != Some(&path)).then_some(path);
+                        self.open = open_in(pid).into_iter().filter_map(own).collect();
                     }
                     if event == Event::PTRACE_EVENT_CLONE as i32 {
                         traced.extend(
@@ -182,7 +196,7 @@ impl Tracer {
             };
             // Once it has had its fault, it runs on by itself.
             let is_over = self.hit.is_some() && self.pending.is_empty() && self.fault != Fault::Kill;
-            let goes_on = if is_over { ptrace::detach(pid, signal) } else { ptrace::syscall(pid, signal) };
+            let goes_on = if is_over { ptrace::cont(pid, signal) } else { ptrace::syscall(pid, signal) };
             match goes_on {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(errno) => panic!("ptrace: {errno}"),
@@ -267,6 +281,16 @@ fn next(traced: &[Pid]) -> nix::Result<WaitStatus> {
         }
         std::thread::sleep(Duration::from_micros(50));
     }
+}
+
+/// The descriptors of a process.
+fn open_in(pid: Pid) -> BTreeMap<u32, String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let read = |entry: fs::DirEntry| {
+        let fd = entry.file_name().to_str()?.parse().ok()?;
+        Some((fd, fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned()))
+    };
+    entries.filter_map(read).collect()
 }
 
 fn entered(registers: &user_regs_struct) -> (i64, [u64; 6]) {
