@@ -205,7 +205,10 @@ fn bandwidth(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &Cpu) -
 /// other one if the kernel minds.
 fn v1_quota_and_period(draft: &mut Draft<'_>, index: usize, cpu: &Cpu, now: Bandwidth) {
     let quota = cpu.quota.map(|quota| ("cpu.quota", "cpu.cfs_quota_us", minus_one(quota)));
-    let period = cpu.period.map(|period| ("cpu.period", "cpu.cfs_period_us", period.to_string()));
+    // At each write the kernel walks through all cgroups there are; systemd is told both or neither.
+    let is_new = |period: &u64| *period != now.period || draft.want.unit.is_some();
+    let period = cpu.period.filter(is_new);
+    let period = period.map(|period| ("cpu.period", "cpu.cfs_period_us", period.to_string()));
     let both =
         if cpu.period.is_some_and(|period| period < now.period) { [quota, period] } else { [period, quota] };
     let mut left = both.iter().flatten().count();

@@ -43,6 +43,7 @@ pub(crate) struct Source<'a> {
 /// once the buffers have found their size.
 #[derive(Debug)]
 pub struct StatsReader {
+    /// Where the files are not open, their directories.
     places: Vec<Place>,
     /// Those of one place behind one another.
     files: Vec<Counted>,
@@ -84,8 +85,8 @@ impl StatsReader {
     /// `NotFound` if there were directories and none is a cgroup any more; `Kernel` if descriptors or memory have run out.
     pub(crate) fn open(sources: &[Source<'_>]) -> Result<Self> {
         let mut reader = Self { places: Vec::new(), files: Vec::new(), share: None, stats: Stats::default() };
-        for source in sources {
-            reader.add(source)?;
+        for (place, source) in sources.iter().enumerate() {
+            reader.add(place, source)?;
         }
         // Without a file the cgroup may have nothing to read, or may be gone.
         let is_gone = |source: &Source<'_>| !source.dir.has("cgroup.procs");
@@ -97,6 +98,7 @@ impl StatsReader {
         }
         if reader.share.is_none() {
             reader.close();
+            reader.places = sources.iter().map(Place::of).collect::<Result<_>>()?;
         }
         Ok(reader)
     }
@@ -143,7 +145,7 @@ impl StatsReader {
     }
 
     /// Adds the files of one directory, in the order of the tables.
-    fn add(&mut self, source: &Source<'_>) -> Result<()> {
+    fn add(&mut self, place: usize, source: &Source<'_>) -> Result<()> {
         let wanted = |file: &&File| {
             file.version == source.version
                 && file.controller.is_none_or(|it| source.controllers.contains(&it))
@@ -154,7 +156,6 @@ impl StatsReader {
         } else {
             Vec::new()
         };
-        let place = self.places.len();
         for file in files().filter(wanted) {
             let own_name = [file.name_in(source.noprefix).to_owned()];
             let names: &[String] = if file.is_keyed() { &listed } else { &own_name };
@@ -170,9 +171,6 @@ impl StatsReader {
                     self.files.push(Counted { place, name, kept: Some(fd), take: file.take, key });
                 }
             }
-        }
-        if let Some(inode) = if_there(source.path, inode_of(source.dir))? {
-            self.places.push(Place { root: Arc::clone(&source.root), path: source.path.into(), inode });
         }
         Ok(())
     }
@@ -197,6 +195,11 @@ impl Counted {
 }
 
 impl Place {
+    fn of(source: &Source<'_>) -> Result<Self> {
+        let inode = if_there(source.path, inode_of(source.dir))?.unwrap_or_default();
+        Ok(Self { root: Arc::clone(&source.root), path: source.path.into(), inode })
+    }
+
     fn open(&self) -> rustix::io::Result<CgroupDir> {
         let dir = match self.root.open_dir(&*self.path) {
             Err(Errno::NOENT) => Err(Errno::NODEV),
