@@ -135,7 +135,8 @@ impl Leftover {
         Cgroup::open_at(host, &self.path)?.processes()
     }
 
-    /// Removes it in every hierarchy. See [`Cgroup::destroy`].
+    /// Removes it in every hierarchy. See [`Cgroup::destroy`]; what is shared goes only as far as it is empty, whatever is
+    /// said of what remains.
     pub fn remove(&self, host: &Host, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let mut cgroup = Cgroup::open_at(host, &self.path)?;
         if self.path == default_slice(host) {
