@@ -10,12 +10,14 @@ mod plot;
 mod race;
 mod sandbox;
 mod scale;
+mod start;
 mod stats;
 // What the budgets of the library are counted with.
 #[path = "../../crates/ringfence/tests/support/strace.rs"]
 mod strace;
 mod table;
 mod units;
+mod ways;
 
 use std::error::Error;
 
@@ -23,8 +25,14 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 type Benchmark = fn() -> Result<()>;
 
-const BENCHMARKS: [(&str, Benchmark); 4] =
-    [("life", life::run), ("stats", stats::run), ("scale", scale::run), ("units", units::run)];
+const BENCHMARKS: [(&str, Benchmark); 6] = [
+    ("start", start::run),
+    ("life", life::run),
+    ("stats", stats::run),
+    ("scale", scale::run),
+    ("units", units::run),
+    ("ways", ways::run),
+];
 
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
