@@ -210,8 +210,8 @@ fn processes_that_end_while_they_are_drained_take_none_with_them() {
     }
     let sandbox = Sandbox::named("drain-ends");
     // At each moment one of them is about to end.
-    let script = "for i in 1 2; do (trap '' TERM; while :; do sleep 0.2; done) & done; exec sleep 1000";
-    for _ in 0..4 {
+    let script = "for i in 1 2 3 4; do (trap '' TERM; while :; do sleep 0.05; done) & done; exec sleep 1000";
+    for _ in 0..6 {
         let pid = detached(&sandbox, &[], script);
         sandbox.does("rm", &["--drain", "--timeout", "50"]);
         is_drained(&sandbox, pid);
