@@ -40,7 +40,12 @@ pub fn run() -> Result<()> {
         let least = times.iter().copied().fold(f64::MAX, f64::min);
         let time = Spread::of(times);
         let quartiles = format!("{:.2}–{:.2}", time.low, time.high);
-        table.row([(*name).to_owned(), format!("{:.2} ms", time.median), quartiles, format!("{least:.2} ms")]);
+        table.row([
+            (*name).to_owned(),
+            format!("{:.2} ms", time.median),
+            quartiles,
+            format!("{least:.2} ms"),
+        ]);
     }
     println!("{table}");
     Ok(())

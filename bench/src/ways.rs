@@ -161,7 +161,11 @@ fn samples(host: &Host, table: &mut Table) -> Result<()> {
         Ok(())
     };
     let of = format!("{} files", files.len());
-    compare(table, &of, vec![contender("a pread(2) each", reads), contender("one io_uring submission", batch)]);
+    compare(
+        table,
+        &of,
+        vec![contender("a pread(2) each", reads), contender("one io_uring submission", batch)],
+    );
     Ok(())
 }
 
