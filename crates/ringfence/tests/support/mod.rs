@@ -23,10 +23,11 @@ pub fn by_systemd() -> bool {
     std::env::var_os("RINGFENCE_TEST_DRIVER").is_some_and(|driver| driver == "systemd")
 }
 
-/// How often something is done: so often on a machine and in one of its emulated guests, which has v2; a fifth in the others,
-/// where it would take minutes.
+/// How often something is done: so often on a machine, and in the emulated guests with v2, with a systemd and without; a
+/// fifth in the others, where it would take minutes.
 pub fn times(whole: usize) -> usize {
-    let is_whole = std::env::var("RINGFENCE_TESTBED_MODE").map_or(true, |mode| mode == "trixie");
+    let is_whole = |mode: String| ["trixie", "plain-v2"].contains(&mode.as_str());
+    let is_whole = std::env::var("RINGFENCE_TESTBED_MODE").map_or(true, is_whole);
     if is_whole { whole } else { whole / 5 }
 }
 
