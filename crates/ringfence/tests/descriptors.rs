@@ -5,11 +5,7 @@
 mod support;
 
 use ringfence::{Command, ErrorKind, Host, Remaining, Resources, Sandbox, SandboxConfig};
-use support::{SOON, path, sleeper};
-
-fn open() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
+use support::{SOON, open_files, path, sleeper};
 
 /// A whole life, with a refused change and a refused creation in it.
 fn live(host: &Host) {
@@ -33,9 +29,9 @@ fn a_life_leaves_no_descriptor_open() {
     let host = Host::detect().unwrap();
     // The roots of the hierarchies are opened once for the host, and stay.
     live(&host);
-    let before = open();
+    let before = open_files();
     for _ in 0..10 {
         live(&host);
     }
-    assert_eq!(open(), before);
+    assert_eq!(open_files(), before);
 }

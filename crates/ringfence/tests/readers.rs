@@ -8,11 +8,7 @@ use std::collections::BTreeSet;
 
 use ringfence::{ErrorKind, Host, SandboxConfig, StatsReader};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use support::{Guarded, path};
-
-fn open_files() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
+use support::{Guarded, open_files, path};
 
 /// Whether all have the same values.
 fn sample(readers: &mut [StatsReader]) -> bool {

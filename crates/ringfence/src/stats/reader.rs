@@ -98,7 +98,7 @@ impl StatsReader {
         }
         if reader.share.is_none() {
             reader.close();
-            reader.places = sources.iter().map(Place::of).collect::<Result<_>>()?;
+            reader.places = sources.iter().map(Place::of).collect();
         }
         Ok(reader)
     }
@@ -132,10 +132,10 @@ impl StatsReader {
                 file.kept = self.share.as_ref().map(|_| fd);
                 contents
             });
-            match contents {
-                Ok(contents) => file.take.call(&mut self.stats, &file.key, contents),
-                Err(Errno::NODEV) => removed_files += 1,
-                Err(errno) => drop(if_there::<()>(&file.name, Err(errno))?),
+            if contents == Err(Errno::NODEV) {
+                removed_files += 1;
+            } else if let Some(contents) = if_there(&file.name, contents)? {
+                file.take.call(&mut self.stats, &file.key, contents);
             }
         }
         if removed_files > 0 && removed_files == self.files.len() {
@@ -195,9 +195,9 @@ impl Counted {
 }
 
 impl Place {
-    fn of(source: &Source<'_>) -> Result<Self> {
-        let inode = if_there(source.path, inode_of(source.dir))?.unwrap_or_default();
-        Ok(Self { root: Arc::clone(&source.root), path: source.path.into(), inode })
+    fn of(source: &Source<'_>) -> Self {
+        let inode = inode_of(source.dir).unwrap_or_default();
+        Self { root: Arc::clone(&source.root), path: source.path.into(), inode }
     }
 
     fn open(&self) -> rustix::io::Result<CgroupDir> {

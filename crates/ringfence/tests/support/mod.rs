@@ -37,6 +37,11 @@ pub fn pairs<T>(states: &[T]) -> impl Iterator<Item = (&T, &T)> {
     all.step_by(if by_systemd() { 7 } else { 1 })
 }
 
+/// How many descriptors this process has.
+pub fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
 /// A name of its own for each sandbox.
 pub fn name(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -246,7 +246,7 @@ fn a_sample_is_one_read_per_file_and_allocates_nothing() {
         reader.share = None;
         let _all: Vec<_> = (0..31).rev().filter_map(|power| Share::of(1 << power)).collect();
         reader.close();
-        reader.places = cgroups.iter().map(|cgroup| Place::of(&cgroup.source()).unwrap()).collect();
+        reader.places = cgroups.iter().map(|cgroup| Place::of(&cgroup.source())).collect();
         let allocations = allocations(&mut reader);
         reader.files.iter().all(|file| file.kept.is_none()).then_some(allocations)
     });
