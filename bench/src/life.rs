@@ -11,13 +11,13 @@
 //! The managers take turns, a whole life each. What they are compared with is bare system calls without a check or a way
 //! back; what the promises of Ringfence cost beside is spelt out in `crates/ringfence/tests/budget.rs`.
 
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ringfence::Host;
 
 use crate::manager::{self, Manager, Program};
 use crate::race::Spread;
+use crate::sandbox::Sleeper;
 use crate::table::Table;
 use crate::{Result, calls};
 
@@ -25,7 +25,7 @@ pub const STAGES: [&str; 5] = ["create", "set", "devices", "spawn", "destroy"];
 
 /// A process that joins and leaves again.
 struct Guest {
-    process: Child,
+    process: Sleeper,
     /// Where it came from, by hierarchy.
     homes: Vec<std::path::PathBuf>,
     bare: std::cell::RefCell<manager::bare::Bare>,
@@ -33,7 +33,7 @@ struct Guest {
 
 impl Guest {
     fn new(host: &Host) -> Result<Self> {
-        let process = Command::new("sleep").arg("100000").stdout(Stdio::null()).spawn()?;
+        let process = Sleeper::start()?;
         let own = std::fs::read_to_string("/proc/self/cgroup")?;
         let mut homes = Vec::new();
         for hierarchy in &host.hierarchies {
@@ -62,13 +62,6 @@ impl Guest {
             std::fs::write(home, self.process.id().to_string())?;
         }
         Ok(())
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        _ = self.process.kill();
-        _ = self.process.wait();
     }
 }
 

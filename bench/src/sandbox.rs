@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::process::{self, Child, Stdio};
 use std::time::Duration;
 
 use ringfence::{Command, Host, Remaining, Resources, Sandbox, SandboxConfig, null};
@@ -72,6 +73,26 @@ impl Drop for BenchSandbox {
         if let Err(error) = self.sandbox.destroy(Remaining::Kill, Duration::from_secs(5)) {
             eprintln!("{} is left behind: {error}", self.name);
         }
+    }
+}
+
+/// A process that does nothing, until it is dropped.
+pub struct Sleeper(Child);
+
+impl Sleeper {
+    pub fn start() -> Result<Self> {
+        Ok(Self(process::Command::new("sleep").arg("100000").stdout(Stdio::null()).spawn()?))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
     }
 }
 

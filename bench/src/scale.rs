@@ -108,12 +108,12 @@ pub fn run() -> Result<()> {
         let memory = resident()?;
         let readers = crowd.states.iter().map(|state| Ok(restored(state)?.stats_reader()?));
         let mut readers = readers.collect::<Result<Vec<_>>>()?;
+        let mut sample_all = || Ok(readers.iter_mut().try_for_each(|reader| reader.sample().map(drop))?);
+        sample_all()?;
+        let reading = (open_files()? - files, (resident()? - memory) / number as f64);
         let mut sample = Vec::new();
-        _ = readers.iter_mut().try_for_each(|reader| reader.sample().map(drop));
-        let reading = (open_files()? - files, (resident()? - memory) / readers.len() as f64);
         for _ in 0..5 {
-            let all = timed(|| Ok(readers.iter_mut().try_for_each(|reader| reader.sample().map(drop))?))?;
-            sample.push(all.0 / readers.len() as f64);
+            sample.push(timed(&mut sample_all)?.0 / number as f64);
         }
         let median = |values: Vec<f64>| Spread::of(values).median;
         let (create, bare) = (median(create), median(bare_create));

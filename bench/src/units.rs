@@ -8,7 +8,6 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_core::Stream as _;
@@ -18,6 +17,7 @@ use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, Variant};
 use crate::Result;
 use crate::manager::{MEMORY, PERIOD, PIDS, QUOTA};
 use crate::race::Spread;
+use crate::sandbox::Sleeper;
 use crate::table::Table;
 
 const STAGES: [&str; 3] = ["start", "set", "stop"];
@@ -143,27 +143,11 @@ impl Units for Ours {
     }
 }
 
-/// A process to be put into a unit.
-struct Inside(Child);
-
-impl Inside {
-    fn new() -> Result<Self> {
-        Ok(Self(Command::new("sleep").arg("100000").stdout(Stdio::null()).spawn()?))
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
 /// One life; how many seconds each stage took.
 fn live(units: &mut dyn Units, name: &str) -> Result<[f64; STAGES.len()]> {
-    let inside = Inside::new()?;
+    let inside = Sleeper::start()?;
     let begun = Instant::now();
-    units.start(name, inside.0.id())?;
+    units.start(name, inside.id())?;
     let started = begun.elapsed().as_secs_f64();
     let set = units.set();
     let changed = begun.elapsed().as_secs_f64();

@@ -14,7 +14,6 @@ use std::hint::black_box;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 
 use io_uring::{IoUring, opcode, types};
 use ringfence::{Host, Version};
@@ -22,7 +21,7 @@ use ringfence::{Host, Version};
 use crate::Result;
 use crate::manager::{Program, fork_and_wait};
 use crate::race::{Contender, race};
-use crate::sandbox::BenchSandbox;
+use crate::sandbox::{BenchSandbox, Sleeper};
 use crate::table::Table;
 
 /// A cgroup of v2, removed with what is below it.
@@ -40,31 +39,6 @@ impl Drop for Unified {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir(&self.0) {
             eprintln!("{} is left behind: {error}", self.0.display());
-        }
-    }
-}
-
-/// Processes that do nothing.
-struct Sleepers(Vec<Child>);
-
-impl Sleepers {
-    fn inside(cgroup: &Unified, number: usize) -> Result<Self> {
-        let mut sleepers = Self(Vec::new());
-        for _ in 0..number {
-            let child = Command::new("sleep").arg("100000").spawn()?;
-            let pid = child.id();
-            sleepers.0.push(child);
-            fs::write(cgroup.0.join("cgroup.procs"), pid.to_string())?;
-        }
-        Ok(sleepers)
-    }
-}
-
-impl Drop for Sleepers {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            _ = child.kill();
-            _ = child.wait();
         }
     }
 }
@@ -180,7 +154,10 @@ fn controllers(root: &Path, table: &mut Table) -> Result<()> {
         return Ok(());
     };
     let (_child, child) = (Unified::new(&empty.0, "child")?, Unified::new(&populated.0, "child")?);
-    let _sleepers = Sleepers::inside(&child, number)?;
+    let sleepers = (0..number).map(|_| Sleeper::start()).collect::<Result<Vec<_>>>()?;
+    for sleeper in &sleepers {
+        fs::write(child.0.join("cgroup.procs"), sleeper.id().to_string())?;
+    }
     let switch = |cgroup: &Unified| -> Result<()> {
         let file = cgroup.0.join("cgroup.subtree_control");
         fs::write(&file, format!("+{controller}"))?;
