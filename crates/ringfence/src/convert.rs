@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::error::Result;
 use crate::host::{Host, Mode};
 use crate::path::SystemdName;
-use crate::plan::{self, Action, Observed, UnitWant, Want};
+use crate::plan::{self, Action, UnitWant, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 use crate::systemd::property::{Property, tell};
@@ -57,7 +57,7 @@ impl Resources {
         host.huge_page_sizes = self.hugepage_limits.keys().copied().collect();
         let nothing = Self::default();
         let want = Want { create: true, ..Want::change(PATH, &nothing, self) };
-        let plan = plan::plan(&host, &want, &Observed::default())?;
+        let plan = plan::plan(&host, &want, plan::UNREAD)?;
         let unified: BTreeMap<String, String> =
             plan.values(PATH).into_iter().map(|((_, file), value)| (file.to_owned(), value)).collect();
         Ok((Self { devices: self.devices.clone(), unified, ..Self::default() }, plan.report))
@@ -84,7 +84,7 @@ impl Resources {
         let (nothing, name) = (Self::default(), SystemdName::new("system.slice", "", "converted")?);
         let unit = Some(UnitWant { name: &name, description: "" });
         let want = Want { create: true, unit, ..Want::change(PATH, &nothing, self) };
-        let plan = plan::plan(&host, &want, &Observed::default())?;
+        let plan = plan::plan(&host, &want, plan::UNREAD)?;
         let (mut properties, mut report) = (Vec::new(), Report::default());
         for step in plan.steps() {
             match &step.action {

@@ -8,7 +8,7 @@ use crate::devices::program::{self, Insn, interpreter};
 use crate::devices::transition::{self, DeviceWrite, LiveDevices, LiveList};
 use crate::devices::{Access, DeviceKind};
 use crate::kernel::proc;
-use crate::plan::{self, DeviceWant, Observed, Want};
+use crate::plan::{self, DeviceWant, Want};
 use crate::stats::Stats;
 use crate::threads::qmp;
 use crate::{
@@ -83,20 +83,7 @@ pub fn plan_change(
     let devices =
         policy.map(|policy| DeviceWant { before: None, policy, overriding: Override::from_allowed(false) });
     let want = Want { devices, ..Want::change("vm1", base, change) };
-    let mut observed = Observed::default();
-    loop {
-        let set = plan::needs(host, &want, &observed);
-        if set.is_empty() {
-            return plan::plan(host, &want, &observed);
-        }
-        for (hierarchy, path, file) in set.files {
-            let content = read(&file);
-            observed.insert(hierarchy, &path, file, content);
-        }
-        if set.inherited.is_some() {
-            observed.inherited_is_known();
-        }
-    }
+    plan::plan(host, &want, &|file| Ok(read(file.name)))
 }
 
 /// What `devices.list` shows; `None` for default allow.

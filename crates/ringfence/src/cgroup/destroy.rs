@@ -254,12 +254,12 @@ impl Cgroup {
         }
         // In all hierarchies: one that was not there when the cgroup was opened may be by now.
         let all = if self.exists() { self.host.hierarchies.len() } else { 0 };
-        for dir in (0..all).map(|hierarchy| Dir::new(hierarchy, &self.path)) {
+        for dir in (0..all).map(|hierarchy| Dir::new(hierarchy, Arc::clone(&self.path))) {
             failures.extend(self.remove_tree(&dir, deadline, &mut outcome).err());
         }
         match &self.unit {
             Some(unit) if unit.is_in_default_slice() => {
-                let slice = Dir::new(0, &self.path).parent().unwrap_or_else(|| Dir::new(0, ""));
+                let slice = Dir::new(0, Arc::clone(&self.path)).parent().unwrap_or_else(|| Dir::new(0, ""));
                 stop_default_slice(&self.host, &slice.path, &mut outcome);
             }
             Some(_) => {}
@@ -443,7 +443,7 @@ impl Cgroup {
     /// v2 says when the last task has really gone.
     fn wait_until_unpopulated(&self, deadline: Deadline) -> Result<()> {
         let Some(dir) = self.unified() else { return Ok(()) };
-        let failed = |errno| Error::kernel("cannot wait for the cgroup to become empty", &self.path, errno);
+        let failed = |errno| Error::kernel("cannot wait for the cgroup to become empty", &*self.path, errno);
         let events = match dir.open("cgroup.events", OFlags::RDONLY) {
             Ok(events) => events,
             Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
@@ -524,7 +524,7 @@ impl Cgroup {
     fn remove_empty_parent(&self, outcome: &mut Outcome) {
         // In all hierarchies: where the cgroup itself is missing, its parent may still be.
         for hierarchy in 0..self.host.hierarchies.len() {
-            let parent = Dir::new(hierarchy, &self.path).parent();
+            let parent = Dir::new(hierarchy, Arc::clone(&self.path)).parent();
             let Some(parent) = parent.filter(|parent| !parent.path.is_empty()) else { continue };
             let Some(above) = parent.parent() else { continue };
             let mut dirs = Dirs::new(&self.host, Vec::new());

@@ -124,7 +124,7 @@ impl Cgroup {
         let Some(index) = index else { return Ok(None) };
         let root =
             self.host.root(index).map_err(|errno| self.freezer_error("cannot open the root", errno))?;
-        let mut path = self.path.as_str();
+        let mut path = &*self.path;
         while let Some((above, _)) = path.rsplit_once('/') {
             path = above;
             let Ok(dir) = root.open_dir(path) else { continue };
@@ -136,7 +136,7 @@ impl Cgroup {
     }
 
     fn freezer_error(&self, what: &'static str, errno: Errno) -> Error {
-        Error::kernel(what, &self.path, errno)
+        Error::kernel(what, &*self.path, errno)
     }
 }
 

@@ -4,8 +4,6 @@
 //! hierarchy: in the v2 tree where there is one, else in the first of v1. Without CAP_SYS_ADMIN it is `user.ringfence`
 //! (Linux 5.7), which counts only for those who have not that capability either: anybody may set it on what is theirs.
 
-use std::os::fd::AsFd;
-
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
@@ -17,21 +15,22 @@ const MARK: &str = "trusted.ringfence";
 const USER_MARK: &str = "user.ringfence";
 
 /// Marks a directory. Where the kernel or the lack of privilege forbids it, the directory goes without.
-pub(crate) fn mark(dir: impl AsFd, text: &str) {
-    let set = |name| rustix::fs::fsetxattr(&dir, name, text.as_bytes(), XattrFlags::empty());
+pub(crate) fn mark(dir: &CgroupDir, text: &str) {
+    let dir = dir.path_of_descriptor();
+    let set = |name| rustix::fs::setxattr(&*dir, name, text.as_bytes(), XattrFlags::empty());
     if set(MARK) == Err(Errno::PERM) {
         _ = set(USER_MARK);
     }
 }
 
 /// Marks a leaf as taking what is drained: nobody's when it is empty.
-pub(crate) fn mark_drained(dir: impl AsFd) {
+pub(crate) fn mark_drained(dir: &CgroupDir) {
     mark(dir, DRAINED);
 }
 
 pub(crate) fn mark_of(dir: &CgroupDir) -> Option<String> {
-    let mut buffer = [0_u8; 512];
-    let mut get = |name| rustix::fs::fgetxattr(dir, name, &mut buffer);
+    let (dir, mut buffer) = (dir.path_of_descriptor(), [0_u8; 512]);
+    let mut get = |name| rustix::fs::getxattr(&*dir, name, &mut buffer);
     let length = match get(MARK) {
         Err(Errno::NODATA) if !rustix::process::geteuid().is_root() => get(USER_MARK),
         done => done,

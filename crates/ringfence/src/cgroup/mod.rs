@@ -62,7 +62,7 @@ const FREEZE_FOR_DEVICES: Duration = Duration::from_secs(5);
 pub struct Cgroup {
     pub(crate) host: Host,
     /// Below the root of each hierarchy.
-    pub(crate) path: String,
+    pub(crate) path: Arc<str>,
     pub(crate) dirs: Vec<(Dir, Arc<CgroupDir>)>,
     /// Made by us, or restored: processes inside are ours.
     pub(crate) ours: bool,
@@ -255,7 +255,7 @@ impl Cgroup {
     }
 
     fn with(host: Host, path: &str, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
-        let (path, filter, started) = (path.to_owned(), Mutex::default(), Mutex::default());
+        let (path, filter, started) = (path.into(), Mutex::default(), Mutex::default());
         Self { host, path, dirs, ours: false, parent_is_default: false, unit: None, filter, started }
     }
 
@@ -279,10 +279,10 @@ impl Cgroup {
 
     /// The directories of the path that exist. `""` is no cgroup, and never the root.
     fn open_all(host: &Host, path: &str, open: &mut Dirs<'_>) -> Result<Vec<(Dir, Arc<CgroupDir>)>> {
-        let mut dirs = Vec::with_capacity(host.hierarchies.len());
+        let (path, mut dirs) = (Arc::<str>::from(path), Vec::with_capacity(host.hierarchies.len()));
         let hierarchies = if path.is_empty() { 0 } else { host.hierarchies.len() };
         for hierarchy in 0..hierarchies {
-            let dir = Dir::new(hierarchy, path);
+            let dir = Dir::new(hierarchy, Arc::clone(&path));
             match open.take(&dir) {
                 Ok(opened) => dirs.push((dir, opened)),
                 Err(Errno::NOENT) => {}
@@ -429,7 +429,7 @@ impl Cgroup {
 
     /// Joins the parts alone: the process is in the whole already.
     pub(crate) fn take_seat(&self, pid: u32) -> Result<()> {
-        for (dir, open) in self.dirs.iter().filter(|(dir, _)| *dir.path != self.path) {
+        for (dir, open) in self.dirs.iter().filter(|(dir, _)| dir.path != self.path) {
             open.join(pid).map_err(|errno| {
                 join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs"))
             })?;

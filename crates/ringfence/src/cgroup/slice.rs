@@ -4,6 +4,7 @@
 //! part in which nothing runs yet would be gone. So whoever starts a unit there, and whoever stops the slice, lock the
 //! directory above it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,15 +23,15 @@ use crate::plan::{self, Dir};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Keeps the slice of a unit, by the unit's path, from being stopped while this is held.
-pub(super) fn keep(host: &Host, unit: &str) -> Option<CgroupDir> {
+pub(super) fn keep(host: &Host, unit: &str) -> Option<OwnedFd> {
     lock(host, unit.rsplit_once('/')?.0, FlockOperation::NonBlockingLockShared)
 }
 
 /// `None` if it is not to be had.
-fn lock(host: &Host, slice: &str, how: FlockOperation) -> Option<CgroupDir> {
+fn lock(host: &Host, slice: &str, how: FlockOperation) -> Option<OwnedFd> {
     let (index, _) = host.hierarchies.iter().enumerate().find(|(_, known)| plan::is_managed(known))?;
     let above = slice.rsplit_once('/').map_or("", |(above, _)| above);
-    let opened = host.open(index, above).ok()?;
+    let opened = host.open(index, above).and_then(|above| above.open_to_read()).ok()?;
     let deadline = Deadline::after(PATIENCE);
     loop {
         match rustix::fs::flock(&opened, how) {

@@ -1,6 +1,6 @@
 //! What may be done with a device.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -62,7 +62,7 @@ impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (letter, access) in Self::LETTERS {
             if self.contains(access) {
-                write!(f, "{letter}")?;
+                f.write_char(letter)?;
             }
         }
         Ok(())

@@ -261,12 +261,8 @@ fn exclusive_ancestor(cgroup: BorrowedFd<'_>) -> Result<Option<(PathBuf, u32)>, 
 
 /// The cgroup above this one; nothing at the root of the mount.
 fn parent(cgroup: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
-    let up = rustix::fs::openat(
-        cgroup,
-        "..",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let up =
+        rustix::fs::openat(cgroup, "..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let (here, there) = (rustix::fs::fstat(cgroup)?, rustix::fs::fstat(&up)?);
     Ok((here.st_dev == there.st_dev && here.st_ino != there.st_ino).then_some(up))
 }

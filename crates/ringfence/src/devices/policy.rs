@@ -1,7 +1,6 @@
 //! What all device rules together mean: a default, and exceptions from it.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +41,8 @@ pub struct Exception {
 #[serde(from = "Json", into = "Json")]
 pub struct DevicePolicy {
     default: Verdict,
-    exceptions: BTreeMap<(DeviceKind, Numbers), Access>,
+    /// Sorted; no two are for the same type and numbers.
+    exceptions: Vec<Exception>,
 }
 
 /// Whether an access is allowed, and why.
@@ -55,6 +55,22 @@ pub struct Decision {
 }
 
 impl Exception {
+    /// As the kernel's v1 files have it.
+    pub(super) fn text(self) -> String {
+        // As long as the longest with numbers of up to six digits.
+        let mut text = String::with_capacity(24);
+        // A string takes whatever is written to it.
+        _ = write!(text, "{self}");
+        text
+    }
+
+    /// Orders exceptions as their fields do, in one comparison.
+    fn place(self) -> u128 {
+        let number = |number: Option<u32>| number.map_or(0, |number| u128::from(number) + 1);
+        let Self { kind, numbers, .. } = self;
+        (kind as u128) << 80 | number(numbers.major) << 40 | number(numbers.minor)
+    }
+
     fn rule(self, allow: bool) -> DeviceRule {
         let Self { kind, numbers, access } = self;
         DeviceRule { allow, kind: RuleKind::Only(kind), numbers, access, path: None }
@@ -64,19 +80,22 @@ impl Exception {
 impl DevicePolicy {
     /// Every device denied: what a sandbox without rules has.
     pub fn deny_all() -> Self {
-        Self { default: Verdict::Deny, exceptions: BTreeMap::new() }
+        Self { default: Verdict::Deny, exceptions: Vec::new() }
     }
 
     /// Every device allowed.
     pub fn allow_all() -> Self {
-        Self { default: Verdict::Allow, exceptions: BTreeMap::new() }
+        Self { default: Verdict::Allow, exceptions: Vec::new() }
     }
 
     /// Every device denied but those with a number: all of them.
     pub(crate) fn every_number() -> Self {
         let all = [DeviceKind::Char, DeviceKind::Block];
-        let exceptions = all.map(|kind| ((kind, Numbers { major: None, minor: None }), Access::ALL));
-        Self { default: Verdict::Deny, exceptions: exceptions.into() }
+        let mut every = Self::deny_all();
+        for kind in all {
+            every.insert(Exception { kind, numbers: Numbers::ALL, access: Access::ALL });
+        }
+        every
     }
 
     /// The policy that rules make, beginning with every device denied; later rules win.
@@ -161,7 +180,7 @@ impl DevicePolicy {
         rule.validate()?;
         let verdict = if rule.allow { Verdict::Allow } else { Verdict::Deny };
         match rule.kind {
-            RuleKind::All => *self = Self { default: verdict, exceptions: BTreeMap::new() },
+            RuleKind::All => *self = Self { default: verdict, exceptions: Vec::new() },
             RuleKind::Only(kind) if verdict != self.default => {
                 self.insert(Exception { kind, numbers: rule.numbers, access: rule.access });
             }
@@ -171,13 +190,13 @@ impl DevicePolicy {
     }
 
     fn take(&mut self, kind: DeviceKind, rule: &DeviceRule, report: &mut Report) -> Result<()> {
-        let touched = |exception: &Exception| {
+        let touches = |exception: &Exception| {
             exception.kind == kind
                 && exception.numbers.overlaps(rule.numbers)
                 && exception.access.intersects(rule.access)
         };
-        let (within, wider): (Vec<_>, Vec<_>) =
-            self.exceptions().filter(touched).partition(|exception| rule.numbers.contains(exception.numbers));
+        let lies_within = |exception: &Exception| rule.numbers.contains(exception.numbers);
+        let wider: Vec<_> = self.exceptions().filter(|one| touches(one) && !lies_within(one)).collect();
         let done = if rule.allow { "denied" } else { "allowed" };
         let read_write = rule.access.minus(Access::MKNOD);
         if let Some(wide) =
@@ -191,18 +210,37 @@ impl DevicePolicy {
         for wide in wider {
             report.add("devices", rule.sentence(), format!("mknod stays {done}, by the wider {wide}"));
         }
-        for Exception { kind, numbers, access } in within {
-            match access.minus(rule.access) {
-                Some(rest) => self.exceptions.insert((kind, numbers), rest),
-                None => self.exceptions.remove(&(kind, numbers)),
-            };
-        }
+        self.exceptions.retain_mut(|exception| {
+            if !(touches(exception) && lies_within(exception)) {
+                return true;
+            }
+            let rest = exception.access.minus(rule.access);
+            exception.access = rest.unwrap_or(exception.access);
+            rest.is_some()
+        });
         Ok(())
     }
 
+    /// Where the exception for exactly these devices is, or belongs.
+    fn position(&self, wanted: Exception) -> std::result::Result<usize, usize> {
+        self.exceptions.binary_search_by_key(&wanted.place(), |one| one.place())
+    }
+
+    /// The exception for exactly the same devices.
+    fn same(&self, wanted: Exception) -> Option<Exception> {
+        self.position(wanted).ok().and_then(|at| self.exceptions.get(at).copied())
+    }
+
     /// Adds to the exceptions.
-    pub(super) fn insert(&mut self, Exception { kind, numbers, access }: Exception) {
-        self.exceptions.entry((kind, numbers)).and_modify(|had| *had = had.union(access)).or_insert(access);
+    pub(super) fn insert(&mut self, exception: Exception) {
+        match self.position(exception) {
+            Err(at) => self.exceptions.insert(at, exception),
+            Ok(at) => {
+                if let Some(there) = self.exceptions.get_mut(at) {
+                    there.access = there.access.union(exception.access);
+                }
+            }
+        }
     }
 
     /// What happens to an access that no exception speaks of.
@@ -212,16 +250,16 @@ impl DevicePolicy {
 
     /// The exceptions, sorted; no two are for the same type and numbers.
     pub fn exceptions(&self) -> impl DoubleEndedIterator<Item = Exception> + '_ {
-        self.exceptions.iter().map(|(&(kind, numbers), &access)| Exception { kind, numbers, access })
+        self.exceptions.iter().copied()
     }
 
     /// Of `wanted`, what the exception for exactly these devices lacks; all of it where there is none.
     pub(super) fn lacks(&self, wanted: Exception) -> Option<Exception> {
-        let missing = match self.exceptions.get(&(wanted.kind, wanted.numbers)) {
-            Some(had) => wanted.access.minus(*had)?,
+        let access = match self.same(wanted) {
+            Some(had) => wanted.access.minus(had.access)?,
             None => wanted.access,
         };
-        Some(Exception { access: missing, ..wanted })
+        Some(Exception { access, ..wanted })
     }
 
     /// The shortest rules that make this policy, whatever was before.
@@ -293,7 +331,11 @@ impl fmt::Display for DevicePolicy {
 impl fmt::Display for Exception {
     /// As the kernel's v1 files have it: `c 1:3 rwm`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.kind, self.numbers, self.access)
+        self.kind.fmt(f)?;
+        f.write_char(' ')?;
+        self.numbers.fmt(f)?;
+        f.write_char(' ')?;
+        self.access.fmt(f)
     }
 }
 
@@ -312,7 +354,8 @@ impl From<DevicePolicy> for Json {
 
 impl From<Json> for DevicePolicy {
     fn from(json: Json) -> Self {
-        let mut policy = Self { default: json.default, exceptions: BTreeMap::new() };
+        let mut policy =
+            Self { default: json.default, exceptions: Vec::with_capacity(json.exceptions.len()) };
         json.exceptions.into_iter().for_each(|exception| policy.insert(exception));
         policy
     }

@@ -1,6 +1,6 @@
 //! One device rule, as the caller gives it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -220,7 +220,7 @@ impl DeviceRule {
 
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.letter())
+        f.write_char(self.letter())
     }
 }
 
@@ -235,8 +235,13 @@ impl fmt::Display for RuleKind {
 
 impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
-        write!(f, "{}:{}", number(self.major), number(self.minor))
+        let number = |number: Option<u32>, f: &mut fmt::Formatter<'_>| match number {
+            Some(number) => number.fmt(f),
+            None => f.write_char('*'),
+        };
+        number(self.major, f)?;
+        f.write_char(':')?;
+        number(self.minor, f)
     }
 }
 

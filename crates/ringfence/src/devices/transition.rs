@@ -68,7 +68,7 @@ pub(crate) fn transition(
         Verdict::Allow => (DENY, ALLOW),
     };
     let write =
-        |file: &'static str| move |exception: Exception| DeviceWrite { file, value: exception.to_string() };
+        |file: &'static str| move |exception: Exception| DeviceWrite { file, value: exception.text() };
     if let Some(from) = from.filter(|from| from.default_verdict() == default) {
         let gained = to.exceptions().filter_map(|exception| from.lacks(exception)).map(write(except));
         let lost = from.exceptions().filter_map(|exception| to.lacks(exception)).map(write(restore));
@@ -139,34 +139,44 @@ pub(crate) fn refusal(dir: &Path, file: &str, value: &str, errno: Errno) -> Erro
 /// Reads `devices.list`.
 pub(crate) fn parse_devices_list(bytes: &[u8]) -> Result<LiveList> {
     let mut listed = DevicePolicy::deny_all();
-    let text = String::from_utf8_lossy(bytes);
-    for line in text.lines() {
-        if line == "a *:* rwm" {
+    for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        if line == b"a *:* rwm" {
             return Ok(LiveList::AllowByDefault);
         }
         let exception = parse_line(line).ok_or_else(|| {
-            Error::new(ErrorKind::Kernel, "devices.list has a line that is no device rule").with_value(line)
+            Error::new(ErrorKind::Kernel, "devices.list has a line that is no device rule")
+                .with_value(String::from_utf8_lossy(line))
         })?;
         listed.insert(exception);
     }
     Ok(LiveList::Listed(listed))
 }
 
-fn parse_line(line: &str) -> Option<Exception> {
-    let mut words = line.split(' ');
-    let kind = match words.next()? {
-        "b" => DeviceKind::Block,
-        "c" => DeviceKind::Char,
+fn parse_line(line: &[u8]) -> Option<Exception> {
+    let (kind, rest) = match line {
+        [b'b', b' ', rest @ ..] => (DeviceKind::Block, rest),
+        [b'c', b' ', rest @ ..] => (DeviceKind::Char, rest),
         _ => return None,
     };
-    let number = |text: &str| match text {
-        "*" => Some(None),
-        _ => text.parse().ok().map(|number| Some(number).filter(|number| *number != Numbers::KERNELS_ANY)),
-    };
-    let (major, minor) = words.next()?.split_once(':')?;
-    let numbers = Numbers { major: number(major)?, minor: number(minor)? };
-    let access = words.next()?.parse().ok()?;
-    words.next().is_none().then_some(Exception { kind, numbers, access })
+    let (major, rest) = parse_number(rest, b':')?;
+    let (minor, rest) = parse_number(rest, b' ')?;
+    let access = std::str::from_utf8(rest).ok()?.parse().ok()?;
+    Some(Exception { kind, numbers: Numbers { major, minor }, access })
+}
+
+/// A number or `*`, up to the byte that ends it; and what comes behind that.
+fn parse_number(text: &[u8], end: u8) -> Option<(Option<u32>, &[u8])> {
+    let at = text.iter().position(|byte| *byte == end)?;
+    let (digits, rest) = (text.get(..at)?, text.get(at + 1..)?);
+    if digits == b"*" {
+        return Some((None, rest));
+    }
+    let number = digits.iter().try_fold(0_u32, |number, digit| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    })?;
+    let is_one = !digits.is_empty();
+    is_one.then_some((Some(number).filter(|number| *number != Numbers::KERNELS_ANY), rest))
 }
 
 #[cfg(test)]

@@ -51,9 +51,11 @@ pub(crate) fn carry_out_and(
     ahead: Ahead<'_>,
     also: &mut dyn FnMut(&mut Dirs<'_>) -> Result<()>,
 ) -> Result<Done> {
-    let begun = Begun::of(plan, dirs.host);
-    if !begun.is_empty() {
-        ahead(begun)?;
+    if let Some(record) = ahead {
+        let begun = Begun::of(plan, dirs.host);
+        if !begun.is_empty() {
+            record(begun)?;
+        }
     }
     let (log, report) = Default::default();
     let mut run = Run { plan, dirs, earlier, processes, ahead, log, report };
@@ -139,12 +141,11 @@ impl Run<'_, '_> {
     }
 
     fn make_dir(&mut self, dir: &Dir, ancestor: bool) -> Result<()> {
-        let Some(parent) = dir.parent() else { return Ok(()) };
         let host = self.dirs.host;
         if ancestor && self.dirs.get(dir).is_ok() {
             return Ok(());
         }
-        match self.open(&parent)?.make_dir(dir.name()) {
+        match self.dirs.above(dir).and_then(|above| above.make_dir(dir.name())) {
             Ok(()) => {
                 self.log.dir(dir, ancestor);
                 Ok(())
@@ -242,8 +243,10 @@ impl Run<'_, '_> {
             Undo::AsFound => match self.dirs.read_to_write(dir, name) {
                 Ok(now) => {
                     let back = restoring(name, value, &now);
-                    let writes = back.iter().map(|line| (name, line.as_str()));
-                    (self.ahead)(Begun::of_file(self.dirs.host, dir, writes))?;
+                    if let Some(record) = self.ahead {
+                        let writes = back.iter().map(|line| (name, line.as_str()));
+                        record(Begun::of_file(self.dirs.host, dir, writes))?;
+                    }
                     &Undo::write(name, back)
                 }
                 // Writing it says what is wrong with the file.
@@ -288,9 +291,10 @@ impl Run<'_, '_> {
             Verify::Within { file, .. } => *file,
             Verify::DeviceList(_) => DEVICES_LIST,
         };
+        let host = self.dirs.host;
+        let path = || dir.full(host).join(file);
         let now = self.dirs.read(dir, file);
-        let path = dir.full(self.dirs.host).join(file);
-        let now = now.map_err(|errno| Error::kernel("cannot read back what was written", &path, errno))?;
+        let now = now.map_err(|errno| Error::kernel("cannot read back what was written", path(), errno))?;
         let wrong = match &step.verify {
             Verify::ReadsBack { allowed } if now != value => {
                 format!("the kernel made it {now}; allowed: {allowed}")
@@ -304,7 +308,7 @@ impl Run<'_, '_> {
             _ => return Ok(()),
         };
         let setting = step.setting.clone().unwrap_or_default();
-        let error = Error::new(ErrorKind::Kernel, wrong).with_path(path);
+        let error = Error::new(ErrorKind::Kernel, wrong).with_path(path());
         Err(error.with_setting(setting).with_value(value.trim_end()))
     }
 }

@@ -36,13 +36,33 @@ impl<'a> Dirs<'a> {
 
     /// The directory, opened now if it was not yet.
     pub(crate) fn get(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>, Errno> {
-        if let Some((_, open)) = self.open.iter().find(|(known, _)| known == dir) {
-            return Ok(Arc::clone(open));
+        if let Some(open) = self.known(dir.hierarchy, &dir.path) {
+            return Ok(open);
         }
         let root = self.host.root(dir.hierarchy)?;
-        let opened = if dir.path.is_empty() { root } else { Arc::new(root.open_dir(&*dir.path)?) };
+        if dir.path.is_empty() {
+            return Ok(root);
+        }
+        let opened = Arc::new(root.open_dir(&*dir.path)?);
         self.open.push((dir.clone(), Arc::clone(&opened)));
         Ok(opened)
+    }
+
+    /// The directory above one that is not the root.
+    pub(crate) fn above(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>, Errno> {
+        match dir.above() {
+            None => Err(Errno::INVAL),
+            Some("") => self.host.root(dir.hierarchy),
+            Some(above) => match self.known(dir.hierarchy, above) {
+                Some(open) => Ok(open),
+                None => self.get(&Dir::new(dir.hierarchy, above)),
+            },
+        }
+    }
+
+    fn known(&self, hierarchy: usize, path: &str) -> Option<Arc<CgroupDir>> {
+        let is_it = |(known, _): &&(Dir, _)| known.hierarchy == hierarchy && *known.path == *path;
+        self.open.iter().find(is_it).map(|(_, open)| Arc::clone(open))
     }
 
     /// A file of a directory, opened now if it is not yet, or not so that it can be read or written as is needed.

@@ -1,69 +1,35 @@
 //! Reading what the planner needs.
 
-use std::borrow::Cow;
+use std::cell::RefCell;
 
 use rustix::io::Errno;
 
 use super::dirs::Dirs;
 use crate::error::{Error, Result};
 use crate::host::Host;
-use crate::plan::{Dir, Observed, Plan, Want, plan_or_needs};
+use crate::plan::{Dir, FileAt, Plan, Want, plan};
 
-/// Plans, and reads what the planner needs for that.
+/// Plans, and reads what the planner asks for.
 pub(crate) fn plan_on(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Result<Plan> {
-    let mut observed = Observed::default();
-    loop {
-        let set = match plan_or_needs(host, want, &observed) {
-            Ok(plan) => return plan,
-            Err(set) => set,
-        };
-        for key in set.files {
-            let is_written = set.written.contains(&key);
-            let (hierarchy, path, file) = key;
-            let dir = Dir::new(hierarchy, path);
-            dirs.get(&dir).map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(host), errno))?;
-            let read = if is_written { dirs.read_to_write(&dir, &file) } else { dirs.read(&dir, &file) };
-            let content = match read {
-                Ok(content) => Some(content),
-                // A kernel without the file: the planner takes that as its answer.
-                Err(Errno::NOENT | Errno::OPNOTSUPP) => None,
-                Err(errno) => {
-                    let path = dir.full(host).join(file.as_ref());
-                    return Err(Error::kernel("cannot read what is in force", path, errno));
-                }
-            };
-            observed.insert(hierarchy, &dir.path, file, content);
+    let dirs = RefCell::new(dirs);
+    let read = |FileAt { hierarchy, path, name, to_write }: FileAt<'_>| {
+        let dirs = &mut **dirs.borrow_mut();
+        let dir = Dir::new(hierarchy, path);
+        match dirs.get(&dir) {
+            Ok(_) => {}
+            // What is yet to be made.
+            Err(Errno::NOENT) if want.create => return Ok(None),
+            Err(errno) => return Err(Error::kernel("cannot open the cgroup", dir.full(host), errno)),
         }
-        if let Some((hierarchy, files)) = set.inherited {
-            observe_ancestors(host, dirs, &Dir::new(hierarchy, want.path), &files, &mut observed)?;
-            observed.inherited_is_known();
+        let read = if to_write { dirs.read_to_write(&dir, name) } else { dirs.read(&dir, name) };
+        match read {
+            Ok(content) => Ok(Some(content)),
+            // A kernel without the file: the planner takes that as its answer.
+            Err(Errno::NOENT | Errno::OPNOTSUPP) => Ok(None),
+            Err(errno) => {
+                Err(Error::kernel("cannot read what is in force", dir.full(host).join(name), errno))
+            }
         }
-    }
-}
-
-/// Reads the cpusets of the ancestors that exist, from the nearest up to the first in which nothing is empty.
-fn observe_ancestors(
-    host: &Host,
-    dirs: &mut Dirs<'_>,
-    leaf: &Dir,
-    files: &[&'static str; 2],
-    observed: &mut Observed,
-) -> Result<()> {
-    let mut next = leaf.parent();
-    while let Some(dir) = next {
-        next = dir.parent();
-        let Ok(open) = dirs.get(&dir) else { continue };
-        let mut complete = true;
-        for file in files {
-            let content = open.read(file).map_err(|errno| {
-                Error::kernel("cannot read the CPU set", dir.full(host).join(file), errno)
-            })?;
-            complete &= !content.is_empty();
-            observed.insert(dir.hierarchy, &dir.path, Cow::Borrowed(file), Some(content));
-        }
-        if complete {
-            break;
-        }
-    }
-    Ok(())
+    };
+    plan(host, want, &read)
 }

@@ -197,7 +197,7 @@ fn remove_rest(dirs: &mut Dirs<'_>, path: &str) {
 
 /// An ancestor that another sandbox has come to use stays. A cgroup that was made a moment ago may be busy for another.
 fn remove(dirs: &mut Dirs<'_>, dir: &Dir, ancestor: bool) -> Option<Error> {
-    let parent = dirs.get(&dir.parent()?);
+    let parent = dirs.above(dir);
     let remove = || parent.as_ref().map_err(|errno| *errno).and_then(|parent| parent.remove_dir(dir.name()));
     let mut result = remove();
     for _ in 0..20 {

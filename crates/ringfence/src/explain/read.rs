@@ -1,5 +1,7 @@
 //! Reading the files of all levels.
 
+use std::sync::Arc;
+
 use rustix::io::Errno;
 
 use crate::cgroup::Cgroup;
@@ -45,7 +47,7 @@ pub(super) fn read(
     files: &[String],
 ) -> Result<Read> {
     let host = &cgroup.host;
-    let own = Dir::new(hierarchy, &cgroup.path);
+    let own = Dir::new(hierarchy, Arc::clone(&cgroup.path));
     let version = cgroup.version(&own);
     if !cgroup.dirs.iter().any(|(dir, _)| *dir == own) {
         let why = format!("the cgroup does not exist in the hierarchy of the {controller} controller");

@@ -60,7 +60,7 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
         step.verify(verify.clone()).on(Errno::INVAL, NOT_VALID_HERE);
         step.undo = undo.unwrap_or(std::mem::take(&mut step.undo));
     };
-    let idle_now = draft.now(index, "cpu.idle") == Some("1");
+    let idle_now = draft.now_to_write(index, "cpu.idle").as_deref() == Some("1");
     let idle = cpu.idle.filter(|_| draft.host.capabilities.cpu_idle).map_or(idle_now, |idle| idle == 1);
     match (idle_now, idle) {
         (true, true) => {
@@ -83,7 +83,7 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
                 write_weight(draft, weight, None);
             }
             if idle {
-                let weight_now = draft.now(index, file).map(str::to_owned);
+                let weight_now = draft.now_to_write(index, file).map(|weight| weight.to_string());
                 let name = draft.setting("cpu.idle", "cpu.idle");
                 let step = draft.write(index, name, "cpu.idle", 1);
                 step.on(Errno::NOENT, Reaction::Unsupported(NO_IDLE));
@@ -108,13 +108,14 @@ impl Bandwidth {
     fn now(draft: &Draft<'_>, index: usize, version: Version) -> Self {
         let (quota, period, burst) = match version {
             Version::V1 => {
-                let number = |file| draft.now_number(index, file);
+                let number = |file| draft.number_to_write(index, file);
                 (number("cpu.cfs_quota_us"), number("cpu.cfs_period_us"), number("cpu.cfs_burst_us"))
             }
             Version::V2 => {
+                let now = draft.now_to_write(index, "cpu.max");
                 let (quota, period) =
-                    draft.now(index, "cpu.max").and_then(|text| text.split_once(' ')).unwrap_or_default();
-                (quota.parse().ok(), period.parse().ok(), draft.now_number(index, "cpu.max.burst"))
+                    now.as_deref().and_then(|text| text.split_once(' ')).unwrap_or_default();
+                (quota.parse().ok(), period.parse().ok(), draft.number_to_write(index, "cpu.max.burst"))
             }
         };
         // systemd rounds a quota up, and shows no period without one: the halves are those that were asked for.
@@ -241,7 +242,7 @@ fn realtime(draft: &mut Draft<'_>, index: usize) {
         ("cpu.realtimePeriod", "cpu.rt_period_us", realtime_period.map(|period| period.to_string())),
         ("cpu.realtimeRuntime", RUNTIME, realtime_runtime.map(|runtime| runtime.to_string())),
     ];
-    let runtime_now = draft.now(index, RUNTIME).and_then(|text| text.parse::<i64>().ok());
+    let runtime_now = draft.now_to_write(index, RUNTIME).and_then(|text| text.parse::<i64>().ok());
     if realtime_runtime.zip(runtime_now).is_some_and(|(runtime, now)| runtime < now) {
         settings.reverse();
     }

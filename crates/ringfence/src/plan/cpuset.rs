@@ -36,9 +36,6 @@ fn v1(draft: &mut Draft<'_>, index: usize, hierarchy: &Hierarchy) {
     let files = if hierarchy.noprefix { ["cpus", "mems"] } else { ["cpuset.cpus", "cpuset.mems"] };
     let Cpu { cpus, mems, .. } = &draft.want.change.cpu;
     let machine = [&draft.host.cpus, &draft.host.mems];
-    if draft.want.create {
-        draft.need_inherited(index, files);
-    }
     for (((file, (setting, ..)), set), machine) in
         files.into_iter().zip(SETTINGS).zip([cpus, mems]).zip(machine)
     {
@@ -51,28 +48,28 @@ fn v1(draft: &mut Draft<'_>, index: usize, hierarchy: &Hierarchy) {
     }
 }
 
-/// Fills the empty levels of one cpuset file, the cgroup's own too unless its set `is_wanted`; `machine` is what the root
-/// has if it was not read.
-///
-/// What is above the topmost level that was read is full: it was not looked at, and is not ours to write.
+/// Fills the empty levels of one cpuset file, the cgroup's own too unless its set `is_wanted`, with what the nearest level
+/// has that is not empty; `machine` is what the root has if it is not read.
 fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, is_wanted: bool, machine: &CpuSet) {
-    let mut inherited = draft.observed.get(index, "", file).map_or(machine.to_string(), str::to_owned);
-    let path = draft.want.path;
-    let ends: Vec<usize> = path.match_indices('/').map(|(at, _)| at).chain([path.len()]).collect();
-    let levels: Vec<&str> = ends.into_iter().filter_map(|end| path.get(..end)).collect();
-    let was_read = |level: &&str| draft.observed.get(index, level, file).is_some();
-    let root_was_read = was_read(&"");
-    let full = levels.iter().position(was_read).filter(|_| !root_was_read).unwrap_or(0);
-    for level in levels.into_iter().skip(full) {
-        match draft.observed.get(index, level, file) {
-            Some(now) if !now.is_empty() => inherited = now.to_owned(),
-            _ if level == path && is_wanted => {}
-            // Empty, or not there yet. If somebody else makes it first, they fill it with the same.
-            _ => {
-                let dir = Dir::new(index, level);
-                draft.push(Step::new(Action::Write { dir, file: file.into(), value: inherited.clone() }));
-            }
+    let mut inherited = None;
+    let mut empty = vec![draft.leaf(index)];
+    let above = |dir: &Dir| dir.parent();
+    for dir in std::iter::successors(draft.leaf(index).parent(), above) {
+        inherited = draft.above(index, &dir.path, file).filter(|now| !now.is_empty());
+        if inherited.is_some() {
+            break;
         }
+        if !dir.path.is_empty() {
+            empty.push(dir);
+        }
+    }
+    let inherited = inherited.map_or_else(|| machine.to_string(), |now| now.to_string());
+    if is_wanted {
+        empty.remove(0);
+    }
+    // Top-down: empty, or not there yet. If somebody else makes it first, they fill it with the same.
+    for dir in empty.into_iter().rev() {
+        draft.push(Step::new(Action::Write { dir, file: file.into(), value: inherited.clone() }));
     }
 }
 

@@ -43,12 +43,7 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
 
 /// A new cgroup has its parent's list, which is reset; a change is the smallest set of writes.
 fn v1(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>) -> Result<()> {
-    let now = draft.now(index, DEVICES_LIST);
-    if !draft.want.create && draft.has(index, DEVICES_LIST).is_none() {
-        // What else is needed shows when it is read.
-        return Ok(());
-    }
-    let list = match now {
+    let list = match draft.now(index, DEVICES_LIST) {
         Some(list) => transition::parse_devices_list(list.as_bytes())?,
         None => LiveList::AllowByDefault,
     };
@@ -77,7 +72,7 @@ fn is_running(draft: &Draft<'_>, index: usize) -> bool {
         }
         _ => false,
     };
-    let is_empty = draft.now(index, "cgroup.procs").is_none_or(str::is_empty);
+    let is_empty = draft.now(index, "cgroup.procs").is_none_or(|listed| listed.is_empty());
     draft.want.unit.is_none() && !is_empty && !is_frozen()
 }
 

@@ -1,115 +1,32 @@
 //! The steps while they are being thought out, and what they are made from.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
 
+use super::observed::{FileAt, Observed};
 use super::{Action, Dir, Reaction, Step, Undo, Verify, Want};
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::interface::restoring;
 use crate::report::Report;
 use crate::resources::Limit;
 
-/// What must be read before planning.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct ReadSet {
-    /// Files of the cgroup itself and of its parts: hierarchy, path and file.
-    pub(crate) files: BTreeSet<(usize, String, Cow<'static, str>)>,
-    /// Those of them that are written then.
-    pub(crate) written: BTreeSet<(usize, String, Cow<'static, str>)>,
-    /// v1 cpusets: these two files of the nearest ancestors, up to the first where both have a value.
-    pub(crate) inherited: Option<(usize, [&'static str; 2])>,
-}
-
-impl ReadSet {
-    pub(super) fn extend(&mut self, other: Self) {
-        self.files.extend(other.files);
-        self.written.extend(other.written);
-        self.inherited = self.inherited.or(other.inherited);
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// What was read: by hierarchy, path and file. Of a cgroup that is yet to be made, nothing is: the kernel's defaults hold.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Observed {
-    files: Vec<Found>,
-    /// The ancestors' cpusets (v1) were looked at.
-    inherited: bool,
-}
-
-#[derive(Debug, Clone)]
-struct Found {
-    hierarchy: usize,
-    path: String,
-    file: Cow<'static, str>,
-    /// `None`: there is no such file.
-    content: Option<String>,
-}
-
-impl Observed {
-    pub(crate) fn insert(
-        &mut self,
-        hierarchy: usize,
-        path: &str,
-        file: Cow<'static, str>,
-        content: Option<String>,
-    ) {
-        match self.files.iter_mut().find(|found| found.is(hierarchy, path, &file)) {
-            Some(found) => found.content = content,
-            None => self.files.push(Found { hierarchy, path: path.to_owned(), file, content }),
-        }
-    }
-
-    pub(crate) fn inherited_is_known(&mut self) {
-        self.inherited = true;
-    }
-
-    /// The same when these steps were taken, for what is made below.
-    pub(super) fn after(&self, steps: &[Step]) -> Self {
-        let mut then = self.clone();
-        for step in steps {
-            if let Action::Write { dir, file, value } = &step.action {
-                then.insert(dir.hierarchy, &dir.path, file.clone(), Some(value.clone()));
-                then.inherited_is_known();
-            }
-        }
-        then
-    }
-
-    pub(super) fn get(&self, hierarchy: usize, path: &str, file: &str) -> Option<&str> {
-        self.look_up(hierarchy, path, file)?.as_deref()
-    }
-
-    fn look_up(&self, hierarchy: usize, path: &str, file: &str) -> Option<&Option<String>> {
-        self.files.iter().find(|found| found.is(hierarchy, path, file)).map(|found| &found.content)
-    }
-}
-
-impl Found {
-    fn is(&self, hierarchy: usize, path: &str, file: &str) -> bool {
-        self.hierarchy == hierarchy && self.file == file && self.path == path
-    }
-}
-
 /// The steps while they are being thought out.
 pub(super) struct Draft<'a> {
     pub(super) host: &'a Host,
+    /// Of the cgroup.
+    path: Arc<str>,
     /// What `unified` says of fields is said by the fields here.
     pub(super) want: &'a Want<'a>,
     /// `unified` as it was given.
     pub(super) named: &'a BTreeMap<String, String>,
-    pub(super) observed: &'a Observed,
+    observed: &'a Observed<'a>,
     pub(super) steps: Vec<Step>,
     pub(super) report: Report,
-    /// What was looked for and not observed yet.
-    missing: RefCell<ReadSet>,
 }
 
 impl<'a> Draft<'a> {
@@ -117,15 +34,10 @@ impl<'a> Draft<'a> {
         host: &'a Host,
         want: &'a Want<'a>,
         named: &'a BTreeMap<String, String>,
-        observed: &'a Observed,
+        observed: &'a Observed<'a>,
     ) -> Self {
-        let (steps, report, missing) = Default::default();
-        Self { host, want, named, observed, steps, report, missing }
-    }
-
-    /// The steps, the report, and what was looked for and not observed yet.
-    pub(super) fn into_parts(self) -> (Vec<Step>, Report, ReadSet) {
-        (self.steps, self.report, self.missing.into_inner())
+        let (steps, report) = Default::default();
+        Self { host, path: want.path.into(), want, named, observed, steps, report }
     }
 
     /// The name by which a v2 file's value was asked for.
@@ -160,35 +72,24 @@ impl<'a> Draft<'a> {
     }
 
     pub(super) fn leaf(&self, hierarchy: usize) -> Dir {
-        Dir::new(hierarchy, self.want.path)
+        Dir::new(hierarchy, Arc::clone(&self.path))
     }
 
     /// What the file of the cgroup holds now; `None` for a new cgroup, and where there is no such file.
-    pub(super) fn now(&self, hierarchy: usize, file: &str) -> Option<&str> {
+    pub(super) fn now(&self, hierarchy: usize, file: &str) -> Option<Rc<str>> {
+        self.look(hierarchy, file, false)
+    }
+
+    /// The same of a file that is written, as a rule.
+    pub(super) fn now_to_write(&self, hierarchy: usize, file: &str) -> Option<Rc<str>> {
+        self.look(hierarchy, file, true)
+    }
+
+    fn look(&self, hierarchy: usize, file: &str, to_write: bool) -> Option<Rc<str>> {
         if self.want.create {
             return None;
         }
-        let known = self.look_up(hierarchy, file);
-        if known.is_none() {
-            let file = (hierarchy, self.want.path.to_owned(), file.to_owned().into());
-            self.missing.borrow_mut().files.insert(file);
-        }
-        known?.as_deref()
-    }
-
-    fn look_up(&self, hierarchy: usize, file: &str) -> Option<&Option<String>> {
-        self.observed.look_up(hierarchy, self.want.path, file)
-    }
-
-    /// Whether the file of the cgroup is there, as far as is known; `None` also where it is yet to be looked at.
-    pub(super) fn has(&self, hierarchy: usize, file: &str) -> Option<bool> {
-        self.look_up(hierarchy, file).map(Option::is_some)
-    }
-
-    /// Whether the file of the cgroup will be looked at.
-    pub(super) fn is_missing(&self, hierarchy: usize, file: &str) -> bool {
-        let key = (hierarchy, self.want.path.to_owned(), Cow::Owned(file.to_owned()));
-        self.missing.borrow().files.contains(&key)
+        self.observed.look(FileAt { hierarchy, path: self.want.path, name: file, to_write })
     }
 
     /// A number that the file holds now; `None` too where it says `max` or -1.
@@ -196,11 +97,19 @@ impl<'a> Draft<'a> {
         self.now(hierarchy, file)?.parse().ok()
     }
 
-    /// The cpusets of the ancestors are needed (v1).
-    pub(super) fn need_inherited(&self, hierarchy: usize, files: [&'static str; 2]) {
-        if !self.observed.inherited {
-            self.missing.borrow_mut().inherited = Some((hierarchy, files));
-        }
+    /// The same of a file that is written, as a rule.
+    pub(super) fn number_to_write(&self, hierarchy: usize, file: &str) -> Option<u64> {
+        self.now_to_write(hierarchy, file)?.parse().ok()
+    }
+
+    /// Whether a file of the cgroup was looked at, and is there.
+    pub(super) fn has(&self, hierarchy: usize, file: &str) -> bool {
+        self.observed.has(&FileAt { hierarchy, path: self.want.path, name: file, to_write: false })
+    }
+
+    /// What the file of an ancestor holds.
+    pub(super) fn above(&self, hierarchy: usize, path: &str, file: &str) -> Option<Rc<str>> {
+        self.observed.look(FileAt { hierarchy, path, name: file, to_write: false })
     }
 
     pub(super) fn push(&mut self, step: Step) -> &mut Step {
@@ -219,12 +128,8 @@ impl<'a> Draft<'a> {
         value: impl ToString,
     ) -> &mut Step {
         let (file, value) = (file.into(), value.to_string());
-        if !self.want.create && self.look_up(hierarchy, &file).is_none() {
-            let key = (hierarchy, self.want.path.to_owned(), file.clone());
-            self.missing.borrow_mut().written.insert(key);
-        }
-        let undo = match self.now(hierarchy, &file) {
-            Some(now) => Undo::write(&file, restoring(&file, &value, now)),
+        let undo = match self.now_to_write(hierarchy, &file) {
+            Some(now) => Undo::write(&file, restoring(&file, &value, &now)),
             None if self.want.create => Undo::Nothing,
             None => Undo::AsFound,
         };

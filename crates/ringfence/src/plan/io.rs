@@ -120,7 +120,8 @@ fn v2_throttles(draft: &mut Draft<'_>, index: usize) {
     if devices.is_empty() {
         return;
     }
-    let now = Lines::parse(draft.now(index, FILE).unwrap_or_default());
+    let now = draft.now_to_write(index, FILE);
+    let now = Lines::parse(now.as_deref().unwrap_or_default());
     for device in devices {
         let mut line = device.to_string();
         let mut setting = None;

@@ -1,5 +1,7 @@
 //! The directories, and on v2 the controllers that are enabled above them.
 
+use std::sync::Arc;
+
 use rustix::io::Errno;
 
 use super::{Action, Dir, Draft, OWNER, PartWant, Reaction, Step, Undo};
@@ -14,6 +16,7 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
     }
     let mut steps = Vec::new();
     let base = draft.host.base_of(draft.want.path);
+    let levels = levels(draft.want.path, base);
     for (index, hierarchy) in
         draft.host.hierarchies.iter().enumerate().filter(|(index, _)| draft.takes(*index))
     {
@@ -31,9 +34,10 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
                 (required, wanted)
             }
         };
-        for dir in levels(&draft.leaf(index), base) {
-            if let Some(above) = dir.parent()
-                && !(required.is_empty() && wanted.is_empty())
+        let leaf = draft.leaf(index);
+        for dir in levels.iter().map(|path| Dir::new(index, Arc::clone(path))) {
+            if !(required.is_empty() && wanted.is_empty())
+                && let Some(above) = dir.parent()
             {
                 let evacuate = draft.want.evacuate && *above.path == *base;
                 let (required, wanted) = (required.clone(), wanted.clone());
@@ -45,7 +49,7 @@ pub(super) fn make(draft: &Draft<'_>) -> Vec<Step> {
                     threads: false,
                 }));
             }
-            let ancestor = dir != draft.leaf(index);
+            let ancestor = dir != leaf;
             let mut step = Step::new(Action::MakeDir { dir, ancestor });
             step.undo = Undo::RemoveDir;
             steps.push(step);
@@ -99,14 +103,15 @@ pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
         writes.iter().any(|step| match &step.action {
             Action::Write { dir, file, .. } => {
                 let is_its = dir.hierarchy == index && controller_of(file) == Some(*controller);
-                is_its && draft.has(index, file).unwrap_or(draft.is_missing(index, file))
+                is_its && draft.has(index, file)
             }
             _ => false,
         })
     };
     required.retain(|controller| !is_there(controller));
     if !required.is_empty() {
-        let there = Controller::list_from_v2(draft.now(index, "cgroup.controllers").unwrap_or_default());
+        let there =
+            Controller::list_from_v2(draft.now(index, "cgroup.controllers").as_deref().unwrap_or_default());
         required.retain(|controller| !there.contains(controller));
     }
     if required.is_empty() {
@@ -117,11 +122,8 @@ pub(super) fn enable_for(draft: &Draft<'_>, writes: &[Step]) -> Vec<Step> {
         let threads = draft.want.threads_of == Some(&*dir.path);
         Step::new(Action::EnableControllers { dir, required, wanted, evacuate, threads })
     };
-    levels(&draft.leaf(index), draft.host.base_of(draft.want.path))
-        .iter()
-        .filter_map(Dir::parent)
-        .map(enable)
-        .collect()
+    let levels = levels(draft.want.path, draft.host.base_of(draft.want.path));
+    levels.into_iter().filter_map(|path| Dir::new(index, path).parent()).map(enable).collect()
 }
 
 /// What comes after the values of a new cgroup: it is given to its owner, in every hierarchy. Its limits are not.
@@ -164,10 +166,8 @@ fn controllers(
     (required, wanted)
 }
 
-/// The directory and those above it up to `base`, without that, top-down.
-fn levels(leaf: &Dir, base: &str) -> Vec<Dir> {
-    let above = std::iter::successors(Some(leaf.clone()), Dir::parent);
-    let mut levels: Vec<_> = above.take_while(|dir| *dir.path != *base && !dir.path.is_empty()).collect();
-    levels.reverse();
-    levels
+/// The path and those above it below `base`, top-down.
+fn levels(path: &str, base: &str) -> Vec<Arc<str>> {
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    ends.filter_map(|end| path.get(..end)).filter(|level| level.len() > base.len()).map(Arc::from).collect()
 }

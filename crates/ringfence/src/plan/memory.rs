@@ -111,7 +111,7 @@ fn v1_wanted(draft: &mut Draft<'_>, index: usize, swap_now: Limit) -> Result<(Li
 }
 
 fn v1_now(draft: &Draft<'_>, index: usize, file: &str) -> Limit {
-    draft.now_number(index, file).map_or(Limit::Max, Limit::from_bytes)
+    draft.number_to_write(index, file).map_or(Limit::Max, Limit::from_bytes)
 }
 
 fn v2(draft: &mut Draft<'_>, index: usize) -> Result<()> {
@@ -140,7 +140,7 @@ fn v2_limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
     let swap = match (change.limit, change.swap) {
         (None, None) => return Ok(()),
         (limit, Some(swap)) => {
-            let now = || draft.now_number(index, "memory.max").map_or(Limit::Max, Limit::Value);
+            let now = || draft.number_to_write(index, "memory.max").map_or(Limit::Max, Limit::Value);
             Some(convert::swap_to_v2(limit.or(base.limit).unwrap_or_else(now), swap)?)
         }
         // Without a limit of memory, one of swap alone would be left behind.
@@ -155,7 +155,7 @@ fn v2_limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
     }
     match swap {
         Some(swap) if draft.host.capabilities.swap => {
-            let now = draft.now_number(index, "memory.swap.max").map_or(Limit::Max, Limit::Value);
+            let now = draft.number_to_write(index, "memory.swap.max").map_or(Limit::Max, Limit::Value);
             if !draft.want.create && swap < now {
                 let why =
                     "in force from now on; what is in swap already stays there (v2 does not reclaim swap)";

@@ -1,8 +1,8 @@
 //! The planner: from what is wanted, what the host is and what is there now, to ordered steps.
 //!
-//! Pure: no system call, no clock. [`needs`] says what must be read first; [`plan`] makes the steps. v1 and v2 are two
-//! translations into the same steps, a file for each controller; `layout` makes what they are written into, or `systemd`
-//! tells them to the unit that carries the cgroup.
+//! Pure: no system call, no clock; what is in force it asks its caller, and only what ordering and undo require. v1 and v2
+//! are two translations into the same steps, a file for each controller; `layout` makes what they are written into, or
+//! `systemd` tells them to the unit that carries the cgroup.
 
 pub(crate) mod convert;
 mod cpu;
@@ -14,6 +14,7 @@ mod io;
 mod layout;
 mod memory;
 mod network;
+mod observed;
 mod pids;
 mod rdma;
 mod step;
@@ -22,7 +23,8 @@ mod unified;
 
 pub(crate) use devices::DEVICES_LIST;
 use draft::Draft;
-pub(crate) use draft::{Observed, ReadSet};
+use observed::Observed;
+pub(crate) use observed::{FileAt, Read, UNREAD};
 pub(crate) use step::{Action, Dir, Reaction, Undo, Verify};
 pub use step::{Plan, Step};
 pub(crate) use systemd::{Told, UnitWant, in_order_of_leaving, is_managed, properties_of, scope};
@@ -176,34 +178,10 @@ impl<'a> Want<'a> {
     }
 }
 
-/// The plan; or what must be read of the cgroup and of its ancestors, beside what was, before there can be one. What is read
-/// may show that more is needed.
-pub(crate) fn plan_or_needs(
-    host: &Host,
-    want: &Want<'_>,
-    observed: &Observed,
-) -> std::result::Result<Result<Plan>, ReadSet> {
-    let (thought, missing) = think_out(host, want, observed);
-    // Whether it is an error is only known when all was read.
-    if missing.is_empty() {
-        Ok(thought.and_then(|thought| finished(host, want, thought)))
-    } else {
-        Err(missing)
-    }
-}
-
-/// What must be read, by itself.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn needs(host: &Host, want: &Want<'_>, observed: &Observed) -> ReadSet {
-    think_out(host, want, observed).1
-}
-
-/// The ordered steps that make the cgroup, or change it, and the report of what cannot be done here.
-pub(crate) fn plan(host: &Host, want: &Want<'_>, observed: &Observed) -> Result<Plan> {
-    finished(host, want, think_out(host, want, observed).0?)
-}
-
-fn finished(host: &Host, want: &Want<'_>, (steps, report): (Vec<Step>, Report)) -> Result<Plan> {
+/// The ordered steps that make the cgroup, or change it, and the report of what cannot be done here. `read` tells what is
+/// in force.
+pub(crate) fn plan(host: &Host, want: &Want<'_>, read: &Read<'_>) -> Result<Plan> {
+    let (steps, report) = think_out(host, want, &Observed::new(read))?;
     want.unsupported.mind(&report)?;
     Ok(Plan {
         host: host.clone(),
@@ -214,35 +192,38 @@ fn finished(host: &Host, want: &Want<'_>, (steps, report): (Vec<Step>, Report)) 
     })
 }
 
-/// The steps of the cgroup and of its parts, and the report; and what was looked for and not observed yet.
-fn think_out(host: &Host, want: &Want<'_>, observed: &Observed) -> (Result<(Vec<Step>, Report)>, ReadSet) {
-    let (whole, mut missing) = think_out_one(host, want, observed);
-    let (mut steps, mut report) = match whole {
-        Ok(whole) => whole,
-        Err(error) => return (Err(error), missing),
-    };
-    // A new one is found to be as its steps make it.
-    let found = if want.create { &observed.after(&steps) } else { observed };
-    for part in want.parts {
-        let (done, lacking) = think_out_one(host, &want.of_part(part), found);
-        missing.extend(lacking);
-        match done {
-            Ok((more, about)) => {
-                steps.extend(more);
-                report.append(about);
-            }
-            Err(error) => return (Err(error), missing),
-        }
+/// The steps of the cgroup and of its parts, and the report.
+fn think_out(host: &Host, want: &Want<'_>, observed: &Observed<'_>) -> Result<(Vec<Step>, Report)> {
+    let (mut steps, mut report) = think_out_one(host, want, observed)?;
+    if want.parts.is_empty() {
+        return Ok((steps, report));
     }
-    if !want.create && !want.parts.is_empty() {
+    let mut of_parts = Vec::new();
+    // A new one is found to be as its steps make it.
+    let made = |file: FileAt<'_>| {
+        let written = steps.iter().rev().find_map(|step| match &step.action {
+            Action::Write { dir, file: name, value } if file.is(dir, name) => Some(value.clone()),
+            _ => None,
+        });
+        Ok(written.or_else(|| observed.look(file).as_deref().map(str::to_owned)))
+    };
+    let made = Observed::new(&made);
+    for part in want.parts {
+        let found = if want.create { &made } else { observed };
+        let (more, about) = think_out_one(host, &want.of_part(part), found)?;
+        of_parts.extend(more);
+        report.append(about);
+    }
+    steps.extend(of_parts);
+    if !want.create {
         around_parts(host, want, observed, &mut steps);
     }
-    (Ok((steps, report)), missing)
+    Ok((steps, report))
 }
 
 /// CPUs and memory nodes of v1: nothing can have what is not above it, so that what is above a part has the old ones and the
 /// new ones while those below change.
-fn around_parts(host: &Host, want: &Want<'_>, observed: &Observed, steps: &mut Vec<Step>) {
+fn around_parts(host: &Host, want: &Want<'_>, observed: &Observed<'_>, steps: &mut Vec<Step>) {
     let is_above_some = |path: &str| {
         let is_below =
             |part: &PartWant| part.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
@@ -255,7 +236,7 @@ fn around_parts(host: &Host, want: &Want<'_>, observed: &Observed, steps: &mut V
             && host.version_of(dir.hierarchy) == Version::V1
             && (file.ends_with("cpus") || file.ends_with("mems"))
             && is_above_some(&dir.path)
-            && let Some(now) = observed.get(dir.hierarchy, &dir.path, file)
+            && let Some(now) = observed.look(FileAt::to_write(dir, file))
             && !now.is_empty()
         {
             *value = format!("{now},{value}");
@@ -266,22 +247,19 @@ fn around_parts(host: &Host, want: &Want<'_>, observed: &Observed, steps: &mut V
 }
 
 /// The same of one of them.
-fn think_out_one(
-    host: &Host,
-    want: &Want<'_>,
-    observed: &Observed,
-) -> (Result<(Vec<Step>, Report)>, ReadSet) {
+fn think_out_one(host: &Host, want: &Want<'_>, observed: &Observed<'_>) -> Result<(Vec<Step>, Report)> {
     // What was wanted before is in force: what nobody could read of it was refused then.
     let (base, _) = want.base.with_named_fields();
     let (change, taken) = want.change.with_named_fields();
-    if let Err(error) = want.change.validate().and(taken) {
-        return (Err(error), ReadSet::default());
-    }
+    want.change.validate()?;
+    taken?;
     let fields = Want { base: &base, change: &change, ..*want };
     let mut draft = Draft::new(host, &fields, &want.change.unified, observed);
     let done = translate(&mut draft);
-    let (steps, report, missing) = draft.into_parts();
-    (done.map(|()| (steps, report)), missing)
+    let (steps, report) = (draft.steps, draft.report);
+    // What could not be read explains whatever else is wrong.
+    observed.failure()?;
+    done.map(|()| (steps, report))
 }
 
 fn translate(draft: &mut Draft<'_>) -> Result<()> {

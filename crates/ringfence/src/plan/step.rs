@@ -29,17 +29,19 @@ pub(crate) struct Dir {
 }
 
 impl Dir {
-    pub(crate) fn new(hierarchy: usize, path: impl AsRef<str>) -> Self {
-        Self { hierarchy, path: path.as_ref().into() }
+    pub(crate) fn new(hierarchy: usize, path: impl Into<Arc<str>>) -> Self {
+        Self { hierarchy, path: path.into() }
+    }
+
+    /// The path of the parent, or `None` for the root of the hierarchy.
+    pub(crate) fn above(&self) -> Option<&str> {
+        let has_parent = !self.path.is_empty();
+        has_parent.then(|| self.path.rsplit_once('/').map_or("", |(parent, _)| parent))
     }
 
     /// The parent, or `None` for the root of the hierarchy.
     pub(crate) fn parent(&self) -> Option<Self> {
-        if self.path.is_empty() {
-            return None;
-        }
-        let parent = self.path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        Some(Self::new(self.hierarchy, parent))
+        self.above().map(|above| Self::new(self.hierarchy, above))
     }
 
     /// The last component; `""` for the root.

@@ -101,7 +101,7 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
             let set = Step::new(Action::SetProperties { unit: unit.name.unit(), told });
             // When that is taken back, systemd writes them once more, and what they hold now is to be written behind it.
             for (index, setting, file, _) in overwritten(draft) {
-                if let Some(now) = draft.now(index, file).map(str::to_owned) {
+                if let Some(now) = draft.now_to_write(index, file) {
                     draft.write(index, setting, file, now);
                 }
             }
@@ -324,12 +324,12 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
         Some(quota) => Limit::Value(quota),
     };
     let micros = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or(PERIOD);
-    let now = |file| draft.now(index, file);
+    let now = |file| draft.now_to_write(index, file);
     // As for v2, what was asked for is not in the files.
     let asked = &draft.want.base.cpu;
     let before = Bandwidth {
-        quota: asked.quota.unwrap_or_else(|| limit(now("cpu.cfs_quota_us"))),
-        period: asked.period.unwrap_or_else(|| micros(now("cpu.cfs_period_us"))),
+        quota: asked.quota.unwrap_or_else(|| limit(now("cpu.cfs_quota_us").as_deref())),
+        period: asked.period.unwrap_or_else(|| micros(now("cpu.cfs_period_us").as_deref())),
     };
     let then = Bandwidth {
         quota: quota.map_or(before.quota, |quota| limit(Some(quota))),

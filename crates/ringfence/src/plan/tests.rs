@@ -3,6 +3,7 @@
 mod delegation;
 mod settings;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use super::*;
@@ -28,7 +29,7 @@ fn writes(plan: &Plan) -> Vec<String> {
 }
 
 fn created(host: &Host, change: &Resources) -> Plan {
-    plan(host, &want(&Resources::default(), change, true), &Observed::default()).unwrap()
+    plan(host, &want(&Resources::default(), change, true), UNREAD).unwrap()
 }
 
 /// A change of a cgroup whose files hold this now.
@@ -39,25 +40,25 @@ fn try_changed(
     now: &[(&'static str, &str)],
 ) -> Result<Plan> {
     let want = want(base, change, false);
-    plan(host, &want, &observed(host, &want, now))
+    plan(host, &want, &holding(now))
 }
 
 /// All controllers are.
 const ENABLED: (&str, &str) = ("cgroup.controllers", "cpuset cpu io memory hugetlb pids rdma misc");
 
-/// Reads the files that are needed; those that are not among `now` do not exist.
-fn observed(host: &Host, want: &Want<'_>, now: &[(&'static str, &str)]) -> Observed {
-    let mut observed = Observed::default();
-    loop {
-        let set = needs(host, want, &observed);
-        if set.files.is_empty() {
-            return observed;
-        }
-        for (index, _, file) in set.files {
-            let known = now.iter().chain([&ENABLED]).find(|(name, _)| *name == file);
-            let content = known.map(|(_, content)| (*content).to_owned());
-            observed.insert(index, want.path, file, content);
-        }
+/// A cgroup with these files and no others.
+fn holding<'a>(now: &'a [(&'static str, &str)]) -> impl Fn(FileAt<'_>) -> Result<Option<String>> + 'a {
+    |file| {
+        let known = now.iter().chain([&ENABLED]).find(|(name, _)| *name == file.name);
+        Ok(known.map(|(_, content)| (*content).to_owned()))
+    }
+}
+
+/// A hierarchy with these files: path, name and content.
+fn tree<'a>(files: &'a [(&str, &str, &str)]) -> impl Fn(FileAt<'_>) -> Result<Option<String>> + 'a {
+    |file| {
+        let known = files.iter().find(|(path, name, _)| *path == file.path && *name == file.name);
+        Ok(known.map(|(.., content)| (*content).to_owned()))
     }
 }
 
@@ -131,7 +132,7 @@ fn v1_keeps_the_limit_of_memory_below_that_of_memory_and_swap_at_every_step() {
 fn swap_without_a_limit_of_memory_is_an_error_in_both_versions() {
     for host in [v1(), v2()] {
         let swap = Resources::new().memory_swap(MIB);
-        let error = plan(&host, &want(&Resources::default(), &swap, true), &Observed::default()).unwrap_err();
+        let error = plan(&host, &want(&Resources::default(), &swap, true), UNREAD).unwrap_err();
         assert_eq!(
             (error.kind(), error.setting()),
             (ErrorKind::InvalidInput, Some("memory.swap")),
@@ -151,9 +152,8 @@ fn v2_refuses_a_limit_below_what_is_in_use_unless_forced() {
     assert_eq!(changed(&v2(), &Resources::new().memory_limit(5 * MIB), &now), ["memory.max 5242880"]);
     let mut forced = want(&nothing, &lower, false);
     forced.force = true;
-    let mut observed = Observed::default();
-    observed.insert(0, "ringfence/a", "memory.current".into(), Some("5000000".to_owned()));
-    assert_eq!(writes(&plan(&v2(), &forced, &observed).unwrap()), ["memory.max 4194304"]);
+    let used = [("memory.current", "5000000")];
+    assert_eq!(writes(&plan(&v2(), &forced, &holding(&used)).unwrap()), ["memory.max 4194304"]);
 }
 
 #[test]
@@ -259,16 +259,16 @@ fn a_new_v1_cpuset_is_filled_top_down_before_anything_can_join() {
 #[test]
 fn what_an_existing_parent_holds_is_inherited_and_where_it_is_empty_it_is_filled() {
     let host = v1();
-    let (index, _) = host.hierarchy_of(Controller::Cpuset).unwrap();
     let (nothing, change) = (Resources::default(), Resources::default());
     let want = want(&nothing, &change, true);
     let filled = |parent: &str| {
-        let mut observed = Observed::default();
-        observed.insert(index, "ringfence", "cpuset.cpus".into(), Some(parent.to_owned()));
-        observed.insert(index, "ringfence", "cpuset.mems".into(), Some("0".to_owned()));
-        observed.insert(index, "", "cpuset.cpus".into(), Some("0-1".to_owned()));
-        observed.insert(index, "", "cpuset.mems".into(), Some("0".to_owned()));
-        let planned = plan(&host, &want, &observed).unwrap();
+        let files = [
+            ("ringfence", "cpuset.cpus", parent),
+            ("ringfence", "cpuset.mems", "0"),
+            ("", "cpuset.cpus", "0-1"),
+            ("", "cpuset.mems", "0"),
+        ];
+        let planned = plan(&host, &want, &tree(&files)).unwrap();
         let cpus = |step: &Step| match &step.action {
             Action::Write { dir, file, value } if file == "cpuset.cpus" => {
                 Some(format!("{} {value}", dir.path))
@@ -284,14 +284,10 @@ fn what_an_existing_parent_holds_is_inherited_and_where_it_is_empty_it_is_filled
 #[test]
 fn a_cpuset_above_the_nearest_full_one_is_never_written() {
     let host = v1();
-    let (index, _) = host.hierarchy_of(Controller::Cpuset).unwrap();
     let (nothing, change) = (Resources::default(), Resources::default());
     let want = Want { path: "pods/pod/made/a", ..want(&nothing, &change, true) };
-    let mut observed = Observed::default();
-    for (file, value) in [("cpuset.cpus", "1"), ("cpuset.mems", "0")] {
-        observed.insert(index, "pods/pod", file.into(), Some(value.to_owned()));
-    }
-    let planned = plan(&host, &want, &observed).unwrap();
+    let files = [("pods/pod", "cpuset.cpus", "1"), ("pods/pod", "cpuset.mems", "0")];
+    let planned = plan(&host, &want, &tree(&files)).unwrap();
     let filled = |step: &Step| match &step.action {
         Action::Write { dir, file, value } if file.starts_with("cpuset.") => {
             Some(format!("{}/{file} {value}", dir.path))
@@ -313,7 +309,7 @@ fn v2_enables_what_is_limited_and_what_statistics_need_and_nothing_else() {
     let change = Resources::new().pids_limit(5).cpuset_cpus(set("0"));
     let mut want = want(&nothing, &change, true);
     want.statistics = &[Controller::Cpu, Controller::Pids];
-    let planned = plan(&v2(), &want, &Observed::default()).unwrap();
+    let planned = plan(&v2(), &want, UNREAD).unwrap();
     let told: Vec<_> = planned
         .steps
         .iter()
@@ -350,21 +346,37 @@ fn real_time_never_exceeds_its_period_at_any_step() {
 fn a_plan_reads_only_what_ordering_and_undo_require() {
     let nothing = Resources::default();
     let needed = |host: &Host, change: &Resources, create: bool| -> Vec<_> {
-        let set = needs(host, &want(&nothing, change, create), &Observed::default());
-        set.files.into_iter().map(|(_, _, file)| file.into_owned()).collect()
+        let asked = RefCell::new(BTreeSet::new());
+        let read = |file: FileAt<'_>| {
+            let is_new = asked.borrow_mut().insert(format!("{}/{}", file.path, file.name));
+            assert!(is_new, "{file:?} is read twice");
+            Ok(Some(String::new()))
+        };
+        plan(host, &want(&nothing, change, create), &read).unwrap();
+        asked.take().into_iter().collect()
     };
+    let own = |files: &[&str]| files.iter().map(|file| format!("ringfence/a/{file}")).collect::<Vec<_>>();
     let pids = Resources::new().pids_limit(5);
     assert_eq!(needed(&v2(), &pids, true), [""; 0]);
-    assert_eq!(needed(&v2(), &pids, false), ["pids.max"]);
-    assert_eq!(needed(&v1(), &pids, false), ["pids.max"]);
+    assert_eq!(needed(&v2(), &pids, false), own(&["pids.max"]));
+    assert_eq!(needed(&v1(), &pids, false), own(&["pids.max"]));
     assert_eq!(needed(&v2(), &nothing, false), [""; 0]);
     let quota = Resources::new().cpu_quota(5000);
-    assert_eq!(needed(&v2(), &quota, false), ["cpu.max", "cpu.max.burst"]);
-    assert_eq!(needed(&v1(), &quota, false), ["cpu.cfs_burst_us", "cpu.cfs_period_us", "cpu.cfs_quota_us"]);
+    assert_eq!(needed(&v2(), &quota, false), own(&["cpu.max", "cpu.max.burst"]));
+    let v1_quota = ["cpu.cfs_burst_us", "cpu.cfs_period_us", "cpu.cfs_quota_us"];
+    assert_eq!(needed(&v1(), &quota, false), own(&v1_quota));
     let io = Resources::new().io_read_bps(DeviceNumber { major: 8, minor: 0 }, 4096);
-    assert_eq!(needed(&v2(), &io, false), ["io.max"]);
-    assert_eq!(needed(&v1(), &io, false), ["blkio.throttle.read_bps_device"]);
-    // The ancestors' cpusets are read for a new cgroup on v1.
-    assert!(needs(&v1(), &want(&nothing, &pids, true), &Observed::default()).inherited.is_some());
-    assert!(needs(&v1(), &want(&nothing, &pids, false), &Observed::default()).inherited.is_none());
+    assert_eq!(needed(&v2(), &io, false), own(&["io.max"]));
+    assert_eq!(needed(&v1(), &io, false), own(&["blkio.throttle.read_bps_device"]));
+    // The ancestors' cpusets for a new cgroup on v1, up to the first that is not empty.
+    let above = ["/cpuset.cpus", "/cpuset.mems", "ringfence/cpuset.cpus", "ringfence/cpuset.mems"];
+    assert_eq!(needed(&v1(), &pids, true), above);
+}
+
+#[test]
+fn what_cannot_be_read_is_the_error_whatever_else_is_wrong() {
+    let broken = |file: FileAt<'_>| Err(Error::new(ErrorKind::Kernel, file.name.to_owned()));
+    let (nothing, change) = (Resources::default(), Resources::new().pids_limit(5).memory_swap(1 << 20));
+    let error = plan(&v1(), &want(&nothing, &change, false), &broken).unwrap_err();
+    assert_eq!(error.to_string(), "memory.memsw.limit_in_bytes");
 }

@@ -20,10 +20,10 @@ use crate::report::Report;
 use crate::systemd::property::tell;
 
 /// Is told what is about to be changed, and records it; what cannot be recorded is not begun.
-pub(crate) type Ahead<'a> = &'a dyn Fn(Begun) -> Result<()>;
+pub(crate) type Ahead<'a> = Option<&'a dyn Fn(Begun) -> Result<()>>;
 
 /// For a change that its caller can repeat or take back by other means.
-pub(crate) const UNRECORDED: Ahead<'static> = &|_| Ok(());
+pub(crate) const UNRECORDED: Ahead<'static> = None;
 
 /// What takes a change back that was begun.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -180,7 +180,7 @@ impl Sandbox {
         let host = &self.host;
         let dir_of = |held: &Held| {
             let known = host.hierarchies.iter().position(|known| known.is_called(&held.hierarchy));
-            known.map(|index| Dir::new(index, &held.path))
+            known.map(|index| Dir::new(index, &*held.path))
         };
         if let Some(unit) = state.path.as_systemd().filter(|_| !values.is_empty()) {
             let mut properties = Vec::new();

@@ -14,7 +14,7 @@ use crate::driver::observe::plan_on;
 use crate::error::Result;
 use crate::host::{Controller, Host, Version};
 use crate::plan::convert::swap_to_v2;
-use crate::plan::{self, DeviceWant, Observed, PartWant, Plan, Unsupported, Want};
+use crate::plan::{self, DeviceWant, PartWant, Plan, Unsupported, Want};
 use crate::report::Report;
 use crate::resources::{Limit, Resources};
 
@@ -201,7 +201,7 @@ impl<'c> Changed<'c> {
         then.each = self.each.clone().unwrap_or(then.each);
         then.devices = self.devices.as_ref().map_or(then.devices, |devices| devices.policy.clone());
         let anew = then.anew();
-        plan::plan(host, &Want { unsupported, ..then.want(&anew) }, &Observed::default())
+        plan::plan(host, &Want { unsupported, ..then.want(&anew) }, plan::UNREAD)
     }
 
     fn keep_in(self, state: &mut State) {

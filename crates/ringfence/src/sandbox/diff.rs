@@ -10,7 +10,7 @@ use crate::cgroup::Cgroup;
 use crate::devices::{DevicePolicy, filter, program, transition};
 use crate::error::{Error, ErrorKind, Result};
 use crate::interface::{Lines, holds, is_keyed};
-use crate::plan::{self, Action, DEVICES_LIST, Dir, Observed, Verify};
+use crate::plan::{self, Action, DEVICES_LIST, Dir, Verify};
 
 /// A value that is not as wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,7 +45,7 @@ impl Sandbox {
     fn own_diff(&self) -> Result<Vec<Difference>> {
         let state = self.state();
         let cgroup = &*self.cgroup()?;
-        let mut plan = plan::plan(&cgroup.host, &state.want(&state.anew()), &Observed::default())?;
+        let mut plan = plan::plan(&cgroup.host, &state.want(&state.anew()), plan::UNREAD)?;
         let is_reported = |setting: &str| state.report.unsupported().any(|line| line.setting == setting);
         plan.steps.retain(|step| !step.setting.as_deref().is_some_and(is_reported));
         for step in &mut plan.steps {
@@ -56,12 +56,12 @@ impl Sandbox {
         let mut differences = Vec::new();
         let values = plan.values(&state.cgroup);
         for ((hierarchy, file), value) in &values {
-            differences.extend(file_differs(cgroup, &Dir::new(*hierarchy, &state.cgroup), file, value)?);
+            differences.extend(file_differs(cgroup, &Dir::new(*hierarchy, &*state.cgroup), file, value)?);
         }
         for (part, path) in &state.parts {
             let seat = cgroup.seat(path)?;
             for ((hierarchy, file), value) in plan.values(path) {
-                let found = file_differs(&seat, &Dir::new(hierarchy, path), file, &value)?;
+                let found = file_differs(&seat, &Dir::new(hierarchy, &**path), file, &value)?;
                 differences.extend(found.into_iter().map(|other| in_part(*part, other)));
             }
         }

@@ -13,7 +13,7 @@ use crate::cgroup::{Cgroup, Failures, Outcome, Remaining, signal_all};
 use crate::error::{Error, Result};
 use crate::events::LastWord;
 use crate::host::{Host, Version};
-use crate::plan::{self, Observed, Plan};
+use crate::plan::{self, Plan};
 use crate::report::Report;
 use crate::resources::Resources;
 
@@ -120,7 +120,7 @@ impl Sandbox {
     /// Those of the sandbox itself.
     pub(super) fn own_plan(host: &Host, config: &SandboxConfig) -> Result<Plan> {
         let state = Self::intent(host, config)?;
-        let mut plan = plan::plan(host, &config.want(&state, &state.anew()), &Observed::default())?;
+        let mut plan = plan::plan(host, &config.want(&state, &state.anew()), plan::UNREAD)?;
         plan.report = joined(state.report, plan.report);
         Ok(plan)
     }

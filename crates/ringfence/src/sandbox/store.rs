@@ -12,7 +12,6 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::begun::Ahead;
 use super::ownership::is_ours;
 use super::{Begun, ChangeOptions, Claim, Part, Sandbox, State, TakenCpus};
 use crate::error::{Error, ErrorKind, Result};
@@ -189,7 +188,7 @@ impl Entry {
     /// # Errors
     /// Those of [`Sandbox::change_with`], and what cannot be recorded; everything is then as it was.
     pub fn change(&self, sandbox: &Sandbox, change: &Resources, options: ChangeOptions) -> Result<Report> {
-        self.recorded(sandbox, |ahead| sandbox.change_ahead(change, options, ahead))
+        self.recorded(sandbox, |record| sandbox.change_ahead(change, options, Some(record)))
     }
 
     /// The same for [`Sandbox::change_claim`].
@@ -203,7 +202,7 @@ impl Entry {
         claim: Claim<'_>,
         options: ChangeOptions,
     ) -> Result<Report> {
-        self.recorded(sandbox, |ahead| sandbox.change_claim_ahead(name, claim, options, ahead))
+        self.recorded(sandbox, |record| sandbox.change_claim_ahead(name, claim, options, Some(record)))
     }
 
     /// The same for [`Sandbox::join_part`].
@@ -211,8 +210,8 @@ impl Entry {
     /// # Errors
     /// Those of [`Sandbox::join_part`], and what cannot be recorded; the processes are then where they were.
     pub fn join_part(&self, sandbox: &Sandbox, part: Option<Part>, pids: &[u32]) -> Result<()> {
-        self.recorded(sandbox, |ahead| {
-            ahead(Begun::of_processes(pids)?)?;
+        self.recorded(sandbox, |record| {
+            record(Begun::of_processes(pids)?)?;
             sandbox.join_part(part, pids)
         })
     }
@@ -230,7 +229,11 @@ impl Entry {
         Ok(report)
     }
 
-    fn recorded<T>(&self, sandbox: &Sandbox, act: impl FnOnce(Ahead<'_>) -> Result<T>) -> Result<T> {
+    fn recorded<T>(
+        &self,
+        sandbox: &Sandbox,
+        act: impl FnOnce(&dyn Fn(Begun) -> Result<()>) -> Result<T>,
+    ) -> Result<T> {
         self.settle(sandbox)?;
         let before = sandbox.state();
         let begun = RefCell::new(Begun::default());

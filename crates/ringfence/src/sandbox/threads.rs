@@ -387,7 +387,7 @@ fn remove_unused(cgroup: &Cgroup, state: &mut State, wanted: &BTreeMap<u32, Part
         let path = part.path_in(&state.cgroup);
         let mut is_gone = true;
         for (whole, _) in &cgroup.dirs {
-            let dir = Dir::new(whole.hierarchy, &path);
+            let dir = Dir::new(whole.hierarchy, &*path);
             let removed = dir.parent().map(|above| dirs.get(&above)?.remove_dir(dir.name()));
             is_gone &= matches!(removed, None | Some(Ok(()) | Err(Errno::NOENT)));
         }

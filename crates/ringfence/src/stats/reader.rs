@@ -227,7 +227,7 @@ fn if_there<T>(name: &str, opened: rustix::io::Result<T>) -> Result<Option<T>> {
 /// The names in `dir`, sorted.
 fn file_names(dir: &CgroupDir) -> rustix::io::Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
+    for entry in Dir::new(dir.open_to_read()?)? {
         if let Ok(name) = entry?.file_name().to_str() {
             names.push(name.to_owned());
         }

@@ -5,7 +5,7 @@ use super::*;
 use crate::devices::filter::Override;
 use crate::devices::runtime_defaults;
 use crate::host::{DeviceNode, Mode};
-use crate::plan::{DeviceWant, Observed, Plan, Want, plan};
+use crate::plan::{DeviceWant, FileAt, Plan, UNREAD, Want, plan};
 use crate::resources::Resources;
 use crate::{CgroupPath, DeviceRule};
 
@@ -34,14 +34,11 @@ fn planned(
         devices: change.is_none().then_some(devices),
         ..Want::change(PATH, base, changed)
     };
-    let mut observed = Observed::default();
-    for (file, content) in files {
-        for hierarchy in 0..host.hierarchies.len() {
-            let content = Some((*content).to_owned());
-            observed.insert(hierarchy, PATH, (*file).to_owned().into(), content);
-        }
-    }
-    plan(host, &want, &observed).unwrap()
+    let read = |file: FileAt<'_>| {
+        let known = files.iter().find(|(name, _)| file.path == PATH && *name == file.name);
+        Ok(known.map(|(_, content)| (*content).to_owned()))
+    };
+    plan(host, &want, &read).unwrap()
 }
 
 /// Operation, and file or unit.
@@ -293,7 +290,7 @@ fn a_slice_carries_limits_and_is_not_delegated() {
     let (nothing, want) = (Resources::default(), Resources::new().memory_limit(1 << 20));
     let unit = Some(UnitWant { name, description: "d" });
     let want = Want { create: true, unit, ..Want::change("a.slice/a-b.slice", &nothing, &want) };
-    let plan = plan(&Host::standard(Mode::V2, true), &want, &Observed::default()).unwrap();
+    let plan = plan(&Host::standard(Mode::V2, true), &want, UNREAD).unwrap();
     let properties = properties(&plan);
     assert_eq!(properties["MemoryMax"], 1 << 20);
     assert!(properties.get("Delegate").is_none() && properties.get("Slice").is_none());

@@ -17,7 +17,7 @@ fn at(host: &Host, path: &str, resources: &Resources, evacuate: bool) -> Plan {
     let nothing = Resources::default();
     let owner = Some(Owner { uid: 7, gid: 8 });
     let want = Want { create: true, evacuate, owner, ..Want::change(path, &nothing, resources) };
-    plan(host, &want, &Observed::default()).unwrap()
+    plan(host, &want, UNREAD).unwrap()
 }
 
 #[test]

@@ -161,7 +161,7 @@ fn what_v2_does_not_have_is_in_the_report_and_an_error_in_strict_mode() {
         assert_eq!(lines.iter().map(|line| line.setting.as_ref()).collect::<Vec<_>>(), [setting]);
         let nothing = Resources::default();
         let strict = Want { unsupported: Unsupported::Refuse, ..want(&nothing, &resources, true) };
-        let error = plan(&v2(), &strict, &Observed::default()).unwrap_err();
+        let error = plan(&v2(), &strict, UNREAD).unwrap_err();
         assert_eq!((error.kind(), error.setting()), (ErrorKind::Unsupported, Some(setting)));
     }
 }
@@ -248,13 +248,13 @@ fn a_quota_brings_a_burst_of_its_size_unless_the_caller_says_something_about_bur
         let planned = |base: Resources, change: &Resources, now: Option<[&str; 2]>| {
             let Some(now) = now else {
                 let want = Want { burst_by_default: true, ..want(&base, change, true) };
-                let mut all = writes(&plan(&host, &want, &Observed::default()).unwrap());
+                let mut all = writes(&plan(&host, &want, UNREAD).unwrap());
                 all.retain(|write| write.starts_with(burst));
                 return all;
             };
             let want = Want { burst_by_default: true, ..want(&base, change, false) };
             let now = [(quota, now[0]), (burst, now[1]), ("cpu.cfs_period_us", "100000")];
-            let mut all = writes(&plan(&host, &want, &observed(&host, &want, &now)).unwrap());
+            let mut all = writes(&plan(&host, &want, &holding(&now)).unwrap());
             all.retain(|write| write.starts_with(burst));
             all
         };
@@ -284,7 +284,7 @@ fn a_quota_brings_a_burst_of_its_size_unless_the_caller_says_something_about_bur
         old.capabilities.cpu_burst = false;
         let (nothing, quota) = (new(), new().cpu_quota(5_000));
         let want = Want { burst_by_default: true, ..want(&nothing, &quota, true) };
-        let planned = plan(&old, &want, &Observed::default()).unwrap();
+        let planned = plan(&old, &want, UNREAD).unwrap();
         assert!(planned.report.is_empty(), "nobody asked for it: {planned}");
     }
 }
@@ -349,7 +349,7 @@ fn everything_that_a_missing_controller_would_do_is_reported() {
 fn unified_is_refused_where_there_is_no_v2_and_for_controllers_that_are_not_there() {
     let refused = |host: &Host, key: &str| {
         let change = Resources::new().unified(key, "1");
-        plan(host, &want(&Resources::default(), &change, true), &Observed::default()).unwrap_err()
+        plan(host, &want(&Resources::default(), &change, true), UNREAD).unwrap_err()
     };
     assert!(refused(&v1(), "memory.high").to_string().contains("v1"));
     let error = refused(&v2(), "nosuch.high");
