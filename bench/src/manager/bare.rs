@@ -1,6 +1,6 @@
 //! The floor: what the kernel itself takes. No checks, no way back, no knowledge beyond a name.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use ringfence::{Controller, Host, Version};
@@ -9,20 +9,20 @@ use super::{MAJOR, MEMORY, Manager, PERIOD, PIDS, Program, QUOTA, RULES, bpf, fo
 use crate::Result;
 
 pub struct Bare {
-    hierarchies: Vec<Root>,
+    pub(super) hierarchies: Vec<Root>,
     has_v1_devices: bool,
     is_v2_alone: bool,
     name: String,
     /// v2: the program that is attached.
-    program: Option<OwnedFd>,
+    pub(super) program: Option<OwnedFd>,
 }
 
-struct Root {
-    fd: OwnedFd,
-    version: Version,
-    controllers: Vec<Controller>,
+pub(super) struct Root {
+    pub(super) fd: OwnedFd,
+    pub(super) version: Version,
+    pub(super) controllers: Vec<Controller>,
     /// v1's CPUs and memory nodes, which a new cgroup has not.
-    cpuset: Option<[Vec<u8>; 2]>,
+    pub(super) cpuset: Option<[Vec<u8>; 2]>,
 }
 
 impl Bare {
@@ -81,7 +81,7 @@ impl Bare {
             let rules: Vec<String> = asked.chain(defaults).collect();
             put(root, &self.path("devices.allow"), rules.iter().map(|rule| rule.as_bytes()))?;
         } else {
-            let dir = open(&self.hierarchies[0], &c_name, libc::O_RDONLY | libc::O_DIRECTORY)?;
+            let dir = open(&self.hierarchies[0].fd, &c_name, libc::O_RDONLY | libc::O_DIRECTORY)?;
             let program = bpf::load(RULES)?;
             bpf::attach(dir.as_raw_fd(), program.as_raw_fd(), None)?;
             self.program = Some(program);
@@ -115,10 +115,10 @@ impl Bare {
     }
 }
 
-fn open(root: &Root, path: &CString, flags: i32) -> Result<OwnedFd> {
+pub(super) fn open(dir: &OwnedFd, path: &CStr, flags: i32) -> Result<OwnedFd> {
     use std::os::fd::FromRawFd as _;
     // SAFETY: a descriptor that is open, and a C string.
-    match unsafe { libc::openat(root.fd.as_raw_fd(), path.as_ptr(), flags | libc::O_CLOEXEC) } {
+    match unsafe { libc::openat(dir.as_raw_fd(), path.as_ptr(), flags | libc::O_CLOEXEC) } {
         -1 => Err(std::io::Error::last_os_error().into()),
         // SAFETY: the kernel has just made it for us.
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
@@ -127,7 +127,10 @@ fn open(root: &Root, path: &CString, flags: i32) -> Result<OwnedFd> {
 
 /// One write(2) for each value.
 fn put<'a>(root: &Root, path: &CString, values: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
-    let file = open(root, path, libc::O_WRONLY)?;
+    write_all(&open(&root.fd, path, libc::O_WRONLY)?, values)
+}
+
+pub(super) fn write_all<'a>(file: &OwnedFd, values: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
     for value in values {
         // SAFETY: a slice, and its length.
         if unsafe { libc::write(file.as_raw_fd(), value.as_ptr().cast(), value.len()) } < 0 {
@@ -149,10 +152,10 @@ impl Manager for Bare {
         let mut unified = None;
         for root in &self.hierarchies {
             match root.version {
-                Version::V1 => files.push(open(root, &self.path("cgroup.procs"), libc::O_WRONLY)?),
+                Version::V1 => files.push(open(&root.fd, &self.path("cgroup.procs"), libc::O_WRONLY)?),
                 Version::V2 => {
                     let name = CString::new(self.name.as_str())?;
-                    unified = Some(open(root, &name, libc::O_RDONLY | libc::O_DIRECTORY)?);
+                    unified = Some(open(&root.fd, &name, libc::O_RDONLY | libc::O_DIRECTORY)?);
                 }
             }
         }
@@ -172,7 +175,7 @@ impl Manager for Bare {
             return self.write(self.root_of(Controller::Devices), "devices.allow", rule.as_bytes());
         }
         let name = CString::new(self.name.as_str())?;
-        let dir = open(&self.hierarchies[0], &name, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let dir = open(&self.hierarchies[0].fd, &name, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let program = bpf::load(RULES + 1)?;
         let old = self.program.as_ref().map(|program| program.as_raw_fd());
         bpf::attach(dir.as_raw_fd(), program.as_raw_fd(), old)?;

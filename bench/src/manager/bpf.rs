@@ -73,6 +73,22 @@ pub fn attach(cgroup: i32, program: i32, replaced: Option<i32>) -> Result<()> {
     call(8, &mut attributes).map(drop)
 }
 
+/// The number of a program, and what is attached to a cgroup: by the first, another process finds it again; the second is
+/// not to be put out of force.
+pub fn look(cgroup: i32, program: i32) -> Result<()> {
+    let mut info = [0_u8; 256];
+    let mut attributes = [0_u64; 16];
+    attributes[0] = program as u64 | (info.len() as u64) << 32;
+    attributes[1] = info.as_mut_ptr() as u64;
+    call(15, &mut attributes)?; // BPF_OBJ_GET_INFO_BY_FD
+    let mut ids = [0_u32; 64];
+    let mut attributes = [0_u64; 16];
+    attributes[0] = cgroup as u64 | 6 << 32; // BPF_CGROUP_DEVICE
+    attributes[2] = ids.as_mut_ptr() as u64;
+    attributes[3] = ids.len() as u64;
+    call(16, &mut attributes).map(drop) // BPF_PROG_QUERY
+}
+
 fn call(command: i32, attributes: &mut [u64; 16]) -> Result<i32> {
     // SAFETY: what the attributes point to outlives the call.
     let done =

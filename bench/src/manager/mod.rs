@@ -2,6 +2,7 @@
 
 pub mod bare;
 pub mod bpf;
+mod careful;
 pub mod ours;
 pub mod peers;
 
@@ -42,6 +43,7 @@ pub fn all(host: &Host) -> Vec<(String, Box<dyn Manager>)> {
     let of = |name: &str| format!("{name} {}", crate::version(name));
     vec![
         ("bare system calls".into(), Box::new(bare::Bare::new(host))),
+        ("bare, with checks".into(), Box::new(careful::Careful::new(host))),
         ("ringfence".into(), Box::new(ours::Ours::new(host))),
         (of("cgroups-rs"), Box::new(peers::Kata::default())),
         (of("libcgroups"), Box::new(peers::Youki::default())),

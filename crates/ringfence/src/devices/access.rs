@@ -53,6 +53,10 @@ impl Access {
         self.0
     }
 
+    pub(super) fn letters(self) -> impl Iterator<Item = char> {
+        Self::LETTERS.into_iter().filter(move |(_, access)| self.contains(*access)).map(|(letter, _)| letter)
+    }
+
     fn from_bits(bits: u8) -> Option<Self> {
         (bits != 0).then_some(Self(bits))
     }
@@ -60,12 +64,7 @@ impl Access {
 
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (letter, access) in Self::LETTERS {
-            if self.contains(access) {
-                f.write_char(letter)?;
-            }
-        }
-        Ok(())
+        self.letters().try_for_each(|letter| f.write_char(letter))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What all device rules together mean: a default, and exceptions from it.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -57,10 +57,17 @@ pub struct Decision {
 impl Exception {
     /// As the kernel's v1 files have it.
     pub(super) fn text(self) -> String {
-        // As long as the longest with numbers of up to six digits.
-        let mut text = String::with_capacity(24);
-        // A string takes whatever is written to it.
-        _ = write!(text, "{self}");
+        let mut text = String::with_capacity("c 4294967294:4294967294 rwm".len());
+        text.push(self.kind.letter());
+        for (before, number) in [(' ', self.numbers.major), (':', self.numbers.minor)] {
+            text.push(before);
+            match number {
+                Some(number) => text.push_str(itoa::Buffer::new().format(number)),
+                None => text.push('*'),
+            }
+        }
+        text.push(' ');
+        text.extend(self.access.letters());
         text
     }
 
@@ -123,6 +130,7 @@ impl DevicePolicy {
         let resets = caller.iter().rposition(|rule| rule.kind == RuleKind::All).map_or(0, |last| last + 1);
         let (start, specific) = caller.split_at_checked(resets).unwrap_or((caller, &[]));
         let (mut policy, mut report) = (Self::deny_all(), Report::default());
+        policy.exceptions.reserve(caller.len() + base.len());
         for rule in start.iter().chain(base) {
             policy.apply(rule, &mut report)?;
         }
@@ -226,11 +234,6 @@ impl DevicePolicy {
         self.exceptions.binary_search_by_key(&wanted.place(), |one| one.place())
     }
 
-    /// The exception for exactly the same devices.
-    fn same(&self, wanted: Exception) -> Option<Exception> {
-        self.position(wanted).ok().and_then(|at| self.exceptions.get(at).copied())
-    }
-
     /// Adds to the exceptions.
     pub(super) fn insert(&mut self, exception: Exception) {
         match self.position(exception) {
@@ -253,13 +256,15 @@ impl DevicePolicy {
         self.exceptions.iter().copied()
     }
 
-    /// Of `wanted`, what the exception for exactly these devices lacks; all of it where there is none.
-    pub(super) fn lacks(&self, wanted: Exception) -> Option<Exception> {
-        let access = match self.same(wanted) {
-            Some(had) => wanted.access.minus(had.access)?,
-            None => wanted.access,
-        };
-        Some(Exception { access, ..wanted })
+    /// What of these exceptions is not in those of another policy for exactly the same devices.
+    pub(super) fn minus(&self, other: &Self) -> impl Iterator<Item = Exception> {
+        let mut theirs = other.exceptions().peekable();
+        self.exceptions().filter_map(move |own| {
+            while theirs.next_if(|their| their.place() < own.place()).is_some() {}
+            let same = theirs.peek().filter(|their| their.place() == own.place());
+            let access = same.map_or(Some(own.access), |their| own.access.minus(their.access))?;
+            Some(Exception { access, ..own })
+        })
     }
 
     /// The shortest rules that make this policy, whatever was before.
@@ -331,11 +336,7 @@ impl fmt::Display for DevicePolicy {
 impl fmt::Display for Exception {
     /// As the kernel's v1 files have it: `c 1:3 rwm`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.kind.fmt(f)?;
-        f.write_char(' ')?;
-        self.numbers.fmt(f)?;
-        f.write_char(' ')?;
-        self.access.fmt(f)
+        f.write_str(&self.text())
     }
 }
 

@@ -56,7 +56,7 @@ pub struct DeviceRule {
 }
 
 impl DeviceKind {
-    fn letter(self) -> char {
+    pub(super) fn letter(self) -> char {
         match self {
             Self::Block => 'b',
             Self::Char => 'c',
@@ -235,13 +235,8 @@ impl fmt::Display for RuleKind {
 
 impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = |number: Option<u32>, f: &mut fmt::Formatter<'_>| match number {
-            Some(number) => number.fmt(f),
-            None => f.write_char('*'),
-        };
-        number(self.major, f)?;
-        f.write_char(':')?;
-        number(self.minor, f)
+        let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
+        write!(f, "{}:{}", number(self.major), number(self.minor))
     }
 }
 

@@ -70,9 +70,7 @@ pub(crate) fn transition(
     let write =
         |file: &'static str| move |exception: Exception| DeviceWrite { file, value: exception.text() };
     if let Some(from) = from.filter(|from| from.default_verdict() == default) {
-        let gained = to.exceptions().filter_map(|exception| from.lacks(exception)).map(write(except));
-        let lost = from.exceptions().filter_map(|exception| to.lacks(exception)).map(write(restore));
-        return Ok(gained.chain(lost).collect());
+        return Ok(to.minus(from).map(write(except)).chain(from.minus(to).map(write(restore))).collect());
     }
     let in_one_write = live.list == LiveList::AllowByDefault && *to == DevicePolicy::allow_all();
     if !in_one_write && populated() {

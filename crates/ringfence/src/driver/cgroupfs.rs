@@ -238,7 +238,6 @@ impl Run<'_, '_> {
     }
 
     fn write(&mut self, step: &Step, dir: &Dir, name: &str, value: &str) -> Result<(), Failed> {
-        let open = self.open(dir)?;
         let undo = match &step.undo {
             Undo::AsFound => match self.dirs.read_to_write(dir, name) {
                 Ok(now) => {
@@ -256,6 +255,7 @@ impl Run<'_, '_> {
         };
         let mut tries = 0;
         while let Err(errno) = self.write_file(step, dir, name, value) {
+            let open = self.open(dir)?;
             let reaction = step.reaction(errno);
             if reaction == Some(Reaction::DeviceReset) && tries < RETRIES {
                 tries += 1;

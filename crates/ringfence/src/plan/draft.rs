@@ -36,7 +36,9 @@ impl<'a> Draft<'a> {
         named: &'a BTreeMap<String, String>,
         observed: &'a Observed<'a>,
     ) -> Self {
-        let (steps, report) = Default::default();
+        let report = Report::default();
+        // A new one takes tens of steps, most of them for its devices.
+        let steps = if want.create { Vec::with_capacity(64) } else { Vec::new() };
         Self { host, path: want.path.into(), want, named, observed, steps, report }
     }
 

@@ -343,11 +343,20 @@ impl SandboxConfig {
     }
 
     /// What the separate overhead should be: the limits that are its own, the devices and the owner of the sandbox.
-    pub(super) fn apart(&self) -> Result<Option<Self>> {
-        let Overhead::Separate(path) = self.overhead_at()? else { return Ok(None) };
+    pub(super) fn apart(&self) -> Result<Option<Box<Self>>> {
+        match self.overhead_at()? {
+            Overhead::Separate(path) => Ok(Some(Box::new(self.of_separate(path)))),
+            Overhead::Together | Overhead::Nested => Ok(None),
+        }
+    }
+
+    // Where there is none, its room on the stack is not touched: after a fork each page that is costs as much as a dozen
+    // system calls.
+    #[inline(never)]
+    fn of_separate(&self, path: CgroupPath) -> Self {
         let mut resources = self.overhead_resources.clone();
         resources.devices.clone_from(&self.resources.devices);
-        Ok(Some(Self {
+        Self {
             path,
             resources,
             overhead: Some(Overhead::Together),
@@ -357,7 +366,7 @@ impl SandboxConfig {
             name_prefix: None,
             unread: Report::default(),
             ..self.clone()
-        }))
+        }
     }
 
     pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew<'_>) -> Want<'a> {

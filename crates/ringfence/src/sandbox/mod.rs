@@ -113,11 +113,13 @@ impl Sandbox {
 
     /// The state of a sandbox that is about to be made: what a [`Store`](crate::Store) writes ahead. Changes nothing.
     pub fn intent(host: &Host, config: &SandboxConfig) -> Result<State> {
-        let state = Self::own_intent(host, config)?;
-        Self::with_apart(host, config, state)
+        let mut state = Self::own_intent(host, config)?;
+        Self::add_apart(host, config, &mut state)?;
+        Ok(*state)
     }
 
-    fn own_intent(host: &Host, config: &SandboxConfig) -> Result<State> {
+    /// In a box: a state is large, and is handed on.
+    fn own_intent(host: &Host, config: &SandboxConfig) -> Result<Box<State>> {
         config.resources.validate()?;
         let cgroup = config.resolve(host)?;
         let overhead = config.overhead_at()?;
@@ -140,7 +142,7 @@ impl Sandbox {
             report.add("cgroup", &config.path, format!("{}: {IN_OUR_OWN}", host.why_nothing()));
         }
         config.unsupported.mind(&report)?;
-        Ok(State {
+        Ok(Box::new(State {
             version: STATE_VERSION,
             phase: Phase::Creating,
             path: config.path.clone(),
@@ -174,7 +176,7 @@ impl Sandbox {
             apart: None,
             begun: None,
             unknown: BTreeMap::new(),
-        })
+        }))
     }
 
     /// Makes the cgroups and writes every limit: all of it or nothing.
@@ -217,7 +219,8 @@ impl Sandbox {
         let (host, unsupported, apart) = (host.clone(), config.unsupported, second.made);
         let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
         let made = Self { host, cgroup, state, unsupported, apart, hearers: Hearers::default() };
-        let report = made.state().full_report();
+        let mut report = made.locked().report.clone();
+        made.apart.iter().for_each(|apart| report.add_new(&apart.locked().report));
         Ok((made, report))
     }
 

@@ -24,7 +24,7 @@ const ONE_DOMAIN: &str = "on cgroup v2 the threads of a process cannot be in dif
 /// The separate overhead of a sandbox that is being made.
 pub(super) struct Second<'a> {
     host: &'a Host,
-    config: Option<SandboxConfig>,
+    config: Option<Box<SandboxConfig>>,
     pub(super) made: Option<Box<Sandbox>>,
 }
 
@@ -69,7 +69,7 @@ fn note_of(host: &Host, overhead: &Overhead, cgroup: &str) -> Report {
 
 impl SandboxConfig {
     /// The state of the separate overhead, beside that of the sandbox.
-    fn apart_of(&self, host: &Host, state: &State) -> Result<Option<State>> {
+    fn apart_of(&self, host: &Host, state: &State) -> Result<Option<Box<State>>> {
         let Some(config) = self.apart()? else { return Ok(None) };
         let apart = Sandbox::own_intent(host, &config)?;
         let is_below = |below: &str, above: &str| {
@@ -94,14 +94,14 @@ impl Sandbox {
     }
 
     /// Adds the separate overhead to the state of a sandbox that is about to be made.
-    pub(super) fn with_apart(host: &Host, config: &SandboxConfig, mut state: State) -> Result<State> {
-        if let Some(apart) = config.apart_of(host, &state)? {
+    pub(super) fn add_apart(host: &Host, config: &SandboxConfig, state: &mut State) -> Result<()> {
+        if let Some(apart) = config.apart_of(host, state)? {
             state.report.append(note_of(host, &state.overhead, &apart.cgroup));
             // They are its own there.
             state.overhead_resources = Resources::default();
-            state.apart = Some(Box::new(apart));
+            state.apart = Some(apart);
         }
-        Ok(state)
+        Ok(())
     }
 
     /// The steps of a creation, on the host as it is seen at each of the two paths.

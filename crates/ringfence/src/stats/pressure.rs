@@ -69,7 +69,7 @@ pub(super) const FILES: &[File] = &[
 fn pressure(contents: &[u8]) -> Pressure {
     let mut pressure = Pressure::default();
     for line in parse::lines(contents) {
-        match line.split_once(' ') {
+        match parse::cut(line, b' ') {
             Some(("some", rest)) => pressure.some = Some(stalled(rest)),
             Some(("full", rest)) => pressure.full = Some(stalled(rest)),
             _ => {}

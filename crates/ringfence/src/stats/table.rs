@@ -8,11 +8,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A sorted map, for what the kernel lists by name or by device.
 ///
-/// It keeps its keys when it is cleared: the next sample has the same ones, and allocates nothing.
+/// It keeps its keys when it is cleared: the next sample has the same ones, and allocates nothing. The kernel lists them in
+/// the same order too, so that each is first looked for where it was the last time.
 #[derive(Clone)]
 pub struct Table<K, V> {
-    /// `None`: a key of an earlier sample.
-    rows: BTreeMap<K, Option<V>>,
+    /// Sorted. `None`: a key of an earlier sample.
+    rows: Vec<(K, Option<V>)>,
+    /// The row of each update of the last sample, in its order.
+    order: Vec<usize>,
+    /// How many updates there were since the last [`clear`](Self::clear); `None` where rows have moved since then.
+    updates: Option<usize>,
 }
 
 impl<K: Ord, V> Table<K, V> {
@@ -21,7 +26,15 @@ impl<K: Ord, V> Table<K, V> {
     where
         K: Borrow<Q>,
     {
-        self.rows.get(key)?.as_ref()
+        let row = self.position(key).ok()?;
+        self.rows.get(row)?.1.as_ref()
+    }
+
+    fn position<Q: Ord + ?Sized>(&self, key: &Q) -> Result<usize, usize>
+    where
+        K: Borrow<Q>,
+    {
+        self.rows.binary_search_by(|(known, _)| known.borrow().cmp(key))
     }
 
     /// Changes the value of `key`, which is the default if there was none.
@@ -33,10 +46,38 @@ impl<K: Ord, V> Table<K, V> {
         K: Borrow<Q>,
         V: Default,
     {
-        if let Some(row) = self.rows.get_mut(key) {
-            change(row.get_or_insert_default());
-        } else {
-            change(self.rows.entry(key.to_owned()).or_default().get_or_insert_default());
+        let is_it = |row: &&usize| self.rows.get(**row).is_some_and(|(known, _)| known.borrow() == key);
+        let row = match self.updates.and_then(|updates| self.order.get(updates)).filter(is_it) {
+            Some(row) => *row,
+            None => self.find(key),
+        };
+        if let Some(updates) = &mut self.updates {
+            *updates += 1;
+        }
+        if let Some((_, value)) = self.rows.get_mut(row) {
+            change(value.get_or_insert_default());
+        }
+    }
+
+    /// The row of a key, made if there is none, and remembered for the next sample.
+    fn find<Q: Ord + ToOwned<Owned = K> + ?Sized>(&mut self, key: &Q) -> usize
+    where
+        K: Borrow<Q>,
+    {
+        match self.position(key) {
+            Ok(row) => {
+                if let Some(updates) = self.updates {
+                    self.order.truncate(updates);
+                    self.order.push(row);
+                }
+                row
+            }
+            Err(row) => {
+                self.rows.insert(row, (key.to_owned(), None));
+                self.order.clear();
+                self.updates = None;
+                row
+            }
         }
     }
 }
@@ -54,19 +95,20 @@ impl<K, V> Table<K, V> {
 
     pub(super) fn clear(&mut self) {
         self.retain(|_| false);
+        self.updates = Some(0);
     }
 
     /// Takes out the values of which `keep` is false.
     pub(super) fn retain(&mut self, keep: impl Fn(&V) -> bool) {
-        for row in self.rows.values_mut() {
-            row.take_if(|value| !keep(value));
+        for (_, value) in &mut self.rows {
+            value.take_if(|value| !keep(value));
         }
     }
 }
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Self { rows: BTreeMap::new() }
+        Self { rows: Vec::new(), order: Vec::new(), updates: Some(0) }
     }
 }
 
@@ -91,7 +133,8 @@ impl<K: Serialize, V: Serialize> Serialize for Table<K, V> {
 impl<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de>> Deserialize<'de> for Table<K, V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let rows = BTreeMap::<K, V>::deserialize(deserializer)?;
-        Ok(Self { rows: rows.into_iter().map(|(key, value)| (key, Some(value))).collect() })
+        let rows = rows.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        Ok(Self { rows, ..Self::default() })
     }
 }
 
@@ -115,5 +158,27 @@ mod tests {
         table.update("b", |value| *value += 4);
         assert_eq!(table.get("b"), Some(&4), "a key that comes back starts anew");
         assert_eq!(table.iter().count(), 1);
+    }
+
+    #[test]
+    fn whatever_the_order_in_which_keys_come_each_has_its_own_value() {
+        let samples: [&[(&str, u64)]; 7] = [
+            &[("c", 1), ("a", 2), ("b", 3)],
+            &[("c", 4), ("a", 5), ("b", 6)],
+            &[("a", 7), ("c", 8)],
+            &[("a", 9), ("c", 10), ("aa", 11), ("b", 12)],
+            &[("a", 13), ("c", 14), ("aa", 15), ("b", 16)],
+            &[("c", 17), ("c", 18), ("a", 19)],
+            &[],
+        ];
+        let mut table = Table::<String, u64>::default();
+        for sample in samples {
+            table.clear();
+            sample.iter().for_each(|(key, value)| table.update(*key, |kept| *kept = *value));
+            let expected: BTreeMap<String, u64> =
+                sample.iter().map(|(key, value)| ((*key).to_owned(), *value)).collect();
+            assert!(table.iter().eq(&expected), "{sample:?}: {table:?}");
+            expected.iter().for_each(|(key, value)| assert_eq!(table.get(key.as_str()), Some(value)));
+        }
     }
 }
