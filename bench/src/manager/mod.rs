@@ -38,16 +38,20 @@ pub trait Manager {
     fn destroy(&mut self) -> Result<()>;
 }
 
-/// By name; the first one is what the others are compared with.
+/// By name; the first one is what the others are compared with. For a profile, some of them.
 pub fn all(host: &Host) -> Vec<(String, Box<dyn Manager>)> {
     let of = |name: &str| format!("{name} {}", crate::version(name));
-    vec![
+    let mut all: Vec<(String, Box<dyn Manager>)> = vec![
         ("bare system calls".into(), Box::new(bare::Bare::new(host))),
         ("bare, with checks".into(), Box::new(careful::Careful::new(host))),
         ("ringfence".into(), Box::new(ours::Ours::new(host))),
         (of("cgroups-rs"), Box::new(peers::Kata::default())),
         (of("libcgroups"), Box::new(peers::Youki::default())),
-    ]
+    ];
+    if let Ok(only) = std::env::var("RINGFENCE_BENCH_ONLY") {
+        all.retain(|(name, _)| name.starts_with(&only));
+    }
+    all
 }
 
 /// The smallest program there is: it exits with its third instruction, so that the time to its end is that to its first.

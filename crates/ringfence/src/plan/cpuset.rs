@@ -53,8 +53,7 @@ fn v1(draft: &mut Draft<'_>, index: usize, hierarchy: &Hierarchy) {
 fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, is_wanted: bool, machine: &CpuSet) {
     let mut inherited = None;
     let mut empty = vec![draft.leaf(index)];
-    let above = |dir: &Dir| dir.parent();
-    for dir in std::iter::successors(draft.leaf(index).parent(), above) {
+    for dir in std::iter::successors(draft.leaf(index).parent(), Dir::parent) {
         inherited = draft.above(index, &dir.path, file).filter(|now| !now.is_empty());
         if inherited.is_some() {
             break;

@@ -214,6 +214,8 @@ fn think_out(host: &Host, want: &Want<'_>, observed: &Observed<'_>) -> Result<(V
         of_parts.extend(more);
         report.append(about);
     }
+    // What a part has asked for by way of the whole.
+    observed.failure()?;
     steps.extend(of_parts);
     if !want.create {
         around_parts(host, want, observed, &mut steps);
