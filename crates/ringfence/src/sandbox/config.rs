@@ -350,8 +350,8 @@ impl SandboxConfig {
         }
     }
 
-    // Where there is none, its room on the stack is not touched: after a fork each page that is costs as much as a dozen
-    // system calls.
+    // Where there is none, its room on the stack is not touched: after a fork each page that is costs more than a system
+    // call.
     #[inline(never)]
     fn of_separate(&self, path: CgroupPath) -> Self {
         let mut resources = self.overhead_resources.clone();
