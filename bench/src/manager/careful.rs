@@ -126,11 +126,9 @@ impl Manager for Careful {
 
     fn destroy(&mut self) -> Result<()> {
         for (root, dir) in self.roots() {
-            match root.version {
-                // Nobody is inside, or below.
-                Version::V1 => read(dir, c"cgroup.procs").and_then(|()| stat(dir))?,
-                Version::V2 => read(dir, c"cgroup.events").and_then(|()| stat(dir))?,
-            }
+            // Nobody is inside, or below.
+            read(dir, if root.version == Version::V1 { c"cgroup.procs" } else { c"cgroup.events" })?;
+            stat(dir)?;
         }
         // Nobody can know of it behind the removal.
         match self.dir_of(Controller::Memory) {

@@ -259,8 +259,8 @@ impl Cgroup {
         }
         match &self.unit {
             Some(unit) if unit.is_in_default_slice() => {
-                let slice = Dir::new(0, Arc::clone(&self.path)).parent().unwrap_or_else(|| Dir::new(0, ""));
-                stop_default_slice(&self.host, &slice.path, &mut outcome);
+                let own = Dir::new(0, Arc::clone(&self.path));
+                stop_default_slice(&self.host, own.above().unwrap_or_default(), &mut outcome);
             }
             Some(_) => {}
             None if self.parent_is_default => self.remove_empty_parent(&mut outcome),

@@ -8,7 +8,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use crate::host::Host;
-use crate::kernel::dir::CgroupDir;
+use crate::kernel::dir::{CgroupDir, path_of_descriptor};
 use crate::path::DRAINED;
 
 const MARK: &str = "trusted.ringfence";
@@ -16,7 +16,7 @@ const USER_MARK: &str = "user.ringfence";
 
 /// Marks a directory. Where the kernel or the lack of privilege forbids it, the directory goes without.
 pub(crate) fn mark(dir: &CgroupDir, text: &str) {
-    let dir = dir.path_of_descriptor();
+    let dir = path_of_descriptor(dir);
     let set = |name| rustix::fs::setxattr(&*dir, name, text.as_bytes(), XattrFlags::empty());
     if set(MARK) == Err(Errno::PERM) {
         _ = set(USER_MARK);
@@ -29,7 +29,7 @@ pub(crate) fn mark_drained(dir: &CgroupDir) {
 }
 
 pub(crate) fn mark_of(dir: &CgroupDir) -> Option<String> {
-    let (dir, mut buffer) = (dir.path_of_descriptor(), [0_u8; 512]);
+    let (dir, mut buffer) = (path_of_descriptor(dir), [0_u8; 512]);
     let mut get = |name| rustix::fs::getxattr(&*dir, name, &mut buffer);
     let length = match get(MARK) {
         Err(Errno::NODATA) if !rustix::process::geteuid().is_root() => get(USER_MARK),

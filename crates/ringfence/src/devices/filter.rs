@@ -4,15 +4,16 @@
 //! the old one, or, before Linux 5.6, is attached before the old one is detached; both must then agree for a moment,
 //! which never opens what neither allows. Programs of others stay, and must agree too.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::program::Insn;
 use crate::kernel::bpf;
+use crate::kernel::dir::{PLACE, path_of_descriptor};
 use crate::{Error, ErrorKind, Report, Result};
 
 /// The name of our programs in the kernel, as `bpftool cgroup show` has it.
@@ -261,8 +262,7 @@ fn exclusive_ancestor(cgroup: BorrowedFd<'_>) -> Result<Option<(PathBuf, u32)>, 
 
 /// The cgroup above this one; nothing at the root of the mount.
 fn parent(cgroup: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
-    let up =
-        rustix::fs::openat(cgroup, "..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let up = rustix::fs::openat(cgroup, "..", PLACE, Mode::empty())?;
     let (here, there) = (rustix::fs::fstat(cgroup)?, rustix::fs::fstat(&up)?);
     Ok((here.st_dev == there.st_dev && here.st_ino != there.st_ino).then_some(up))
 }
@@ -324,7 +324,7 @@ fn refused(cgroup: BorrowedFd<'_>, errno: Errno) -> Error {
 
 /// For messages: what the descriptor was opened at.
 fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
-    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()
+    std::fs::read_link(path_of_descriptor(fd)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -59,13 +59,8 @@ impl Exception {
     pub(super) fn text(self) -> String {
         let mut text = String::with_capacity("c 4294967294:4294967294 rwm".len());
         text.push(self.kind.letter());
-        for (before, number) in [(' ', self.numbers.major), (':', self.numbers.minor)] {
-            text.push(before);
-            match number {
-                Some(number) => text.push_str(itoa::Buffer::new().format(number)),
-                None => text.push('*'),
-            }
-        }
+        text.push(' ');
+        self.numbers.add_to(&mut text);
         text.push(' ');
         text.extend(self.access.letters());
         text

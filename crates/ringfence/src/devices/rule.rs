@@ -83,6 +83,18 @@ impl Numbers {
         overlaps(self.major, other.major) && overlaps(self.minor, other.minor)
     }
 
+    /// Writes `MAJOR:MINOR`, each a number or `*`.
+    pub(super) fn add_to(self, text: &mut String) {
+        let mut digits = itoa::Buffer::new();
+        for (before, number) in [("", self.major), (":", self.minor)] {
+            text.push_str(before);
+            match number {
+                Some(number) => text.push_str(digits.format(number)),
+                None => text.push('*'),
+            }
+        }
+    }
+
     /// `MAJOR:MINOR`, each a number or `*`.
     fn parse(text: &str) -> Option<Self> {
         let number = |text: &str| match text {
@@ -235,8 +247,9 @@ impl fmt::Display for RuleKind {
 
 impl fmt::Display for Numbers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
-        write!(f, "{}:{}", number(self.major), number(self.minor))
+        let mut text = String::new();
+        self.add_to(&mut text);
+        f.write_str(&text)
     }
 }
 

@@ -18,7 +18,7 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_XDEV);
 
 /// A place, not to be read from.
-const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub(crate) const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// An open directory of a cgroup hierarchy.
 #[derive(Debug)]
@@ -40,11 +40,6 @@ impl CgroupDir {
     /// Opens it to be listed, or locked.
     pub(crate) fn open_to_read(&self) -> Result<OwnedFd> {
         self.open(".", OFlags::RDONLY | OFlags::DIRECTORY)
-    }
-
-    /// A path for what takes no place: calls on extended attributes, inotify(7).
-    pub(crate) fn path_of_descriptor(&self) -> String {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 
     /// Opens the directory above this one, which must not be the root of the hierarchy.
@@ -163,6 +158,11 @@ impl AsFd for CgroupDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// A path to what is open, for calls that take no descriptor of a place: on extended attributes, inotify(7).
+pub(crate) fn path_of_descriptor(fd: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 
 /// One write(2); cgroup files take a value whole or not at all.

@@ -8,6 +8,8 @@ use rustix::fs::inotify;
 use rustix::io::{Errno, Result};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
+use crate::kernel::dir::path_of_descriptor;
+
 /// The head of `struct inotify_event`: wd, mask, cookie, and the length of the name behind it.
 const HEAD: usize = 16;
 
@@ -76,8 +78,7 @@ pub(crate) fn inotify() -> Result<OwnedFd> {
 
 /// Watches what is open: the same file has the same number, however often it is asked for.
 pub(crate) fn watch(inotify: impl AsFd, open: impl AsFd, flags: inotify::WatchFlags) -> Result<i32> {
-    use std::os::fd::AsRawFd as _;
-    inotify::add_watch(inotify, format!("/proc/self/fd/{}", open.as_fd().as_raw_fd()), flags)
+    inotify::add_watch(inotify, path_of_descriptor(open), flags)
 }
 
 /// Ends a watch. What was removed is none any more.

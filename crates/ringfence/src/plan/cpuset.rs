@@ -51,9 +51,9 @@ fn v1(draft: &mut Draft<'_>, index: usize, hierarchy: &Hierarchy) {
 /// Fills the empty levels of one cpuset file, the cgroup's own too unless its set `is_wanted`, with what the nearest level
 /// has that is not empty; `machine` is what the root has if it is not read.
 fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, is_wanted: bool, machine: &CpuSet) {
-    let mut inherited = None;
-    let mut empty = vec![draft.leaf(index)];
-    for dir in std::iter::successors(draft.leaf(index).parent(), Dir::parent) {
+    let own = draft.leaf(index);
+    let (mut inherited, mut empty) = (None, Vec::new());
+    for dir in std::iter::successors(own.parent(), Dir::parent) {
         inherited = draft.above(index, &dir.path, file).filter(|now| !now.is_empty());
         if inherited.is_some() {
             break;
@@ -63,11 +63,8 @@ fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, is_wanted: bool
         }
     }
     let inherited = inherited.map_or_else(|| machine.to_string(), |now| now.to_string());
-    if is_wanted {
-        empty.remove(0);
-    }
     // Top-down: empty, or not there yet. If somebody else makes it first, they fill it with the same.
-    for dir in empty.into_iter().rev() {
+    for dir in empty.into_iter().rev().chain((!is_wanted).then_some(own)) {
         draft.push(Step::new(Action::Write { dir, file: file.into(), value: inherited.clone() }));
     }
 }
