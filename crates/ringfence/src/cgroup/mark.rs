@@ -4,6 +4,8 @@
 //! hierarchy: in the v2 tree where there is one, else in the first of v1. Without CAP_SYS_ADMIN it is `user.ringfence`
 //! (Linux 5.7), which counts only for those who have not that capability either: anybody may set it on what is theirs.
 
+use std::os::fd::AsFd;
+
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
@@ -16,7 +18,8 @@ const USER_MARK: &str = "user.ringfence";
 
 /// Marks a directory. Where the kernel or the lack of privilege forbids it, the directory goes without.
 pub(crate) fn mark(dir: &CgroupDir, text: &str) {
-    let dir = path_of_descriptor(dir);
+    let Ok(open) = dir.descriptor() else { return };
+    let dir = path_of_descriptor(open.as_fd());
     let set = |name| rustix::fs::setxattr(&*dir, name, text.as_bytes(), XattrFlags::empty());
     if set(MARK) == Err(Errno::PERM) {
         _ = set(USER_MARK);
@@ -29,7 +32,8 @@ pub(crate) fn mark_drained(dir: &CgroupDir) {
 }
 
 pub(crate) fn mark_of(dir: &CgroupDir) -> Option<String> {
-    let (dir, mut buffer) = (path_of_descriptor(dir), [0_u8; 512]);
+    let open = dir.descriptor().ok()?;
+    let (dir, mut buffer) = (path_of_descriptor(open.as_fd()), [0_u8; 512]);
     let mut get = |name| rustix::fs::getxattr(&*dir, name, &mut buffer);
     let length = match get(MARK) {
         Err(Errno::NODATA) if !rustix::process::geteuid().is_root() => get(USER_MARK),

@@ -34,6 +34,7 @@ use crate::driver::systemd::Processes;
 use crate::driver::undo::Origin;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Hierarchy, Host, Version};
+use crate::kernel::descriptors::Share;
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::ProcessIdentity;
 use crate::kernel::spawn::{Inside, Stage, join_self};
@@ -57,13 +58,17 @@ const FREEZE_FOR_DEVICES: Duration = Duration::from_secs(5);
 
 /// One cgroup: a directory of the same path in every v1 hierarchy, or the one directory of v2, or both.
 ///
-/// Holds an open descriptor for each directory. All methods take `&self` and block.
+/// Holds an open descriptor for each directory, as long as all that the process holds of sandboxes and their statistics is no
+/// more than half of the descriptors that it may have (`RLIMIT_NOFILE`). One that is beyond that opens its directories with
+/// each use, and knows by their inodes that they are the same. All methods take `&self` and block.
 #[derive(Debug)]
 pub struct Cgroup {
     pub(crate) host: Host,
     /// Below the root of each hierarchy.
     pub(crate) path: Arc<str>,
     pub(crate) dirs: Vec<(Dir, Arc<CgroupDir>)>,
+    /// With it, the directories stay open.
+    _share: Option<Share>,
     /// Made by us, or restored: processes inside are ours.
     pub(crate) ours: bool,
     /// The parent is the default one, which goes with its last cgroup.
@@ -109,6 +114,16 @@ impl Filter {
             Self::Unknown => None,
             Self::Id(id) => Some(*id),
             Self::Held(filter) => Some(filter.id()),
+        }
+    }
+}
+
+/// Keeps none of the directories open that can be found again.
+fn let_go(host: &Host, dirs: &mut [(Dir, Arc<CgroupDir>)]) {
+    for (dir, open) in dirs {
+        let let_go = host.root(dir.hierarchy).and_then(|root| open.let_go(&root, &dir.path));
+        if let Ok(let_go) = let_go {
+            *open = Arc::new(let_go);
         }
     }
 }
@@ -254,9 +269,22 @@ impl Cgroup {
         Ok(Self::with(host.as_seen_at(path), path, dirs))
     }
 
-    fn with(host: Host, path: &str, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
-        let (path, filter, started) = (path.into(), Mutex::default(), Mutex::default());
-        Self { host, path, dirs, ours: false, parent_is_default: false, unit: None, filter, started }
+    fn with(host: Host, path: &str, mut dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
+        let share = Share::of(dirs.len());
+        if share.is_none() {
+            let_go(&host, &mut dirs);
+        }
+        Self {
+            host,
+            path: path.into(),
+            dirs,
+            _share: share,
+            ours: false,
+            parent_is_default: false,
+            unit: None,
+            filter: Mutex::default(),
+            started: Mutex::default(),
+        }
     }
 
     /// Whether it has a directory; all that is known of one without is what was [`started`](Self::started).
@@ -286,7 +314,7 @@ impl Cgroup {
             match open.take(&dir) {
                 Ok(opened) => dirs.push((dir, opened)),
                 Err(Errno::NOENT) => {}
-                Err(errno) => return Err(Error::kernel("cannot open the cgroup", dir.full(host), errno)),
+                Err(errno) => return Err(dir.not_opened(host, errno)),
             }
         }
         Ok(dirs)
@@ -539,9 +567,11 @@ impl Cgroup {
         }
         let image = command.image()?;
         let start = |born_inside: bool| {
-            let unified = self.unified().filter(|_| born_inside);
+            let unified = self.unified().filter(|_| born_inside).map(|open| open.descriptor()).transpose();
+            let unified =
+                unified.map_err(|errno| Error::kernel("cannot open the cgroup", &*self.path, errno))?;
             let join = self.join_files(born_inside)?;
-            let inside = Inside { unified: unified.map(|open| open.as_fd()), join: &join };
+            let inside = Inside { unified: unified.as_ref().map(AsFd::as_fd), join: &join };
             Ok(spawn::spawn(&image, &inside))
         };
         let started = match start(self.host.capabilities.clone_into_cgroup)? {

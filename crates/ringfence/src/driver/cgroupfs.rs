@@ -112,11 +112,12 @@ impl Run<'_, '_> {
             Action::Write { dir, file, value } => self.write(step, dir, file, value),
             Action::DeviceFilter { dir, policy, overriding } => {
                 let open = self.open(dir)?;
+                let here = open.descriptor().map_err(|errno| dir.not_opened(self.dirs.host, errno))?;
                 let program = program::compile(policy);
                 let (filter, report) =
-                    DeviceFilter::prepare(open.as_fd(), &program, self.earlier, *overriding)?;
+                    DeviceFilter::prepare(here.as_fd(), &program, self.earlier, *overriding)?;
                 self.plan.unsupported.mind(&report)?;
-                filter.attach(open.as_fd())?;
+                filter.attach(here.as_fd())?;
                 self.report.append(report);
                 self.log.filter(dir, filter);
                 Ok(())
@@ -135,9 +136,7 @@ impl Run<'_, '_> {
     }
 
     pub(super) fn open(&mut self, dir: &Dir) -> Result<Arc<CgroupDir>> {
-        self.dirs
-            .get(dir)
-            .map_err(|errno| Error::kernel("cannot open the cgroup", dir.full(self.dirs.host), errno))
+        self.dirs.get(dir).map_err(|errno| dir.not_opened(self.dirs.host, errno))
     }
 
     fn make_dir(&mut self, dir: &Dir, ancestor: bool) -> Result<()> {

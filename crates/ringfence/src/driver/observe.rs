@@ -19,7 +19,7 @@ pub(crate) fn plan_on(host: &Host, dirs: &mut Dirs<'_>, want: &Want<'_>) -> Resu
             Ok(_) => {}
             // What is yet to be made.
             Err(Errno::NOENT) if want.create => return Ok(None),
-            Err(errno) => return Err(Error::kernel("cannot open the cgroup", dir.full(host), errno)),
+            Err(errno) => return Err(dir.not_opened(host, errno)),
         }
         let read = if to_write { dirs.read_to_write(&dir, name) } else { dirs.read(&dir, name) };
         match read {

@@ -110,7 +110,10 @@ pub(super) fn nothing_changed(
     let different = differences(&snapshot(&dirs), files);
     assert!(different.is_empty(), "{different:#?}: {what}");
     if let Some((_, open)) = cgroup.dirs.iter().find(|_| filter.id().is_some()) {
-        assert!(is_installed(open.as_fd(), &program::compile(devices)).unwrap(), "{what}");
+        assert!(
+            is_installed(open.descriptor().unwrap().as_fd(), &program::compile(devices)).unwrap(),
+            "{what}"
+        );
     }
 }
 

@@ -142,10 +142,13 @@ impl Log {
                     Ok(()) => remove_rest(dirs, &path),
                     Err(error) => failures.push(error),
                 },
-                Done::Filtered(dir, filter) => match dirs.get(&dir) {
-                    Ok(open) => failures.extend(filter.undo(open.as_fd()).err()),
-                    Err(errno) => failures.push(Error::kernel("cannot open the cgroup", &*dir.path, errno)),
-                },
+                Done::Filtered(dir, filter) => {
+                    let open = dirs.get(&dir);
+                    match open.as_ref().map_err(|errno| *errno).and_then(|open| open.descriptor()) {
+                        Ok(open) => failures.extend(filter.undo(open.as_fd()).err()),
+                        Err(errno) => failures.push(dir.not_opened(dirs.host, errno)),
+                    }
+                }
             }
         }
         failures

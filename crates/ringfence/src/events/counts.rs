@@ -171,7 +171,7 @@ impl Cgroup {
     fn instance(&self) -> Option<u64> {
         let reference = reference(&self.host, &self.path);
         let (_, open) = self.dirs.iter().find(|(dir, _)| dir.hierarchy == reference)?;
-        Some(rustix::fs::fstat(open).ok()?.st_ino)
+        open.inode().ok()
     }
 
     /// What was counted until now; `None` where the kernel does not say any more.

@@ -147,7 +147,7 @@ impl Members {
 
     /// In cgroups that somebody made below: each is one more link to the directory.
     fn are_below(&self) -> Result<bool> {
-        if rustix::fs::fstat(&self.dir)?.st_nlink <= 2 {
+        if self.dir.stat()?.st_nlink <= 2 {
             return Ok(false);
         }
         let mut pids = BTreeSet::new();

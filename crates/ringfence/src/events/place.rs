@@ -105,7 +105,9 @@ impl Place {
         let opened = self.host.open(self.reference, "");
         let mut dir = opened.map_err(|errno| self.failed("cannot open the root", errno))?;
         for name in self.path.split('/') {
-            let watched = kit.watches.directory(&dir, Whom::Sandbox(self.key), Some(name));
+            let watched = dir
+                .descriptor()
+                .and_then(|open| kit.watches.directory(open, Whom::Sandbox(self.key), Some(name)));
             let number = watched.map_err(|errno| self.failed(CANNOT_WATCH, errno))?;
             if !self.way.contains(&number) {
                 self.way.push(number);
@@ -239,7 +241,7 @@ impl Place {
     fn open(&mut self, triggers: &[PressureTrigger], kit: &mut Kit) -> Result<bool> {
         let opened = self.host.open(self.reference, &self.path);
         let Ok(dir) = opened else { return Ok(false) };
-        let instance = rustix::fs::fstat(&dir).map_err(|errno| self.failed("cannot look at", errno))?.st_ino;
+        let instance = dir.inode().map_err(|errno| self.failed("cannot look at", errno))?;
         let mut live = Live::new(instance);
         let opened = live.open_missing(self.key, &self.host, &self.path, self.reference, &self.files, kit);
         self.live = Some(live);

@@ -8,8 +8,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, ResolveFlags, Stat, Uid};
 use rustix::io::{Errno, Result};
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
@@ -20,21 +21,83 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
 /// A place, not to be read from.
 pub(crate) const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// An open directory of a cgroup hierarchy.
+/// A directory of a cgroup hierarchy.
 #[derive(Debug)]
-pub(crate) struct CgroupDir(OwnedFd);
+pub(crate) enum CgroupDir {
+    Open(OwnedFd),
+    /// No descriptor is kept for it: it is opened with each use.
+    LetGo(Whereabouts),
+}
+
+/// Where a directory was that is not kept open.
+#[derive(Debug)]
+pub(crate) struct Whereabouts {
+    root: Arc<CgroupDir>,
+    /// Below the root.
+    path: Box<str>,
+    /// Another cgroup of the same name has another one.
+    inode: u64,
+}
+
+/// The descriptor of a directory, kept or opened for one use.
+#[derive(Debug)]
+pub(crate) enum Descriptor<'a> {
+    Kept(&'a OwnedFd),
+    Opened(OwnedFd),
+}
+
+impl Whereabouts {
+    /// Of the directory that is now at `path` below `root`.
+    pub(crate) fn of(dir: &CgroupDir, root: &Arc<CgroupDir>, path: &str) -> Result<Self> {
+        Ok(Self { root: Arc::clone(root), path: path.into(), inode: dir.inode()? })
+    }
+
+    /// Opens the directory; `ENOENT` if it is gone, whatever has its name now.
+    pub(crate) fn open(&self) -> Result<CgroupDir> {
+        let dir = self.root.open_dir(&*self.path)?;
+        if dir.inode()? == self.inode { Ok(dir) } else { Err(Errno::NOENT) }
+    }
+}
 
 impl CgroupDir {
     /// Opens the root of a hierarchy by its path.
     pub(crate) fn open_root(path: &Path) -> Result<Self> {
-        rustix::fs::openat(CWD, path, PLACE, Mode::empty()).map(Self)
+        rustix::fs::openat(CWD, path, PLACE, Mode::empty()).map(Self::Open)
+    }
+
+    /// The same directory, whose descriptor is not kept.
+    pub(crate) fn let_go(&self, root: &Arc<Self>, path: &str) -> Result<Self> {
+        Whereabouts::of(self, root, path).map(Self::LetGo)
+    }
+
+    /// A descriptor that is a place alone.
+    pub(crate) fn descriptor(&self) -> Result<Descriptor<'_>> {
+        match self {
+            Self::Open(fd) => Ok(Descriptor::Kept(fd)),
+            Self::LetGo(whereabouts) => match whereabouts.open()? {
+                Self::Open(fd) => Ok(Descriptor::Opened(fd)),
+                Self::LetGo(_) => Err(Errno::BADF),
+            },
+        }
+    }
+
+    pub(crate) fn stat(&self) -> Result<Stat> {
+        rustix::fs::fstat(self.descriptor()?)
+    }
+
+    /// The kernel's number of it, also when it is gone.
+    pub(crate) fn inode(&self) -> Result<u64> {
+        match self {
+            Self::Open(_) => Ok(self.stat()?.st_ino),
+            Self::LetGo(whereabouts) => Ok(whereabouts.inode),
+        }
     }
 
     /// Opens a directory below this one; `""` is this one again.
     pub(crate) fn open_dir(&self, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        self.open(path, PLACE).map(Self)
+        self.open(path, PLACE).map(Self::Open)
     }
 
     /// Opens it to be listed, or locked.
@@ -44,7 +107,7 @@ impl CgroupDir {
 
     /// Opens the directory above this one, which must not be the root of the hierarchy.
     pub(crate) fn parent(&self) -> Result<Self> {
-        rustix::fs::openat(&self.0, "..", PLACE, Mode::empty()).map(Self)
+        rustix::fs::openat(self.descriptor()?, "..", PLACE, Mode::empty()).map(Self::Open)
     }
 
     /// Opens a file below this directory.
@@ -53,36 +116,23 @@ impl CgroupDir {
         if path.as_os_str().is_empty() {
             return Err(Errno::NOENT);
         }
-        let flags = flags | OFlags::CLOEXEC;
-        match rustix::fs::openat2(&self.0, path, flags, Mode::empty(), BENEATH) {
-            Err(Errno::NOSYS) => self.open_checked(path, flags),
+        let (flags, here) = (flags | OFlags::CLOEXEC, self.descriptor()?);
+        match rustix::fs::openat2(&here, path, flags, Mode::empty(), BENEATH) {
+            Err(Errno::NOSYS) => open_checked(&here, path, flags),
             // RESOLVE_BENEATH gives up when a rename anywhere races with the look-up.
-            Err(Errno::AGAIN) => rustix::fs::openat2(&self.0, path, flags, Mode::empty(), BENEATH),
+            Err(Errno::AGAIN) => rustix::fs::openat2(&here, path, flags, Mode::empty(), BENEATH),
             opened => opened,
-        }
-    }
-
-    /// Before Linux 5.6: open, then see that it is still the file system of this directory.
-    fn open_checked(&self, path: &Path, flags: OFlags) -> Result<OwnedFd> {
-        if path.components().any(|part| matches!(part, Component::RootDir | Component::ParentDir)) {
-            return Err(Errno::XDEV);
-        }
-        let fd = rustix::fs::openat(&self.0, path, flags | OFlags::NOFOLLOW, Mode::empty())?;
-        if rustix::fs::fstat(&fd)?.st_dev == rustix::fs::fstat(&self.0)?.st_dev {
-            Ok(fd)
-        } else {
-            Err(Errno::XDEV)
         }
     }
 
     /// Makes a child directory; `name` is one component.
     pub(crate) fn make_dir(&self, name: &str) -> Result<()> {
-        rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(0o755))
+        rustix::fs::mkdirat(self.descriptor()?, name, Mode::from_raw_mode(0o755))
     }
 
     /// Removes a child directory; `name` is one component.
     pub(crate) fn remove_dir(&self, name: impl AsRef<OsStr>) -> Result<()> {
-        rustix::fs::unlinkat(&self.0, name.as_ref(), AtFlags::REMOVEDIR)
+        rustix::fs::unlinkat(self.descriptor()?, name.as_ref(), AtFlags::REMOVEDIR)
     }
 
     /// Moves a process here with all its threads. EINVAL is the answer while a task is still being born: briefly retried.
@@ -100,18 +150,22 @@ impl CgroupDir {
     /// Gives this directory itself (`.`), or a file in it, to a user and a group.
     pub(crate) fn give(&self, file: &str, uid: u32, gid: u32) -> Result<()> {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        rustix::fs::chownat(&self.0, file, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::chownat(self.descriptor()?, file, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// Whether the file exists below this directory, as far as the kernel does not say that there is none.
     pub(crate) fn has(&self, file: &str) -> bool {
-        let found = rustix::fs::accessat(&self.0, file, rustix::fs::Access::EXISTS, AtFlags::empty());
+        let found = self
+            .descriptor()
+            .and_then(|here| rustix::fs::accessat(here, file, rustix::fs::Access::EXISTS, AtFlags::empty()));
         !matches!(found, Err(Errno::NOENT | Errno::NODEV | Errno::NOTDIR))
     }
 
     /// Whether this process, with the privileges it has now, may write to the file, or make directories in `.`.
     pub(crate) fn may_write(&self, file: &str) -> bool {
-        rustix::fs::accessat(&self.0, file, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS).is_ok()
+        let may_write =
+            |here| rustix::fs::accessat(here, file, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS);
+        self.descriptor().and_then(may_write).is_ok()
     }
 
     /// Writes all of `value` in one write(2), as cgroup files want it.
@@ -134,7 +188,7 @@ impl CgroupDir {
     /// The names of the child directories: whatever bytes whoever made them chose.
     pub(crate) fn children(&self) -> Result<Vec<OsString>> {
         // A directory has a link from above, one from itself and one from each below (kernfs).
-        if rustix::fs::fstat(&self.0)?.st_nlink == 2 {
+        if self.stat()?.st_nlink == 2 {
             return Ok(Vec::new());
         }
         let fd = self.open_to_read()?;
@@ -154,15 +208,28 @@ impl CgroupDir {
     }
 }
 
-impl AsFd for CgroupDir {
+impl AsFd for Descriptor<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        match self {
+            Self::Kept(fd) => fd.as_fd(),
+            Self::Opened(fd) => fd.as_fd(),
+        }
     }
 }
 
-/// A path to what is open, for calls that take no descriptor of a place: on extended attributes, inotify(7).
-pub(crate) fn path_of_descriptor(fd: impl AsFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+/// Before Linux 5.6: open, then see that it is still the file system of this directory.
+fn open_checked(here: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    if path.components().any(|part| matches!(part, Component::RootDir | Component::ParentDir)) {
+        return Err(Errno::XDEV);
+    }
+    let fd = rustix::fs::openat(&here, path, flags | OFlags::NOFOLLOW, Mode::empty())?;
+    if rustix::fs::fstat(&fd)?.st_dev == rustix::fs::fstat(&here)?.st_dev { Ok(fd) } else { Err(Errno::XDEV) }
+}
+
+/// A path to what is open, for calls that take no descriptor of a place: on extended attributes, inotify(7). It is one for as
+/// long as the descriptor is open.
+pub(crate) fn path_of_descriptor(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 /// One write(2); cgroup files take a value whole or not at all.

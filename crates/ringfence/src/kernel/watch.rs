@@ -78,7 +78,7 @@ pub(crate) fn inotify() -> Result<OwnedFd> {
 
 /// Watches what is open: the same file has the same number, however often it is asked for.
 pub(crate) fn watch(inotify: impl AsFd, open: impl AsFd, flags: inotify::WatchFlags) -> Result<i32> {
-    inotify::add_watch(inotify, path_of_descriptor(open), flags)
+    inotify::add_watch(inotify, path_of_descriptor(open.as_fd()), flags)
 }
 
 /// Ends a watch. What was removed is none any more.
@@ -122,6 +122,17 @@ pub(crate) fn next_told<'a>(bytes: &mut &'a [u8]) -> Option<Told<'a>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_nobody_else_keeps_open_is_watched() {
+        let (inotify, file) = (inotify().unwrap(), tempfile::NamedTempFile::new().unwrap());
+        let given = OwnedFd::from(file.reopen().unwrap());
+        let number = watch(&inotify, given, inotify::WatchFlags::MODIFY).unwrap();
+        std::fs::write(file.path(), "more").unwrap();
+        let mut buffer = Vec::new();
+        read_told(&inotify, &mut buffer).unwrap();
+        assert_eq!(next_told(&mut &buffer[..]).map(|told| told.watch), Some(number));
+    }
 
     #[test]
     fn what_inotify_tells_is_read_line_by_line_and_a_torn_one_is_none() {

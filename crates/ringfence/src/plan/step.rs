@@ -12,6 +12,7 @@ use serde::ser::{SerializeMap, Serializer};
 
 use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
+use crate::error::Error;
 use crate::host::{Controller, Host, Mode};
 use crate::interface::merged;
 use crate::plan::systemd::{Told, printed};
@@ -54,6 +55,11 @@ impl Dir {
         let root =
             host.hierarchies.get(self.hierarchy).map(|hierarchy| hierarchy.root.clone()).unwrap_or_default();
         if self.path.is_empty() { root } else { root.join(&*self.path) }
+    }
+
+    /// It could not be opened.
+    pub(crate) fn not_opened(&self, host: &Host, errno: Errno) -> Error {
+        Error::kernel("cannot open the cgroup", self.full(host), errno)
     }
 }
 

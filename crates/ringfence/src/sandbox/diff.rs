@@ -101,7 +101,10 @@ fn file_differs(cgroup: &Cgroup, dir: &Dir, file: &str, value: &str) -> Result<V
 /// v2's program.
 fn device_filter(cgroup: &Cgroup, dir: &Dir, policy: &DevicePolicy) -> Result<Option<Difference>> {
     let installed = match cgroup.opened(dir) {
-        Some(open) => filter::is_installed(open.as_fd(), &program::compile(policy))?,
+        Some(open) => {
+            let open = open.descriptor().map_err(|errno| dir.not_opened(&cgroup.host, errno))?;
+            filter::is_installed(open.as_fd(), &program::compile(policy))?
+        }
         None => false,
     };
     let (key, want) = ("devices".to_owned(), policy.to_string());

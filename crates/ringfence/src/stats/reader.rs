@@ -16,7 +16,7 @@ use super::{Stats, files};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Version};
 use crate::kernel::descriptors::Share;
-use crate::kernel::dir::CgroupDir;
+use crate::kernel::dir::{CgroupDir, Whereabouts};
 
 /// A directory of the cgroup, and what is to be read there.
 ///
@@ -44,21 +44,12 @@ pub(crate) struct Source<'a> {
 #[derive(Debug)]
 pub struct StatsReader {
     /// Where the files are not open, their directories.
-    places: Vec<Place>,
+    places: Vec<Whereabouts>,
     /// Those of one place behind one another.
     files: Vec<Counted>,
     /// With it, the files stay open.
     share: Option<Share>,
     stats: Stats,
-}
-
-/// A directory that may have to be opened again.
-#[derive(Debug)]
-struct Place {
-    root: Arc<CgroupDir>,
-    path: Box<str>,
-    /// Another cgroup of the same name has another one.
-    inode: u64,
 }
 
 /// A file with statistics.
@@ -98,7 +89,8 @@ impl StatsReader {
         }
         if reader.share.is_none() {
             reader.close();
-            reader.places = sources.iter().map(Place::of).collect();
+            let places = sources.iter().map(|source| Whereabouts::of(source.dir, &source.root, source.path));
+            reader.places = places.collect::<rustix::io::Result<_>>().map_err(removed)?;
         }
         Ok(reader)
     }
@@ -183,34 +175,23 @@ impl StatsReader {
 
 impl Counted {
     /// Opens the file, and its directory if that of another place is open, or none.
-    fn open(&self, places: &[Place], opened: &mut Option<(usize, CgroupDir)>) -> rustix::io::Result<OwnedFd> {
+    fn open(
+        &self,
+        places: &[Whereabouts],
+        opened: &mut Option<(usize, CgroupDir)>,
+    ) -> rustix::io::Result<OwnedFd> {
         let dir = match opened.take().filter(|(place, _)| *place == self.place) {
             Some((_, dir)) => dir,
-            None => places.get(self.place).ok_or(Errno::NODEV)?.open()?,
+            None => match places.get(self.place).ok_or(Errno::NODEV)?.open() {
+                // As a file says that was open.
+                Err(Errno::NOENT) => Err(Errno::NODEV),
+                opened => opened,
+            }?,
         };
         let file = dir.open(&*self.name, OFlags::RDONLY);
         *opened = Some((self.place, dir));
         file
     }
-}
-
-impl Place {
-    fn of(source: &Source<'_>) -> Self {
-        let inode = inode_of(source.dir).unwrap_or_default();
-        Self { root: Arc::clone(&source.root), path: source.path.into(), inode }
-    }
-
-    fn open(&self) -> rustix::io::Result<CgroupDir> {
-        let dir = match self.root.open_dir(&*self.path) {
-            Err(Errno::NOENT) => Err(Errno::NODEV),
-            dir => dir,
-        }?;
-        if inode_of(&dir)? == self.inode { Ok(dir) } else { Err(Errno::NODEV) }
-    }
-}
-
-fn inode_of(dir: &CgroupDir) -> rustix::io::Result<u64> {
-    rustix::fs::fstat(dir).map(|stat| stat.st_ino)
 }
 
 /// `None` for what does not exist or may not be read. That descriptors or memory ran out says nothing about the file.

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{BUFFER, Place, Share, Source, Stats, StatsReader, files};
+use super::{BUFFER, Share, Source, Stats, StatsReader, Whereabouts, files};
 use crate::allocations;
 use crate::error::ErrorKind;
 use crate::host::Controller::{self, Cpu, Cpuacct, Cpuset, Hugetlb, Io, Memory, Misc, Pids, Rdma};
@@ -246,7 +246,8 @@ fn a_sample_is_one_read_per_file_and_allocates_nothing() {
         reader.share = None;
         let _all: Vec<_> = (0..31).rev().filter_map(|power| Share::of(1 << power)).collect();
         reader.close();
-        reader.places = cgroups.iter().map(|cgroup| Place::of(&cgroup.source())).collect();
+        let place = |source: Source<'_>| Whereabouts::of(source.dir, &source.root, source.path).unwrap();
+        reader.places = cgroups.iter().map(|cgroup| place(cgroup.source())).collect();
         let allocations = allocations(&mut reader);
         reader.files.iter().all(|file| file.kept.is_none()).then_some(allocations)
     });

@@ -1,0 +1,163 @@
+//! Many readers and handles and few descriptors, in a process of its own, whose limit it lowers.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use ringfence::{
+    DeviceRule, ErrorKind, Host, JoinOptions, Limit, Remaining, Resources, Sandbox, SandboxConfig,
+    StatsReader,
+};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use support::{Guarded, SOON, open_files, path, sleeper};
+
+/// The limit is the whole process's.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Lowers the limit until it is dropped.
+struct Lowered(u64);
+
+impl Lowered {
+    fn to(few: u64) -> Self {
+        let mut limit = getrlimit(Resource::Nofile);
+        let before = limit.current.replace(few).unwrap();
+        setrlimit(Resource::Nofile, limit).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for Lowered {
+    fn drop(&mut self) {
+        let limit = getrlimit(Resource::Nofile);
+        _ = setrlimit(Resource::Nofile, rustix::process::Rlimit { current: Some(self.0), ..limit });
+    }
+}
+
+/// Whether all have the same values.
+fn sample(readers: &mut [StatsReader]) -> bool {
+    let known = readers.iter_mut().map(|reader| {
+        let stats = reader.sample().unwrap();
+        assert!(stats.cpu.usage_us.is_some(), "{stats:?}");
+        let pids = stats.pids.current;
+        (pids, stats.memory.stat.iter().count(), stats.pressure == Default::default())
+    });
+    known.collect::<BTreeSet<_>>().len() == 1
+}
+
+#[test]
+fn readers_beyond_half_of_the_limit_of_open_files_open_theirs_with_each_sample() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let host = Host::detect().unwrap();
+    let config = SandboxConfig::new(path("descriptors"));
+    let vm = Guarded::make(&host, &config);
+    let mut before = open_files();
+    let other = Guarded::make(&host, &SandboxConfig::new(path("other")));
+    let handle = open_files() as u64 - before as u64 - other.held();
+    before = open_files();
+    let first = vm.stats_reader().unwrap();
+    let each = open_files() - before;
+    assert_ne!(each, 0);
+
+    // For two handles and three of them, twice.
+    let lowered = Lowered::to(2 * (2 * handle + 3 * each as u64) + 1);
+    let mut readers = vec![first];
+    readers.extend((0..20).map(|_| vm.stats_reader().unwrap()));
+    assert!(sample(&mut readers));
+    assert!(open_files() <= before + 3 * each, "{} {before} {each}", open_files());
+
+    // Those that are left keep theirs as soon as there is room.
+    readers.drain(..18);
+    assert!(sample(&mut readers));
+    assert_eq!(open_files(), before + 3 * each);
+
+    // None is left to open a file with.
+    readers.extend((0..3).map(|_| vm.stats_reader().unwrap()));
+    let mut taken = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        taken.push(file);
+    }
+    let error = readers.pop().unwrap().sample().unwrap_err();
+    assert_eq!((error.kind(), error.errno()), (ErrorKind::Kernel, Some(24)), "{error}");
+    drop(taken);
+
+    // Another of the same name is not the one that was.
+    drop(vm);
+    let again = Guarded::make(&host, &config);
+    for reader in &mut readers {
+        assert_eq!(reader.sample().unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    assert!(sample(&mut [again.stats_reader().unwrap()]));
+    drop(lowered);
+}
+
+#[test]
+fn a_sandbox_beyond_half_of_the_limit_of_open_files_is_held_by_none_and_is_all_that_others_are() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let host = Host::detect().unwrap();
+    let first = Guarded::make(&host, &SandboxConfig::new(path("held")));
+    let _few = Lowered::to(160);
+    let mut readers = Vec::new();
+    loop {
+        let before = open_files();
+        readers.push(first.stats_reader().unwrap());
+        if open_files() == before {
+            break;
+        }
+    }
+    let config = |number: usize| {
+        let resources = Resources::new().pids_limit(50);
+        SandboxConfig::new(path(&format!("let-go-{number}"))).resources(resources)
+    };
+    // The rest of the share is of as many.
+    let mut held = Vec::new();
+    let (number, vm) = (0..40)
+        .find_map(|number| {
+            let before = open_files();
+            let vm = Guarded::make(&host, &config(number));
+            if open_files() as u64 == before as u64 + vm.held() {
+                return Some((number, vm));
+            }
+            held.push(vm);
+            None
+        })
+        .unwrap();
+
+    let before = open_files();
+    let child = vm.spawn(&sleeper()).unwrap();
+    assert_eq!(vm.processes().unwrap(), [child.pid()].into());
+    vm.change(&Resources::new().pids_limit(60)).unwrap();
+    assert_eq!(vm.number("pids", "pids.max", "pids.max"), Limit::Value(60));
+    let kmsg = DeviceRule::path("/dev/kmsg").unwrap();
+    vm.change(&Resources::new().device(kmsg.clone())).unwrap();
+    assert!(vm.devices().check_rule(&kmsg).allowed);
+    assert_eq!(vm.diff().unwrap(), []);
+    vm.freeze(SOON).unwrap();
+    assert!(vm.cgroup().unwrap().is_frozen().unwrap());
+    vm.thaw(SOON).unwrap();
+    assert_eq!(vm.stats_reader().unwrap().sample().unwrap().pids.current, Some(1 + vm.held()));
+    child.signal(9).unwrap();
+    child.wait().unwrap();
+    drop(child);
+    assert_eq!(open_files(), before);
+
+    // Another of the same name is not the one that was.
+    let old = vm.cgroup().unwrap();
+    Sandbox::restore(&host, vm.state()).unwrap().destroy(Remaining::Kill, SOON).unwrap();
+    let again = Guarded::make(&host, &config(number));
+    let inside = again.spawn(&sleeper()).unwrap();
+    assert_eq!(old.processes().unwrap(), BTreeSet::new());
+    let foreign = JoinOptions { foreign: true, ..JoinOptions::default() };
+    for done in [
+        old.change(&Resources::new().pids_limit(70)).map(drop),
+        old.join_with(inside.pid(), foreign),
+        old.spawn(&sleeper()).map(drop),
+    ] {
+        assert_eq!(done.unwrap_err().errno(), Some(2));
+    }
+    assert_eq!(again.number("pids", "pids.max", "pids.max"), Limit::Value(50));
+    again.kill(SOON).unwrap();
+    inside.wait().unwrap();
+}
