@@ -18,9 +18,6 @@ const NUMBERS: [usize; 4] = [10, 100, 1_000, 10_000];
 /// One more is made so often.
 const REPEATS: usize = 41;
 
-/// So many are held, to see what one takes.
-const HELD: usize = 200;
-
 /// The sandboxes, which are removed whatever happens.
 struct Crowd {
     parent: String,
@@ -75,11 +72,12 @@ pub fn run() -> Result<()> {
         "bare destroy",
         "ls, each",
         "sample, each",
-        "descriptors for that",
+        "descriptors of readers",
+        "memory, each",
+        "descriptors of handles",
         "memory, each",
     ];
     let mut table = Table::new(&head);
-    let mut kept = (0, 0.0);
     for number in NUMBERS.into_iter().filter(|number| most.is_none_or(|most| *number <= most)) {
         crowd.grow(&host, number)?;
         let [mut create, mut bare_create, mut destroy, mut bare_destroy] = [const { Vec::new() }; 4];
@@ -98,14 +96,9 @@ pub fn run() -> Result<()> {
             }
             Ok(())
         })?;
+        // Of all: as far as the limit of descriptors lets them, they keep their files and directories open.
         let (files, memory) = (open_files()?, resident()?);
         let restored = |state: &State| Ok(Sandbox::restore(&host, state.clone())?);
-        let chosen = crowd.states.iter().step_by(crowd.states.len().div_ceil(HELD));
-        let held = chosen.map(restored).collect::<Result<Vec<_>>>()?;
-        kept = ((open_files()? - files) / held.len(), (resident()? - memory) / held.len() as f64);
-        drop(held);
-        // Of all: as far as the limit of descriptors lets them, they keep their files open.
-        let memory = resident()?;
         let readers = crowd.states.iter().map(|state| Ok(restored(state)?.stats_reader()?));
         let mut readers = readers.collect::<Result<Vec<_>>>()?;
         let mut sample_all = || Ok(readers.iter_mut().try_for_each(|reader| reader.sample().map(drop))?);
@@ -115,6 +108,11 @@ pub fn run() -> Result<()> {
         for _ in 0..5 {
             sample.push(timed(&mut sample_all)?.0 / number as f64);
         }
+        drop(readers);
+        let memory = resident()?;
+        let held = crowd.states.iter().map(restored).collect::<Result<Vec<_>>>()?;
+        let holding = (open_files()? - files, (resident()? - memory) / number as f64);
+        drop(held);
         let median = |values: Vec<f64>| Spread::of(values).median;
         let (create, bare) = (median(create), median(bare_create));
         let times = [create, bare, create / bare, median(destroy), median(bare_destroy), ls / number as f64];
@@ -130,13 +128,13 @@ pub fn run() -> Result<()> {
             format!("{:.1} µs", median(sample)),
             reading.0.to_string(),
             format!("{:.1} KiB", reading.1),
+            holding.0.to_string(),
+            format!("{:.1} KiB", holding.1),
         ]);
     }
     println!("{table}");
     println!(
-        "A sandbox that is held: {} descriptors, {:.1} KiB of memory. RLIMIT_NOFILE: {}.\n",
-        kept.0,
-        kept.1,
+        "RLIMIT_NOFILE: {}.\n",
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
     );
     Ok(())
