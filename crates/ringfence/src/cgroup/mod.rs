@@ -58,17 +58,18 @@ const FREEZE_FOR_DEVICES: Duration = Duration::from_secs(5);
 
 /// One cgroup: a directory of the same path in every v1 hierarchy, or the one directory of v2, or both.
 ///
-/// Holds an open descriptor for each directory, as long as all that the process holds of sandboxes and their statistics is no
-/// more than half of the descriptors that it may have (`RLIMIT_NOFILE`). One that is beyond that opens its directories with
-/// each use, and knows by their inodes that they are the same. All methods take `&self` and block.
+/// Holds an open descriptor for each directory and for v2's device program, as long as all that the process holds of
+/// sandboxes and their statistics is no more than half of the descriptors that it may have (`RLIMIT_NOFILE`). One that is
+/// beyond that opens them with each use, and knows by the inodes that the directories are the same. All methods take `&self`
+/// and block.
 #[derive(Debug)]
 pub struct Cgroup {
     pub(crate) host: Host,
     /// Below the root of each hierarchy.
     pub(crate) path: Arc<str>,
     pub(crate) dirs: Vec<(Dir, Arc<CgroupDir>)>,
-    /// With it, the directories stay open.
-    _share: Option<Share>,
+    /// With it, the directories and the device program stay open.
+    share: Option<Share>,
     /// Made by us, or restored: processes inside are ours.
     pub(crate) ours: bool,
     /// The parent is the default one, which goes with its last cgroup.
@@ -125,12 +126,6 @@ fn let_go(host: &Host, dirs: &mut [(Dir, Arc<CgroupDir>)]) {
         if let Ok(let_go) = let_go {
             *open = Arc::new(let_go);
         }
-    }
-}
-
-impl From<Option<DeviceFilter>> for Filter {
-    fn from(filter: Option<DeviceFilter>) -> Self {
-        filter.map_or(Self::Unknown, Self::Held)
     }
 }
 
@@ -239,7 +234,7 @@ impl Cgroup {
         let mut cgroup = Self::with(host.clone(), want.path, opened);
         cgroup.ours = true;
         cgroup.unit = want.unit.map(|unit| unit.name.clone());
-        cgroup.filter = Mutex::new(done.filter.into());
+        cgroup.filter = Mutex::new(cgroup.kept(done.filter));
         Ok((cgroup, report))
     }
 
@@ -270,7 +265,9 @@ impl Cgroup {
     }
 
     fn with(host: Host, path: &str, mut dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
-        let share = Share::of(dirs.len());
+        let is_v2 = |(dir, _): &(Dir, _)| host.version_of(dir.hierarchy) == Version::V2;
+        let has_filter = host.hierarchy_of(Controller::Devices).is_none() && dirs.iter().any(is_v2);
+        let share = Share::of(dirs.len() + usize::from(has_filter));
         if share.is_none() {
             let_go(&host, &mut dirs);
         }
@@ -278,12 +275,22 @@ impl Cgroup {
             host,
             path: path.into(),
             dirs,
-            _share: share,
+            share,
             ours: false,
             parent_is_default: false,
             unit: None,
             filter: Mutex::default(),
             started: Mutex::default(),
+        }
+    }
+
+    /// What is kept of a device program: without a share its number alone, where that is enough for this process.
+    fn kept(&self, filter: Option<DeviceFilter>) -> Filter {
+        match filter {
+            Some(filter) if self.share.is_none() && filter.is_found_by_its_number() => {
+                Filter::Id(filter.id())
+            }
+            filter => filter.map_or(Filter::Unknown, Filter::Held),
         }
     }
 
@@ -325,8 +332,12 @@ impl Cgroup {
     /// Device rules are not changed here, and reported: what a cgroup may open is known to its [`Sandbox`](crate::Sandbox).
     ///
     /// # Errors
-    /// The setting that failed; everything is then as it was.
+    /// The setting that failed; everything is then as it was. [`ErrorKind::NotFound`] where its unit has ended, though another
+    /// may have the name by now.
     pub fn change(&self, change: &Resources) -> Result<Report> {
+        if self.unit.is_some() && !self.is_there() {
+            return Err(Error::new(ErrorKind::NotFound, "the cgroup was removed").with_value(&self.path));
+        }
         let unit = self.unit.as_ref().map(|name| UnitWant { name, description: "" });
         let nothing = Resources::default();
         let (mut report, _) = self.change_as(&Want { unit, ..Want::change(&self.path, &nothing, change) })?;
@@ -360,7 +371,7 @@ impl Cgroup {
         drop(stopped);
         let done = done?;
         if done.filter.is_some() {
-            *filter = done.filter.into();
+            *filter = self.kept(done.filter);
         }
         report.append(done.report);
         Ok((report, plan.writes().filter_map(|step| step.setting.clone()).collect()))

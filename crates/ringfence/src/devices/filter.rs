@@ -103,6 +103,11 @@ impl DeviceFilter {
         self.id
     }
 
+    /// Whether this process may open it again by its number: that takes CAP_SYS_ADMIN.
+    pub(crate) fn is_found_by_its_number(&self) -> bool {
+        bpf::program_by_id(self.id).is_ok()
+    }
+
     /// Puts back what was attached before, as atomically as it was replaced.
     pub(crate) fn undo(self, cgroup: BorrowedFd<'_>) -> Result<()> {
         self.put_back(cgroup).map_err(|errno| refused(cgroup, errno))
