@@ -181,9 +181,7 @@ impl MemoryStats {
 
     /// `inactive_file` is the name of the inactive page cache of the cgroup and those below it.
     fn take_stat(&mut self, contents: &[u8], inactive_file: &str) {
-        for (name, value) in parse::flat_keyed(contents) {
-            self.stat.update(name, |counter| *counter = value);
-        }
+        self.stat.fill(contents);
         self.working_set = difference(self.current, self.stat.get(inactive_file).copied());
     }
 }

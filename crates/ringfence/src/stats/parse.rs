@@ -55,6 +55,22 @@ pub(super) fn flat_keyed(contents: &[u8]) -> impl Iterator<Item = (&str, u64)> {
     words(contents).filter_map(|(name, text)| Some((name, number(text)?)))
 }
 
+/// The number to which the rest of a line comes down, and what is behind the line.
+pub(super) fn number_of_line(text: &[u8]) -> Option<(u64, &[u8])> {
+    let mut number = None;
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' => {
+                let digit = u64::from(byte - b'0');
+                number = Some(number.unwrap_or(0_u64).checked_mul(10)?.checked_add(digit)?);
+            }
+            b'\n' => return Some((number?, text.get(at + 1..)?)),
+            _ => return None,
+        }
+    }
+    None
+}
+
 /// Lines of `NAME NUMBER`, where the number can be `max`.
 pub(super) fn flat_keyed_limits(contents: &[u8]) -> impl Iterator<Item = (&str, Limit)> {
     words(contents).filter_map(|(name, text)| Some((name, number_or_max(text)?)))

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::parse;
+
 /// A sorted map, for what the kernel lists by name or by device.
 ///
 /// It keeps its keys when it is cleared: the next sample has the same ones, and allocates nothing. The kernel lists them in
@@ -79,6 +81,31 @@ impl<K: Ord, V> Table<K, V> {
                 row
             }
         }
+    }
+}
+
+impl Table<String, u64> {
+    /// Takes the values of a flat keyed file. As long as its lines are those of the last sample, nothing is looked for.
+    pub(super) fn fill(&mut self, contents: &[u8]) {
+        let mut rest = contents;
+        while let Some((row, text)) = self.expected(rest)
+            && let Some((value, behind)) = parse::number_of_line(text)
+            && let Some((_, known)) = self.rows.get_mut(row)
+        {
+            *known = Some(value);
+            self.updates = self.updates.map(|updates| updates + 1);
+            rest = behind;
+        }
+        for (name, value) in parse::flat_keyed(rest) {
+            self.update(name, |known| *known = value);
+        }
+    }
+
+    /// The row that comes next if all is as it was, where the next line is of it, and the rest of that line.
+    fn expected<'a>(&self, rest: &'a [u8]) -> Option<(usize, &'a [u8])> {
+        let row = *self.order.get(self.updates?)?;
+        let (name, _) = self.rows.get(row)?;
+        Some((row, rest.strip_prefix(name.as_bytes())?.strip_prefix(b" ")?))
     }
 }
 
@@ -158,6 +185,34 @@ mod tests {
         table.update("b", |value| *value += 4);
         assert_eq!(table.get("b"), Some(&4), "a key that comes back starts anew");
         assert_eq!(table.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_changes_between_two_samples_is_taken_as_one_that_is_new() {
+        let files: [&[u8]; 14] = [
+            b"b 1\na 2\nc 3\n",
+            b"b 4\na 5\nc 6\n",
+            b"b 7\nc 8\n",
+            b"b 9\na 10\nc 11\n",
+            b"b x\na 12\nc 13\n",
+            b"b 14\na\nc 15\n",
+            b"b 16\naa 17\nc 18\n",
+            b"b 19\naa 20 20\nc 18446744073709551616\n",
+            b"b 21\n\xff 22\nc 23\n",
+            b"b \naa 24\nc 18446744073709551615",
+            b"b 25\nb 26\naa 27\n",
+            b"b 28\nb 29\naa 30",
+            b"",
+            b"b 31\nb 32\naa 33\nd 34\n",
+        ];
+        let mut table = Table::default();
+        for contents in files {
+            table.clear();
+            table.fill(contents);
+            let mut new = Table::default();
+            parse::flat_keyed(contents).for_each(|(name, value)| new.update(name, |known| *known = value));
+            assert_eq!(table, new, "{}", String::from_utf8_lossy(contents));
+        }
     }
 
     #[test]
