@@ -97,21 +97,21 @@ pub fn run() -> Result<()> {
             Ok(())
         })?;
         // Of all: as far as the limit of descriptors lets them, they keep their files and directories open.
-        let (files, memory) = (open_files()?, resident()?);
+        let (files, memory) = (open_files()?, allocated());
         let restored = |state: &State| Ok(Sandbox::restore(&host, state.clone())?);
         let readers = crowd.states.iter().map(|state| Ok(restored(state)?.stats_reader()?));
         let mut readers = readers.collect::<Result<Vec<_>>>()?;
         let mut sample_all = || Ok(readers.iter_mut().try_for_each(|reader| reader.sample().map(drop))?);
         sample_all()?;
-        let reading = (open_files()? - files, (resident()? - memory) / number as f64);
+        let reading = (open_files()? - files, (allocated() - memory) / number as f64);
         let mut sample = Vec::new();
         for _ in 0..5 {
             sample.push(timed(&mut sample_all)?.0 / number as f64);
         }
         drop(readers);
-        let memory = resident()?;
+        let memory = allocated();
         let held = crowd.states.iter().map(restored).collect::<Result<Vec<_>>>()?;
-        let holding = (open_files()? - files, (resident()? - memory) / number as f64);
+        let holding = (open_files()? - files, (allocated() - memory) / number as f64);
         drop(held);
         let median = |values: Vec<f64>| Spread::of(values).median;
         let (create, bare) = (median(create), median(bare_create));
@@ -144,9 +144,9 @@ fn open_files() -> Result<usize> {
     Ok(std::fs::read_dir("/proc/self/fd")?.count())
 }
 
-/// KiB.
-fn resident() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+/// KiB that the program has allocated.
+fn allocated() -> f64 {
+    // SAFETY: it takes nothing and only counts.
+    let counted = unsafe { libc::mallinfo2() };
+    (counted.uordblks + counted.hblkhd) as f64 / 1024.0
 }
