@@ -54,8 +54,12 @@ impl Whereabouts {
 
     /// Opens the directory; `ENOENT` if it is gone, whatever has its name now.
     pub(crate) fn open(&self) -> Result<CgroupDir> {
-        let dir = self.root.open_dir(&*self.path)?;
-        if dir.inode()? == self.inode { Ok(dir) } else { Err(Errno::NOENT) }
+        self.descriptor().map(CgroupDir::Open)
+    }
+
+    fn descriptor(&self) -> Result<OwnedFd> {
+        let fd = self.root.open_place(Path::new(&*self.path))?;
+        if rustix::fs::fstat(&fd)?.st_ino == self.inode { Ok(fd) } else { Err(Errno::NOENT) }
     }
 }
 
@@ -74,10 +78,7 @@ impl CgroupDir {
     pub(crate) fn descriptor(&self) -> Result<Descriptor<'_>> {
         match self {
             Self::Open(fd) => Ok(Descriptor::Kept(fd)),
-            Self::LetGo(whereabouts) => match whereabouts.open()? {
-                Self::Open(fd) => Ok(Descriptor::Opened(fd)),
-                Self::LetGo(_) => Err(Errno::BADF),
-            },
+            Self::LetGo(whereabouts) => whereabouts.descriptor().map(Descriptor::Opened),
         }
     }
 
@@ -95,9 +96,11 @@ impl CgroupDir {
 
     /// Opens a directory below this one; `""` is this one again.
     pub(crate) fn open_dir(&self, path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        self.open(path, PLACE).map(Self::Open)
+        self.open_place(path.as_ref()).map(Self::Open)
+    }
+
+    fn open_place(&self, path: &Path) -> Result<OwnedFd> {
+        self.open(if path.as_os_str().is_empty() { Path::new(".") } else { path }, PLACE)
     }
 
     /// Opens it to be listed, or locked.
