@@ -144,6 +144,16 @@ impl Cgroup {
         Failures::or_outcome(failures, outcome).map(|outcome| outcome.killed)
     }
 
+    /// Kills one process inside and waits until it has left; a frozen cgroup is thawed.
+    pub(crate) fn kill_one(&self, pid: u32, deadline: Deadline) -> Result<()> {
+        self.thaw_tree();
+        send(pid, Signal::KILL);
+        while self.processes()?.contains(&pid) && !deadline.is_over() {
+            deadline.sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     fn kill_until_empty(&self, spared: Option<u32>, deadline: Deadline, outcome: &mut Outcome) -> Vec<Error> {
         let mut pause = Duration::from_micros(200);
         loop {
@@ -409,7 +419,8 @@ impl Cgroup {
         Ok(())
     }
 
-    fn is_managed(&self, hierarchy: usize) -> bool {
+    /// Whether systemd keeps units in a hierarchy.
+    pub(super) fn is_managed(&self, hierarchy: usize) -> bool {
         self.host.hierarchies.get(hierarchy).is_some_and(plan::is_managed)
     }
 
@@ -549,7 +560,7 @@ pub(crate) fn signal_all(pids: &BTreeSet<u32>, signal: i32) -> Result<()> {
 }
 
 /// Sends a signal to a process that may be gone.
-pub(crate) fn send(pid: u32, signal: Signal) {
+fn send(pid: u32, signal: Signal) {
     if let Some(pid) = proc::pid(pid) {
         _ = rustix::process::kill_process(pid, signal);
     }

@@ -19,8 +19,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
+pub(crate) use destroy::signal_all;
 pub use destroy::{Failures, Outcome, Remaining};
-pub(crate) use destroy::{send, signal_all};
 pub(crate) use slice::stop_default_slice;
 pub use tasks::Task;
 pub(crate) use tree::{descend, members, unless_removed};
@@ -271,11 +271,16 @@ impl Cgroup {
         if share.is_none() {
             let_go(&host, &mut dirs);
         }
+        Self { share, ..Self::for_now(host, path.into(), dirs) }
+    }
+
+    /// One that is not kept: it needs no share.
+    fn for_now(host: Host, path: Arc<str>, dirs: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
         Self {
             host,
-            path: path.into(),
+            path,
             dirs,
-            share,
+            share: None,
             ours: false,
             parent_is_default: false,
             unit: None,
@@ -456,7 +461,7 @@ impl Cgroup {
         if parts.is_empty() {
             return Err(Error::new(ErrorKind::NotFound, "this part of the sandbox is gone").with_value(part));
         }
-        let mut seat = Self::with(self.host.clone(), &self.path, self.dirs.clone());
+        let mut seat = Self::for_now(self.host.clone(), Arc::clone(&self.path), self.dirs.clone());
         (seat.ours, seat.unit) = (true, self.unit.clone());
         for (dir, open) in parts {
             if let Some(place) = seat.dirs.iter_mut().find(|(known, _)| known.hierarchy == dir.hierarchy) {
@@ -502,11 +507,7 @@ impl Cgroup {
         let origins = pids.iter().map(|pid| Origin::of(*pid)).collect::<Result<Vec<_>>>()?;
         for (position, origin) in origins.iter().enumerate() {
             if let Err(error) = self.move_in(origin) {
-                for origin in origins.iter().take(position) {
-                    for (dir, _) in self.in_order_of_leaving() {
-                        _ = origin.restore(&self.host, dir.hierarchy);
-                    }
-                }
+                origins.iter().take(position).for_each(|origin| self.put_back(origin));
                 return Err(error);
             }
         }
@@ -541,21 +542,31 @@ impl Cgroup {
 
     /// Joins a process; on failure it is put back where it was.
     fn move_in(&self, origin: &Origin) -> Result<()> {
-        let pid = origin.pid;
-        if let Some(unit) = self.unit_of_user() {
-            self.host.manager()?.attach(&unit.unit(), &[pid])?;
-            return self.take_seat(pid);
+        self.take_in(origin.pid).inspect_err(|_| self.put_back(origin))
+    }
+
+    fn take_in(&self, pid: u32) -> Result<()> {
+        let unit = self.unit_that_takes();
+        if let Some(unit) = unit {
+            let attached = self.host.manager()?.attach(&unit.unit(), &[pid]);
+            attached.map_err(|error| error.with_setting("pid").with_value(pid))?;
         }
         // It may be the last of another unit.
-        for (position, (dir, open)) in self.in_order_of_leaving().enumerate() {
-            if let Err(errno) = open.join(pid) {
-                for (dir, _) in self.in_order_of_leaving().take(position) {
-                    _ = origin.restore(&self.host, dir.hierarchy);
-                }
-                return Err(join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs")));
+        for (dir, open) in self.in_order_of_leaving() {
+            let is_attached = unit.is_some() && dir.path == self.path && self.is_managed(dir.hierarchy);
+            if !is_attached {
+                open.join(pid).map_err(|errno| {
+                    join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs"))
+                })?;
             }
         }
         Ok(())
+    }
+
+    fn put_back(&self, origin: &Origin) {
+        for (dir, _) in self.in_order_of_leaving() {
+            _ = origin.restore(&self.host, dir.hierarchy);
+        }
     }
 
     fn in_order_of_leaving(&self) -> impl Iterator<Item = &(Dir, Arc<CgroupDir>)> {
@@ -570,11 +581,11 @@ impl Cgroup {
     pub fn spawn(&self, command: &Command) -> Result<Child> {
         self.refuse_slice()?;
         self.refuse_frozen()?;
-        if let Some(unit) = self.unit_of_user() {
-            let waiting = command.hold()?;
-            self.host.manager()?.attach(&unit.unit(), &[waiting.pid()])?;
-            self.take_seat(waiting.pid())?;
-            return command.go(waiting);
+        // What is born inside was never among those that systemd may move.
+        let may_be_born = self.host.capabilities.clone_into_cgroup && self.unified().is_some();
+        let by_systemd = self.unit_that_takes().is_some();
+        if by_systemd && (self.host.rootless || !may_be_born) {
+            return self.spawn_held(command);
         }
         let image = command.image()?;
         let start = |born_inside: bool| {
@@ -586,6 +597,7 @@ impl Cgroup {
             Ok(spawn::spawn(&image, &inside))
         };
         let started = match start(self.host.capabilities.clone_into_cgroup)? {
+            Err((Stage::Born, _)) if by_systemd => return self.spawn_held(command),
             // It can still join by itself.
             Err((Stage::Born, _)) => start(false)?,
             started => started,
@@ -598,6 +610,13 @@ impl Cgroup {
             started.extend(ProcessIdentity::of(child.pid()));
         }
         Ok(child)
+    }
+
+    /// The same, by a process that waits until it has been moved in.
+    fn spawn_held(&self, command: &Command) -> Result<Child> {
+        let waiting = command.hold()?;
+        self.take_in(waiting.pid())?;
+        command.go(waiting)
     }
 
     /// `cgroup.procs` of each hierarchy, open for writing; without v2's where a process is born into it.
@@ -619,8 +638,14 @@ impl Cgroup {
     /// A closure for `pre_exec` of std's and tokio's `Command`: the child joins the cgroup by itself before exec.
     ///
     /// It only writes to descriptors that are opened here, so that it is async-signal-safe.
+    ///
+    /// Not as sure as [`Cgroup::spawn`] where systemd has v1 hierarchies: should it happen to move the processes of the caller's
+    /// own unit about at this moment, it may take the child along. What it has begun is waited for here.
     pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
         self.refuse_frozen()?;
+        if self.unit_that_takes().is_some() {
+            self.host.manager()?.settle()?;
+        }
         let files = self.join_files(false)?;
         Ok(move || files.iter().try_for_each(|file| join_self(file.as_fd()).map_err(std::io::Error::from)))
     }
@@ -654,9 +679,12 @@ impl Cgroup {
         controllers
     }
 
-    /// A unit of a user's systemd: it moves processes in from anywhere, which the user themselves may not.
-    fn unit_of_user(&self) -> Option<&SystemdName> {
-        self.unit.as_ref().filter(|_| self.host.rootless)
+    /// The unit, where systemd is to move in who comes. That of a user moves processes from anywhere, which the user may not.
+    /// On v1, systemd takes the processes of a unit from one cgroup to another when controllers are needed or not any more: it
+    /// lists them, and moves one after the other, and with them who left meanwhile, unless it has itself moved them.
+    fn unit_that_takes(&self) -> Option<&SystemdName> {
+        let is_moved_about = |known: &Hierarchy| known.version == Version::V1 && plan::is_managed(known);
+        self.unit.as_ref().filter(|_| self.host.rootless || self.host.hierarchies.iter().any(is_moved_about))
     }
 
     fn refuse_slice(&self) -> Result<()> {

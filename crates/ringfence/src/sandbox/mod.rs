@@ -21,7 +21,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 pub use begun::Begun;
@@ -39,7 +38,7 @@ pub use state::{Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
 pub use threads::Placed;
 
-use crate::cgroup::{Cgroup, Filter, Outcome, Remaining, send, stop_default_slice};
+use crate::cgroup::{Cgroup, Filter, Outcome, Remaining, stop_default_slice};
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
@@ -466,7 +465,7 @@ impl Sandbox {
             }
             (Remaining::Drain, Some(held)) if cgroup.processes()?.contains(&held) => {
                 // It has nothing to live on for.
-                send(held, Signal::KILL);
+                cgroup.kill_one(held, deadline)?;
                 Remaining::Drain
             }
             (remaining, _) => remaining,

@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use rustix::io::Errno;
-
 use super::{Part, Sandbox, State};
 use crate::cgroup::{Cgroup, Child, Command};
 use crate::driver::systemd::Processes;
@@ -97,10 +95,7 @@ impl Sandbox {
             if let Some(cgroup) = self.present(&state)? {
                 match seat(&cgroup, &state, part).and_then(|seat| seat.spawn(command)) {
                     // A scope that ended at this moment.
-                    Err(error)
-                        if state.path.is_systemd()
-                            && error.is_one_of(&[Errno::NOENT, Errno::NODEV])
-                            && !cgroup.is_there() => {}
+                    Err(_) if state.path.is_systemd() && !cgroup.is_there() => {}
                     spawned => return spawned,
                 }
             }
