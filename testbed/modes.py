@@ -104,6 +104,7 @@ MODES = {
              _plain("v1") + " swapaccount=1"),
         Mode("plain-hybrid", "no systemd, kernel 6.1, v1 with shared hierarchies, and an empty v2 hierarchy",
              BOOKWORM, _plain("hybrid") + " swapaccount=1"),
+        Mode("big", "trixie with 4 GiB of memory", TRIXIE, memory_mib=4096, on_request=True),
         Mode("ctr", "trixie with runc, crun, podman and containerd", CONTAINERS,
              memory_mib=2048, on_request=True),
         Mode("rdma", "plain-v2 on Debian's standard kernel, with an RDMA device", TRIXIE,

@@ -11,7 +11,6 @@ use crate::Result;
 pub struct Bare {
     pub(super) hierarchies: Vec<Root>,
     has_v1_devices: bool,
-    is_v2_alone: bool,
     name: String,
     /// v2: the program that is attached.
     pub(super) program: Option<OwnedFd>,
@@ -38,7 +37,11 @@ impl Bare {
         let hierarchies: Vec<_> = hierarchies.collect();
         let has_v1_devices = hierarchies.iter().any(|root| root.controllers.contains(&Controller::Devices));
         let is_v2_alone = hierarchies.len() == 1 && hierarchies[0].version == Version::V2;
-        Self { hierarchies, has_v1_devices, is_v2_alone, name: String::new(), program: None }
+        if is_v2_alone {
+            let controllers = &b"+memory +cpu +pids +io"[..];
+            put(&hierarchies[0], &c"cgroup.subtree_control".into(), [controllers]).unwrap();
+        }
+        Self { hierarchies, has_v1_devices, name: String::new(), program: None }
     }
 
     fn root_of(&self, controller: Controller) -> &Root {
@@ -57,9 +60,6 @@ impl Bare {
     pub fn make(&mut self, name: &str) -> Result<()> {
         self.name = name.to_owned();
         let c_name = CString::new(name)?;
-        if self.is_v2_alone {
-            put(&self.hierarchies[0], &c"cgroup.subtree_control".into(), [&b"+memory +cpu +pids +io"[..]])?;
-        }
         for root in &self.hierarchies {
             // SAFETY: a descriptor that is open, and a C string.
             if unsafe { libc::mkdirat(root.fd.as_raw_fd(), c_name.as_ptr(), 0o755) } < 0 {

@@ -251,7 +251,8 @@ impl Machine {
                 .read("cpuset.mems", "the same");
         }
         if self.is_v2_alone {
-            minimum = minimum.write("cgroup.subtree_control", "all controllers at once");
+            minimum =
+                minimum.read("cgroup.subtree_control", "a write would take the kernel through all cgroups");
         }
         minimum = minimum
             .calls(self.all(), "mkdir", "in each hierarchy: what is inside is counted, frozen, found in each")

@@ -171,8 +171,14 @@ impl Run<'_, '_> {
         let all = [required, wanted].concat();
         let threaded = all.iter().all(|controller| THREADED.contains(controller));
         let takes_children = |open: &CgroupDir| if threads { Ok(()) } else { takes_children(open) };
-        let mut result = if threaded { takes_children(&open) } else { Ok(()) }
-            .and_then(|()| open.write(file, &words(&all)));
+        let before = Controller::list_from_v2(&self.dirs.read_to_write(dir, file).unwrap_or_default());
+        // With each write the kernel walks through all cgroups below, also if nothing changes.
+        let are_enabled = all.iter().all(|controller| before.contains(controller));
+        let enable = |dirs: &mut Dirs<'_>| {
+            if are_enabled { Ok(()) } else { write_once(dirs.file(dir, file, OFlags::WRONLY)?, &words(&all)) }
+        };
+        let mut result =
+            if threaded { takes_children(&open) } else { Ok(()) }.and_then(|()| enable(self.dirs));
         if result == Err(Errno::BUSY) && evacuate {
             move_to_leaf(&open, "evacuated").map_err(|errno| {
                 Error::kernel("cannot move the processes out of the way", dir.full(self.dirs.host), errno)
@@ -182,7 +188,7 @@ impl Run<'_, '_> {
                 path.display(),
                 "the processes of this cgroup were moved to the leaf evacuated",
             );
-            result = open.write(file, &words(&all));
+            result = enable(self.dirs);
         }
         if result.is_ok() {
             return Ok(());
@@ -191,7 +197,6 @@ impl Run<'_, '_> {
         if let Err(errno @ Errno::OPNOTSUPP) = takes_children {
             return Err(Error::kernel(refusal::of_controller(errno), path, errno));
         }
-        let before = Controller::list_from_v2(&open.read(file).unwrap_or_default());
         for controller in all {
             let enabled = takes_children.and_then(|()| open.write(file, &words(&[controller])));
             let Err(errno) = enabled else { continue };
