@@ -303,6 +303,10 @@ fn threads_are_told_apart_and_only_the_vcpus_are_held_to_their_quota() {
 
     // One that is hot-plugged is found when it is looked for again.
     vm.join_threads(Part::Overhead, &[vmm.vcpus()[0].1]).unwrap();
+    // To the kernel, 0 is the caller.
+    let own = fs::read_to_string("/proc/thread-self/cgroup").unwrap();
+    assert_eq!(vm.join_threads(Part::Overhead, &[0]).unwrap_err().errno(), Some(libc::ESRCH));
+    assert_eq!(fs::read_to_string("/proc/thread-self/cgroup").unwrap(), own);
     assert_eq!(vm.place_vcpus(&vmm.vcpus()).unwrap().moved, 1);
     // One that is elsewhere is not this sandbox's.
     let error = vm.place_vcpus(&[(0, std::process::id())]).unwrap_err();

@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Version};
 use crate::interface::restoring;
 use crate::kernel::dir::{CgroupDir, write_once};
+use crate::kernel::proc;
 use crate::plan::{Action, DEVICES_LIST, Dir, OWNER, Owner, Plan, Reaction, Step, Undo, Verify};
 use crate::report::Report;
 use crate::resources::CpuSet;
@@ -363,7 +364,7 @@ pub(crate) fn move_to_leaf(dir: &CgroupDir, leaf: &str) -> Result<Vec<u32>, Errn
     let to = dir.open_dir(leaf)?;
     let mut moved = Vec::new();
     for _ in 0..RETRIES {
-        let pids: Vec<u32> = dir.read("cgroup.procs")?.lines().filter_map(|pid| pid.parse().ok()).collect();
+        let pids: Vec<_> = proc::numbers(&dir.read("cgroup.procs")?).collect();
         if pids.is_empty() {
             break;
         }

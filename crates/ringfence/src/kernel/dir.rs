@@ -139,7 +139,11 @@ impl CgroupDir {
     }
 
     /// Moves a process here with all its threads. EINVAL is the answer while a task is still being born: briefly retried.
+    /// ESRCH for 0, which v2 lists for who has just ended, and which would be the caller.
     pub(crate) fn join(&self, pid: u32) -> Result<()> {
+        if pid == 0 {
+            return Err(Errno::SRCH);
+        }
         let pid = pid.to_string();
         for _ in 0..10 {
             match self.write("cgroup.procs", &pid) {

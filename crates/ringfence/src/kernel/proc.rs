@@ -127,6 +127,12 @@ pub(crate) fn is_stopped_by_freezer(tid: u32) -> bool {
     }
 }
 
+/// The processes or threads of a list. v2 lists 0 for who has just ended, and for who is of another PID namespace; to write 0
+/// moves the writer.
+pub(crate) fn numbers(list: &str) -> impl Iterator<Item = u32> + '_ {
+    list.lines().filter_map(|number| number.parse().ok()).filter(|number| *number != 0)
+}
+
 /// The cgroup of a process in each hierarchy: (controllers as `/proc/PID/cgroup` has them, path).
 pub(crate) fn cgroups(pid: u32) -> Option<Vec<(String, String)>> {
     Some(parse_cgroups(&read_text(&format!("/proc/{pid}/cgroup"))?))
@@ -179,6 +185,12 @@ mod tests {
         let me = ProcessIdentity::of(std::process::id()).unwrap();
         assert!(me.is_alive());
         assert!(!ProcessIdentity { start_time: me.start_time + 1, ..me }.is_alive());
+    }
+
+    #[test]
+    fn the_number_that_would_be_the_caller_is_nobody_s() {
+        assert_eq!(numbers("0\n7\n0\n8").collect::<Vec<_>>(), [7, 8]);
+        assert_eq!(numbers("").count(), 0);
     }
 
     #[test]

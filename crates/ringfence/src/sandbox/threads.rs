@@ -70,7 +70,7 @@ impl Parts {
     }
 
     fn list(&self, dir: &CgroupDir) -> Result<BTreeSet<u32>, Errno> {
-        Ok(dir.read(self.file())?.lines().filter_map(|tid| tid.parse().ok()).collect())
+        Ok(proc::numbers(&dir.read(self.file())?).collect())
     }
 
     pub(super) fn threads(&self) -> Result<Threads> {
@@ -83,7 +83,8 @@ impl Parts {
 
     /// Moves a thread; whether it was there to be moved.
     fn put(&self, cgroup: &Cgroup, part: Part, tid: u32) -> Result<bool> {
-        let Some((dir, open)) = self.parts.get(&part) else { return Ok(false) };
+        // 0 would be the caller.
+        let Some((dir, open)) = self.parts.get(&part).filter(|_| tid != 0) else { return Ok(false) };
         match open.write(self.file(), &tid.to_string()) {
             Ok(()) => Ok(true),
             Err(Errno::SRCH) => Ok(false),

@@ -59,7 +59,7 @@ impl Split {
 /// None of a scope that ends at this moment.
 fn listed(host: &Host, (dir, open): &Place) -> Result<BTreeSet<u32>> {
     match open.read(TASKS) {
-        Ok(list) => Ok(list.lines().filter_map(|tid| tid.parse().ok()).collect()),
+        Ok(list) => Ok(proc::numbers(&list).collect()),
         Err(Errno::NODEV | Errno::NOENT) => Ok(BTreeSet::new()),
         Err(errno) => Err(Error::kernel("cannot list the threads", dir.full(host).join(TASKS), errno)),
     }
@@ -67,6 +67,10 @@ fn listed(host: &Host, (dir, open): &Place) -> Result<BTreeSet<u32>> {
 
 /// Moves a thread; whether both were there.
 fn put(host: &Host, (dir, open): &Place, tid: u32) -> Result<bool> {
+    // It would be the caller.
+    if tid == 0 {
+        return Ok(false);
+    }
     match open.write(TASKS, &tid.to_string()) {
         Ok(()) => Ok(true),
         Err(Errno::SRCH | Errno::NODEV | Errno::NOENT) => Ok(false),
