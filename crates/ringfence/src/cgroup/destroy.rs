@@ -145,13 +145,12 @@ impl Cgroup {
     }
 
     /// Kills one process inside and waits until it has left; a frozen cgroup is thawed.
-    pub(crate) fn kill_one(&self, pid: u32, deadline: Deadline) -> Result<()> {
+    pub(crate) fn kill_one(&self, pid: u32, deadline: Deadline) {
         self.thaw_tree();
         send(pid, Signal::KILL);
-        while self.processes()?.contains(&pid) && !deadline.is_over() {
+        while self.processes().is_ok_and(|inside| inside.contains(&pid)) && !deadline.is_over() {
             deadline.sleep(Duration::from_millis(1));
         }
-        Ok(())
     }
 
     fn kill_until_empty(&self, spared: Option<u32>, deadline: Deadline, outcome: &mut Outcome) -> Vec<Error> {

@@ -326,13 +326,18 @@ impl Sandbox {
     }
 
     fn own_status(&self) -> Result<Status> {
-        let Some(cgroup) = self.present(&self.locked())? else {
-            return Ok(if self.is_gone() { Status::Gone } else { Status::Planned });
+        let absent = || if self.is_gone() { Status::Gone } else { Status::Planned };
+        let Some(cgroup) = self.present(&self.locked())? else { return Ok(absent()) };
+        let present = || match cgroup.is_frozen()? {
+            true => Ok(Status::Frozen),
+            false if cgroup.processes()?.is_empty() => Ok(Status::Empty),
+            false => Ok(Status::Running),
         };
-        if cgroup.is_frozen()? {
-            return Ok(Status::Frozen);
+        match present() {
+            // It ended at this moment.
+            Err(_) if !cgroup.is_there() => Ok(absent()),
+            status => status,
         }
-        Ok(if cgroup.processes()?.is_empty() { Status::Empty } else { Status::Running })
     }
 
     /// The device policy in force.
@@ -465,7 +470,7 @@ impl Sandbox {
             }
             (Remaining::Drain, Some(held)) if cgroup.processes()?.contains(&held) => {
                 // It has nothing to live on for.
-                cgroup.kill_one(held, deadline)?;
+                cgroup.kill_one(held, deadline);
                 Remaining::Drain
             }
             (remaining, _) => remaining,
