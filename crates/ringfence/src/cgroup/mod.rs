@@ -473,12 +473,8 @@ impl Cgroup {
 
     /// Joins the parts alone: the process is in the whole already.
     pub(crate) fn take_seat(&self, pid: u32) -> Result<()> {
-        for (dir, open) in self.dirs.iter().filter(|(dir, _)| dir.path != self.path) {
-            open.join(pid).map_err(|errno| {
-                join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs"))
-            })?;
-        }
-        Ok(())
+        let mut parts = self.dirs.iter().filter(|(dir, _)| dir.path != self.path);
+        parts.try_for_each(|place| self.enter(place, pid))
     }
 
     /// The processes in the cgroup and in cgroups below it.
@@ -507,7 +503,7 @@ impl Cgroup {
         let origins = pids.iter().map(|pid| Origin::of(*pid)).collect::<Result<Vec<_>>>()?;
         for (position, origin) in origins.iter().enumerate() {
             if let Err(error) = self.move_in(origin) {
-                origins.iter().take(position).for_each(|origin| self.put_back(origin));
+                origins.iter().take(position).for_each(|origin| _ = origin.put_back(&self.host));
                 return Err(error);
             }
         }
@@ -542,31 +538,35 @@ impl Cgroup {
 
     /// Joins a process; on failure it is put back where it was.
     fn move_in(&self, origin: &Origin) -> Result<()> {
-        self.take_in(origin.pid).inspect_err(|_| self.put_back(origin))
+        self.take_in(origin.pid).inspect_err(|_| _ = origin.put_back(&self.host))
     }
 
     fn take_in(&self, pid: u32) -> Result<()> {
-        let unit = self.unit_that_takes();
-        if let Some(unit) = unit {
-            let attached = self.host.manager()?.attach(&unit.unit(), &[pid]);
-            attached.map_err(|error| error.with_setting("pid").with_value(pid))?;
-        }
-        // It may be the last of another unit.
-        for (dir, open) in self.in_order_of_leaving() {
-            let is_attached = unit.is_some() && dir.path == self.path && self.is_managed(dir.hierarchy);
-            if !is_attached {
-                open.join(pid).map_err(|errno| {
-                    join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs"))
-                })?;
+        let attach = |unit: &SystemdName| self.host.manager()?.attach(&unit.unit(), &[pid]);
+        match &self.unit {
+            // It moves processes from anywhere, which the user may not.
+            Some(unit) if self.host.rootless => {
+                attach(unit).map_err(|error| error.with_setting("pid").with_value(pid))?;
+                self.take_seat(pid)
             }
+            Some(unit) if self.systemd_moves_processes() => {
+                let (managed, own): (Vec<_>, Vec<_>) =
+                    self.in_order_of_leaving().partition(|(dir, _)| self.is_managed(dir.hierarchy));
+                own.into_iter().try_for_each(|place| self.enter(place, pid))?;
+                // It refuses kernel threads and units that are not delegated, and says yes where a v1 controller refuses.
+                _ = attach(unit);
+                let now = Origin::of(pid)?;
+                let mut missed = managed.into_iter().filter(|(dir, _)| !now.is_in(&self.host, dir));
+                missed.try_for_each(|place| self.enter(place, pid))
+            }
+            // It may be the last of another unit.
+            _ => self.in_order_of_leaving().try_for_each(|place| self.enter(place, pid)),
         }
-        Ok(())
     }
 
-    fn put_back(&self, origin: &Origin) {
-        for (dir, _) in self.in_order_of_leaving() {
-            _ = origin.restore(&self.host, dir.hierarchy);
-        }
+    fn enter(&self, (dir, open): &(Dir, Arc<CgroupDir>), pid: u32) -> Result<()> {
+        open.join(pid)
+            .map_err(|errno| join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs")))
     }
 
     fn in_order_of_leaving(&self) -> impl Iterator<Item = &(Dir, Arc<CgroupDir>)> {
@@ -574,7 +574,8 @@ impl Cgroup {
         order.filter_map(|index| self.dirs.iter().find(|(dir, _)| dir.hierarchy == index))
     }
 
-    /// Starts a command inside: born there on v2, joined by itself before exec on v1. It never runs outside.
+    /// Starts a command inside: born there on v2, joined by itself before exec on v1; where systemd is to move it in, it waits
+    /// for that before exec. It never runs outside.
     ///
     /// # Errors
     /// What could not be done, with the errno; a program that cannot be found or executed has a path and ENOENT or EACCES.
@@ -583,7 +584,7 @@ impl Cgroup {
         self.refuse_frozen()?;
         // What is born inside was never among those that systemd may move.
         let may_be_born = self.host.capabilities.clone_into_cgroup && self.unified().is_some();
-        let by_systemd = self.unit_that_takes().is_some();
+        let by_systemd = self.unit.is_some() && (self.host.rootless || self.systemd_moves_processes());
         if by_systemd && (self.host.rootless || !may_be_born) {
             return self.spawn_held(command);
         }
@@ -643,7 +644,7 @@ impl Cgroup {
     /// own unit about at this moment, it may take the child along. What it has begun is waited for here.
     pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
         self.refuse_frozen()?;
-        if self.unit_that_takes().is_some() {
+        if self.unit.is_some() && !self.host.rootless && self.systemd_moves_processes() {
             self.host.manager()?.settle()?;
         }
         let files = self.join_files(false)?;
@@ -679,12 +680,12 @@ impl Cgroup {
         controllers
     }
 
-    /// The unit, where systemd is to move in who comes. That of a user moves processes from anywhere, which the user may not.
-    /// On v1, systemd takes the processes of a unit from one cgroup to another when controllers are needed or not any more: it
-    /// lists them, and moves one after the other, and with them who left meanwhile, unless it has itself moved them.
-    fn unit_that_takes(&self) -> Option<&SystemdName> {
-        let is_moved_about = |known: &Hierarchy| known.version == Version::V1 && plan::is_managed(known);
-        self.unit.as_ref().filter(|_| self.host.rootless || self.host.hierarchies.iter().any(is_moved_about))
+    /// Whether systemd moves processes about: on v1 it takes those of a unit from one cgroup to another when controllers are
+    /// needed or not any more. It lists them, and moves one after the other, and with them who left meanwhile, unless it has
+    /// itself moved them.
+    fn systemd_moves_processes(&self) -> bool {
+        let is_v1 = |known: &Hierarchy| known.version == Version::V1 && plan::is_managed(known);
+        self.host.hierarchies.iter().any(is_v1)
     }
 
     fn refuse_slice(&self) -> Result<()> {

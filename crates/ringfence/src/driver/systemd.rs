@@ -10,7 +10,6 @@ use crate::devices::transition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Version;
 use crate::interface::{holds, left_of};
-use crate::kernel::proc;
 use crate::plan::{Action, Dir, Reaction, Step, Told, Undo, Verify, properties_of};
 use crate::report::Report;
 use crate::resources::CpuSet;
@@ -110,17 +109,13 @@ impl Run<'_, '_> {
     /// A process is where systemd has put it when the job has ended. Where systemd makes no cgroups, it joins ours.
     fn join(&mut self, path: &str, pid: u32) -> Result<()> {
         let host = self.dirs.host;
-        let known =
-            proc::cgroups(pid).ok_or_else(|| Error::kernel("the process is gone", "/proc", Errno::SRCH))?;
+        let now = Origin::of(pid)?;
         for (index, hierarchy) in host.hierarchies.iter().enumerate() {
-            let is_there = known
-                .iter()
-                .any(|(names, at)| hierarchy.is_called(names) && at.trim_start_matches('/') == path);
+            let dir = Dir::new(index, path);
             // A user's systemd has no say on v1, nor has the user.
-            if is_there || host.rootless && hierarchy.version == Version::V1 {
+            if now.is_in(host, &dir) || host.rootless && hierarchy.version == Version::V1 {
                 continue;
             }
-            let dir = Dir::new(index, path);
             let joined = self.dirs.get(&dir).and_then(|open| open.join(pid));
             joined.map_err(|errno| {
                 Error::kernel("systemd did not put the process here, nor could it be", dir.full(host), errno)

@@ -47,8 +47,29 @@ impl Origin {
         self.identity.as_ref().is_some_and(ProcessIdentity::is_alive)
     }
 
-    /// Moves the process back in one hierarchy; best effort, since what it came from may be out of our sight or reach.
-    pub(crate) fn restore(&self, host: &Host, hierarchy: usize) -> Result<(), Errno> {
+    /// Whether it was in this cgroup.
+    pub(crate) fn is_in(&self, host: &Host, dir: &Dir) -> bool {
+        let is_here = |(names, path): &(String, String)| {
+            host.hierarchies.get(dir.hierarchy).is_some_and(|known| known.is_called(names))
+                && path.trim_start_matches('/') == &*dir.path
+        };
+        self.cgroups.iter().any(is_here)
+    }
+
+    /// Moves the process back, if it still runs, in every hierarchy in which that can be done: what it came from may be out of
+    /// our sight or reach.
+    pub(crate) fn put_back(&self, host: &Host) -> Result<(), Errno> {
+        let mut outcome = Ok(());
+        for hierarchy in plan::in_order_of_leaving(host).filter(|_| self.is_alive()) {
+            match self.restore(host, hierarchy) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                failed => outcome = outcome.and(failed),
+            }
+        }
+        outcome
+    }
+
+    fn restore(&self, host: &Host, hierarchy: usize) -> Result<(), Errno> {
         let known = host.hierarchies.get(hierarchy).ok_or(Errno::NOENT)?;
         let Some((_, path)) = self.cgroups.iter().find(|(names, _)| known.is_called(names)) else {
             return Ok(());
@@ -176,16 +197,11 @@ fn stop(host: &Host, unit: &str, kill: bool, origins: &[Origin]) -> Result<()> {
             }
             continue;
         }
-        for hierarchy in plan::in_order_of_leaving(host) {
-            match origin.restore(host, hierarchy) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(errno) => {
-                    let why = format!("the process stays in {unit}: it cannot go back to where it came from");
-                    let error = Error::new(ErrorKind::Kernel, why).with_errno(errno);
-                    return Err(error.with_setting("pid").with_value(origin.pid));
-                }
-            }
-        }
+        origin.put_back(host).map_err(|errno| {
+            let why = format!("the process stays in {unit}: it cannot go back to where it came from");
+            let error = Error::new(ErrorKind::Kernel, why).with_errno(errno);
+            error.with_setting("pid").with_value(origin.pid)
+        })?;
     }
     host.manager()?.stop(unit, false).map(drop)
 }

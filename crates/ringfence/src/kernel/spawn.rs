@@ -1,5 +1,5 @@
 //! Starting a process inside its cgroup: clone3(2) with `CLONE_INTO_CGROUP` on v2, else the child joins by itself
-//! between fork and exec. Never started outside and moved.
+//! between fork and exec, or waits there until it was moved. The program never runs outside.
 
 use std::ffi::CString;
 use std::mem::{size_of, size_of_val};

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::interface::holds;
 use crate::path::Subpath;
-use crate::plan::{self, Action, Dir, Plan, Undo, properties_of};
+use crate::plan::{Action, Dir, Plan, Undo, properties_of};
 use crate::report::Report;
 use crate::systemd::property::tell;
 
@@ -136,16 +136,10 @@ impl Sandbox {
         // A scope that has ended has taken everything along.
         let cgroup = self.present(&self.locked())?;
         if let Some(cgroup) = &cgroup {
-            for origin in begun.processes.iter().filter(|origin| origin.is_alive()) {
-                for hierarchy in plan::in_order_of_leaving(&self.host) {
-                    match origin.restore(&self.host, hierarchy) {
-                        Ok(()) | Err(Errno::SRCH) => {}
-                        Err(errno) => {
-                            let why = format!("this process stays inside: it cannot go back ({errno})");
-                            report.note("pid", origin.pid, why);
-                            break;
-                        }
-                    }
+            for origin in &begun.processes {
+                if let Err(errno) = origin.put_back(&self.host) {
+                    let why = format!("this process stays inside: it cannot go back ({errno})");
+                    report.note("pid", origin.pid, why);
                 }
             }
             self.write_back(cgroup, &before, &begun.values)?;

@@ -55,7 +55,11 @@ impl Sandbox {
         let mut races = 0;
         loop {
             if let Some(cgroup) = self.present(&state)? {
-                return seat(&cgroup, &state, part)?.join_all(pids);
+                match seat(&cgroup, &state, part).and_then(|seat| seat.join_all(pids)) {
+                    // A scope that ended at this moment.
+                    Err(_) if state.path.is_systemd() && !cgroup.is_there() => {}
+                    joined => return joined,
+                }
             }
             races += 1;
             match self.start(&mut state, Processes::Running(pids)) {
