@@ -23,35 +23,59 @@ fn instruction(code: u8, registers: u8, jump: u8, value: u32) -> Instruction {
     [code, registers, jump, 0, a, b, c, d]
 }
 
-/// Allows the defaults and `b 240:0` up to `b 240:MINORS`.
+/// Where a comparison that is met leads.
+enum To {
+    Chars,
+    OverOne,
+    Allow,
+    Deny,
+}
+
+/// Allows the defaults and reading and writing `b 240:0` up to `b 240:MINORS`: as few instructions as somebody writes who
+/// knows that it is these.
 pub fn load(minors: u32) -> Result<OwnedFd> {
-    const READ_WRITE: u32 = 2 | 4;
-    // r2 = type, r3 = access, r4 = major, r5 = minor
+    const IS: u8 = 0x15;
+    const IS_NOT: u8 = 0x55;
+    const IS_ABOVE: u8 = 0x25;
+    const HAS: u8 = 0x45;
+    const MKNOD: u32 = 1;
+    let [kind, access, major_of, minor_of] = [2_u8, 3, 4, 5];
     let mut program = vec![
         instruction(0x61, 0x12, 0, 0),
         instruction(0xbc, 0x23, 0, 0),
-        instruction(0x54, 0x02, 0, 0xffff),
-        instruction(0x74, 0x03, 0, 16),
+        instruction(0x54, kind, 0, 0xffff),
+        instruction(0x74, access, 0, 16),
         [0x61, 0x14, 4, 0, 0, 0, 0, 0],
         [0x61, 0x15, 8, 0, 0, 0, 0, 0],
     ];
-    let asked = (0..minors).map(|minor| ('b', super::MAJOR, Some(minor)));
-    for (kind, major, minor) in DEFAULTS.into_iter().chain(asked) {
-        let access = if kind == 'b' { READ_WRITE } else { 7 };
-        let skip = if minor.is_some() { 7 } else { 6 };
-        program.push(instruction(0x55, 0x02, skip, if kind == 'b' { 1 } else { 2 }));
-        program.push(instruction(0xbc, 0x36, 0, 0));
-        program.push(instruction(0x54, 0x06, 0, !access));
-        program.push(instruction(0x55, 0x06, skip - 3, 0));
-        program.push(instruction(0x55, 0x04, skip - 4, major));
-        if let Some(minor) = minor {
-            program.push(instruction(0x55, 0x05, 2, minor));
-        }
-        program.push(instruction(0xb7, 0x00, 0, 1));
+    let mut comparisons = vec![
+        (IS_NOT, kind, 1, To::Chars),
+        (HAS, access, MKNOD, To::Deny),
+        (IS_NOT, major_of, super::MAJOR, To::Deny),
+        (IS_ABOVE, minor_of, minors - 1, To::Deny),
+        (IS, kind, 1, To::Allow),
+    ];
+    let chars = comparisons.len();
+    comparisons.push((IS_NOT, kind, 2, To::Deny));
+    for (_, major, minor) in DEFAULTS {
+        comparisons.extend(minor.map(|_| (IS_NOT, major_of, major, To::OverOne)));
+        comparisons
+            .push(minor.map_or((IS, major_of, major, To::Allow), |minor| (IS, minor_of, minor, To::Allow)));
+    }
+    let deny = comparisons.len();
+    for (at, (code, register, value, to)) in comparisons.into_iter().enumerate() {
+        let target = match to {
+            To::Chars => chars,
+            To::OverOne => at + 2,
+            To::Deny => deny,
+            To::Allow => deny + 2,
+        };
+        program.push(instruction(code, register, (target - at - 1) as u8, value));
+    }
+    for answer in [0, 1] {
+        program.push(instruction(0xb7, 0x00, 0, answer));
         program.push(instruction(0x95, 0, 0, 0));
     }
-    program.push(instruction(0xb7, 0x00, 0, 0));
-    program.push(instruction(0x95, 0, 0, 0));
 
     let license = c"GPL".as_ptr() as u64;
     let mut attributes = [0_u64; 16];
