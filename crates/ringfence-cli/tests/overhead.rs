@@ -18,6 +18,10 @@ struct Both {
     option: String,
 }
 
+fn name(pid: u32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default()
+}
+
 impl Both {
     fn named(name: &str) -> Self {
         let sandbox = Sandbox::named(name);
@@ -62,8 +66,10 @@ impl Both {
         let mut command = self.sandbox.command("exec", options);
         let child = command.args(["--", "sleep", "1000"]).spawn().unwrap();
         let mut found = None;
+        // It may be seen before it is inside everywhere, and executed then.
+        let runs = |pid: &u32| name(*pid) == "sleep\n";
         until("the helper runs", || {
-            found = self.pids().into_iter().find(|pid| !before.contains(pid) && is_alive(*pid));
+            found = self.pids().into_iter().find(|pid| !before.contains(pid) && runs(pid));
             found.is_some()
         });
         (child, found.unwrap())
@@ -73,7 +79,6 @@ impl Both {
     fn pids(&self) -> Vec<u32> {
         let list = self.sandbox.json("ps", &[]);
         let pids = list.as_array().unwrap().iter().map(|task| task["pid"].as_u64().unwrap() as u32);
-        let name = |pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         pids.filter(|pid| name(*pid) != "ringfence-hold\n").collect()
     }
 
