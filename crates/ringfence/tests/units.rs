@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ringfence::{Host, Remaining, Resources, Sandbox, SandboxConfig};
-use support::{sleeper, stop, times};
+use support::{skip, sleeper, stop, times};
 
 const SOON: Duration = Duration::from_secs(60);
 const THREADS: usize = 8;
@@ -22,7 +22,7 @@ static SYSTEMD: Mutex<()> = Mutex::new(());
 fn host() -> Option<Host> {
     let host = Host::detect().unwrap();
     if !host.systemd || host.rootless {
-        eprintln!("SKIPPED: systemd is not process 1 here, or is not ours to speak with");
+        skip("systemd is not process 1 here, or is not ours to speak with");
         return None;
     }
     Some(host)

@@ -543,25 +543,22 @@ impl Cgroup {
 
     fn take_in(&self, pid: u32) -> Result<()> {
         let attach = |unit: &SystemdName| self.host.manager()?.attach(&unit.unit(), &[pid]);
-        match &self.unit {
-            // It moves processes from anywhere, which the user may not.
-            Some(unit) if self.host.rootless => {
-                attach(unit).map_err(|error| error.with_setting("pid").with_value(pid))?;
-                self.take_seat(pid)
-            }
-            Some(unit) if self.systemd_moves_processes() => {
-                let (managed, own): (Vec<_>, Vec<_>) =
-                    self.in_order_of_leaving().partition(|(dir, _)| self.is_managed(dir.hierarchy));
-                own.into_iter().try_for_each(|place| self.enter(place, pid))?;
-                // It refuses kernel threads and units that are not delegated, and says yes where a v1 controller refuses.
-                _ = attach(unit);
-                let now = Origin::of(pid)?;
-                let mut missed = managed.into_iter().filter(|(dir, _)| !now.is_in(&self.host, dir));
-                missed.try_for_each(|place| self.enter(place, pid))
-            }
-            // It may be the last of another unit.
-            _ => self.in_order_of_leaving().try_for_each(|place| self.enter(place, pid)),
+        if let Some(unit) = self.unit_of_user() {
+            attach(unit).map_err(|error| error.with_setting("pid").with_value(pid))?;
+            return self.take_seat(pid);
         }
+        // It may be the last of another unit.
+        let Some(unit) = self.unit_with_v1() else {
+            return self.in_order_of_leaving().try_for_each(|place| self.enter(place, pid));
+        };
+        let (managed, own): (Vec<_>, Vec<_>) =
+            self.in_order_of_leaving().partition(|(dir, _)| self.is_managed(dir.hierarchy));
+        own.into_iter().try_for_each(|place| self.enter(place, pid))?;
+        // It refuses kernel threads and units that are not delegated, and says yes where a v1 controller refuses.
+        _ = attach(unit);
+        let now = Origin::of(pid)?;
+        let mut missed = managed.into_iter().filter(|(dir, _)| !now.is_in(&self.host, dir));
+        missed.try_for_each(|place| self.enter(place, pid))
     }
 
     fn enter(&self, (dir, open): &(Dir, Arc<CgroupDir>), pid: u32) -> Result<()> {
@@ -584,8 +581,8 @@ impl Cgroup {
         self.refuse_frozen()?;
         // What is born inside was never among those that systemd may move.
         let may_be_born = self.host.capabilities.clone_into_cgroup && self.unified().is_some();
-        let by_systemd = self.unit.is_some() && (self.host.rootless || self.systemd_moves_processes());
-        if by_systemd && (self.host.rootless || !may_be_born) {
+        let is_moved_about = self.unit_with_v1().is_some();
+        if self.unit_of_user().is_some() || is_moved_about && !may_be_born {
             return self.spawn_held(command);
         }
         let image = command.image()?;
@@ -598,7 +595,7 @@ impl Cgroup {
             Ok(spawn::spawn(&image, &inside))
         };
         let started = match start(self.host.capabilities.clone_into_cgroup)? {
-            Err((Stage::Born, _)) if by_systemd => return self.spawn_held(command),
+            Err((Stage::Born, _)) if is_moved_about => return self.spawn_held(command),
             // It can still join by itself.
             Err((Stage::Born, _)) => start(false)?,
             started => started,
@@ -644,7 +641,7 @@ impl Cgroup {
     /// own unit about at this moment, it may take the child along. What it has begun is waited for here.
     pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
         self.refuse_frozen()?;
-        if self.unit.is_some() && !self.host.rootless && self.systemd_moves_processes() {
+        if self.unit_with_v1().is_some() {
             self.host.manager()?.settle()?;
         }
         let files = self.join_files(false)?;
@@ -680,12 +677,17 @@ impl Cgroup {
         controllers
     }
 
-    /// Whether systemd moves processes about: on v1 it takes those of a unit from one cgroup to another when controllers are
-    /// needed or not any more. It lists them, and moves one after the other, and with them who left meanwhile, unless it has
-    /// itself moved them.
-    fn systemd_moves_processes(&self) -> bool {
+    /// A unit of a user's systemd: it moves processes in from anywhere, which the user themselves may not.
+    fn unit_of_user(&self) -> Option<&SystemdName> {
+        self.unit.as_ref().filter(|_| self.host.rootless)
+    }
+
+    /// A unit of a systemd that moves processes about: on v1 it takes those of a unit from one cgroup to another when
+    /// controllers are needed or not any more. It lists them, and moves one after the other, and with them who left meanwhile,
+    /// unless it has itself moved them.
+    fn unit_with_v1(&self) -> Option<&SystemdName> {
         let is_v1 = |known: &Hierarchy| known.version == Version::V1 && plan::is_managed(known);
-        self.host.hierarchies.iter().any(is_v1)
+        self.unit.as_ref().filter(|_| !self.host.rootless && self.host.hierarchies.iter().any(is_v1))
     }
 
     fn refuse_slice(&self) -> Result<()> {

@@ -64,6 +64,7 @@ fn listed(dir: &CgroupDir, version: Version, pids: &mut BTreeSet<u32>) -> Result
     match dir.read("cgroup.procs") {
         Ok(list) => {
             is_without_process = version == Version::V2 && list.is_empty();
+            // With 0: somebody whom this PID namespace does not know is inside all the same.
             pids.extend(list.lines().filter_map(|pid| pid.parse::<u32>().ok()));
         }
         // A threaded part: its processes are listed in the domain above.

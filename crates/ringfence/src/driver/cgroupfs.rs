@@ -369,7 +369,7 @@ pub(crate) fn move_to_leaf(dir: &CgroupDir, leaf: &str) -> Result<Vec<u32>, Errn
             break;
         }
         for pid in pids {
-            match to.write("cgroup.procs", &pid.to_string()) {
+            match to.enlist("cgroup.procs", pid) {
                 Ok(()) => moved.push(pid),
                 // It ended; the others still have to go.
                 Err(Errno::SRCH) => {}

@@ -60,7 +60,10 @@ impl Origin {
     /// our sight or reach.
     pub(crate) fn put_back(&self, host: &Host) -> Result<(), Errno> {
         let mut outcome = Ok(());
-        for hierarchy in plan::in_order_of_leaving(host).filter(|_| self.is_alive()) {
+        if !self.is_alive() {
+            return outcome;
+        }
+        for hierarchy in plan::in_order_of_leaving(host) {
             match self.restore(host, hierarchy) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 failed => outcome = outcome.and(failed),

@@ -139,19 +139,20 @@ impl CgroupDir {
     }
 
     /// Moves a process here with all its threads. EINVAL is the answer while a task is still being born: briefly retried.
-    /// ESRCH for 0, which v2 lists for who has just ended, and which would be the caller.
     pub(crate) fn join(&self, pid: u32) -> Result<()> {
-        if pid == 0 {
-            return Err(Errno::SRCH);
-        }
-        let pid = pid.to_string();
         for _ in 0..10 {
-            match self.write("cgroup.procs", &pid) {
+            match self.enlist("cgroup.procs", pid) {
                 Err(Errno::INVAL) => std::thread::sleep(std::time::Duration::from_millis(1)),
                 done => return done,
             }
         }
         Err(Errno::INVAL)
+    }
+
+    /// Writes a process or a thread to the list of those that are here. ESRCH for 0, which v2 lists for who has just ended, and
+    /// which would be the caller.
+    pub(crate) fn enlist(&self, list: &str, id: u32) -> Result<()> {
+        if id == 0 { Err(Errno::SRCH) } else { self.write(list, &id.to_string()) }
     }
 
     /// Gives this directory itself (`.`), or a file in it, to a user and a group.

@@ -83,9 +83,8 @@ impl Parts {
 
     /// Moves a thread; whether it was there to be moved.
     fn put(&self, cgroup: &Cgroup, part: Part, tid: u32) -> Result<bool> {
-        // 0 would be the caller.
-        let Some((dir, open)) = self.parts.get(&part).filter(|_| tid != 0) else { return Ok(false) };
-        match open.write(self.file(), &tid.to_string()) {
+        let Some((dir, open)) = self.parts.get(&part) else { return Ok(false) };
+        match open.enlist(self.file(), tid) {
             Ok(()) => Ok(true),
             Err(Errno::SRCH) => Ok(false),
             Err(errno) => {
