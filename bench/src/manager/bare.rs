@@ -36,12 +36,20 @@ impl Bare {
         });
         let hierarchies: Vec<_> = hierarchies.collect();
         let has_v1_devices = hierarchies.iter().any(|root| root.controllers.contains(&Controller::Devices));
-        let is_v2_alone = hierarchies.len() == 1 && hierarchies[0].version == Version::V2;
-        if is_v2_alone {
+        let bare = Self { hierarchies, has_v1_devices, name: String::new(), program: None };
+        if let Some(only) = bare.v2_alone() {
             let controllers = &b"+memory +cpu +pids +io"[..];
-            put(&hierarchies[0], &c"cgroup.subtree_control".into(), [controllers]).unwrap();
+            put(only, &c"cgroup.subtree_control".into(), [controllers]).unwrap();
         }
-        Self { hierarchies, has_v1_devices, name: String::new(), program: None }
+        bare
+    }
+
+    /// The root where there is no v1.
+    pub(super) fn v2_alone(&self) -> Option<&Root> {
+        match &*self.hierarchies {
+            [only] if only.version == Version::V2 => Some(only),
+            _ => None,
+        }
     }
 
     fn root_of(&self, controller: Controller) -> &Root {

@@ -78,9 +78,7 @@ impl Manager for Careful {
         for root in self.bare.hierarchies.iter().filter(|root| root.cpuset.is_some()) {
             [c"cpuset.cpus", c"cpuset.mems"].iter().try_for_each(|file| read(&root.fd, file))?;
         }
-        if let [only] = &*self.bare.hierarchies
-            && only.version == Version::V2
-        {
+        if let Some(only) = self.bare.v2_alone() {
             read(&only.fd, c"cgroup.subtree_control")?;
         }
         self.bare.make(name)?;

@@ -343,10 +343,10 @@ impl SandboxConfig {
     }
 
     /// What the separate overhead should be: the limits that are its own, the devices and the owner of the sandbox.
-    pub(super) fn apart(&self) -> Result<Option<Box<Self>>> {
-        match self.overhead_at()? {
-            Overhead::Separate(path) => Ok(Some(Box::new(self.of_separate(path)))),
-            Overhead::Together | Overhead::Nested => Ok(None),
+    pub(super) fn apart(&self, overhead: &Overhead) -> Option<Box<Self>> {
+        match overhead {
+            Overhead::Separate(path) => Some(Box::new(self.of_separate(path.clone()))),
+            Overhead::Together | Overhead::Nested => None,
         }
     }
 

@@ -188,7 +188,7 @@ impl Sandbox {
     pub fn create(host: &Host, config: &SandboxConfig) -> Result<(Self, Report)> {
         let mut state = Self::intent(host, config)?;
         state.apart = None;
-        let mut second = Second::of(host, config)?;
+        let mut second = Second::of(host, config, &state.overhead);
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = match state.path.as_systemd().filter(|unit| !unit.is_slice()) {
             Some(unit) => {

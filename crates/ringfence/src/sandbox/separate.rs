@@ -29,8 +29,8 @@ pub(super) struct Second<'a> {
 }
 
 impl<'a> Second<'a> {
-    pub(super) fn of(host: &'a Host, config: &SandboxConfig) -> Result<Self> {
-        Ok(Self { host, config: config.apart()?, made: None })
+    pub(super) fn of(host: &'a Host, config: &SandboxConfig, overhead: &Overhead) -> Self {
+        Self { host, config: config.apart(overhead), made: None }
     }
 
     /// Makes it, if there is to be one, and it is not made yet.
@@ -70,7 +70,7 @@ fn note_of(host: &Host, overhead: &Overhead, cgroup: &str) -> Report {
 impl SandboxConfig {
     /// The state of the separate overhead, beside that of the sandbox.
     fn apart_of(&self, host: &Host, state: &State) -> Result<Option<Box<State>>> {
-        let Some(config) = self.apart()? else { return Ok(None) };
+        let Some(config) = self.apart(&state.overhead) else { return Ok(None) };
         let apart = Sandbox::own_intent(host, &config)?;
         let is_below = |below: &str, above: &str| {
             below.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -111,8 +111,10 @@ impl Sandbox {
         seen: impl Fn(&str) -> Host,
     ) -> Result<Plan> {
         let mut plan = Self::own_plan(&seen(&config.resolve(host)?), config)?;
-        if let (Some(config), Some(apart)) = (config.apart()?, Self::intent(host, config)?.apart) {
-            plan.append(Self::own_plan(&seen(&apart.cgroup), &config)?);
+        if let Some(second) = config.apart(&config.overhead_at()?)
+            && let Some(apart) = Self::intent(host, config)?.apart
+        {
+            plan.append(Self::own_plan(&seen(&apart.cgroup), &second)?);
         }
         Ok(plan)
     }

@@ -311,6 +311,9 @@ impl Sandbox {
 
     /// Puts running threads into a part.
     ///
+    /// Where systemd has v1 hierarchies and the process of a thread is in a unit of its own, systemd takes the thread back
+    /// should it move the processes of that unit about: it knows processes alone.
+    ///
     /// # Errors
     /// On v2 the process of each must be inside: threads of one process cannot be in different domains.
     pub fn join_threads(&self, part: Part, tids: &[u32]) -> Result<()> {
