@@ -67,19 +67,19 @@ pub(super) const FILES: &[File] = &[
 fn stat(cpu: &mut CpuStats, contents: &[u8]) {
     for (name, value) in parse::flat_keyed(contents) {
         match name {
-            "usage_usec" => cpu.usage_us = Some(value),
-            "user_usec" => cpu.user_us = Some(value),
-            "system_usec" => cpu.system_us = Some(value),
-            "nice_usec" => cpu.nice_us = Some(value),
-            "core_sched.force_idle_usec" => cpu.force_idle_us = Some(value),
-            "wait_sum" => cpu.wait_us = Some(microseconds(value)),
-            "nr_periods" => cpu.periods = Some(value),
-            "nr_throttled" => cpu.throttled = Some(value),
-            "throttled_usec" => cpu.throttled_us = Some(value),
-            "throttled_time" => cpu.throttled_us = Some(microseconds(value)),
-            "nr_bursts" => cpu.bursts = Some(value),
-            "burst_usec" => cpu.burst_us = Some(value),
-            "burst_time" => cpu.burst_us = Some(microseconds(value)),
+            b"usage_usec" => cpu.usage_us = Some(value),
+            b"user_usec" => cpu.user_us = Some(value),
+            b"system_usec" => cpu.system_us = Some(value),
+            b"nice_usec" => cpu.nice_us = Some(value),
+            b"core_sched.force_idle_usec" => cpu.force_idle_us = Some(value),
+            b"wait_sum" => cpu.wait_us = Some(microseconds(value)),
+            b"nr_periods" => cpu.periods = Some(value),
+            b"nr_throttled" => cpu.throttled = Some(value),
+            b"throttled_usec" => cpu.throttled_us = Some(value),
+            b"throttled_time" => cpu.throttled_us = Some(microseconds(value)),
+            b"nr_bursts" => cpu.bursts = Some(value),
+            b"burst_usec" => cpu.burst_us = Some(value),
+            b"burst_time" => cpu.burst_us = Some(microseconds(value)),
             _ => {}
         }
     }
@@ -89,8 +89,8 @@ fn stat(cpu: &mut CpuStats, contents: &[u8]) {
 fn local_stat(cpu: &mut CpuStats, contents: &[u8]) {
     for (name, value) in parse::flat_keyed(contents) {
         match name {
-            "throttled_usec" => cpu.throttled_local_us = Some(value),
-            "throttled_time" => cpu.throttled_local_us = Some(microseconds(value)),
+            b"throttled_usec" => cpu.throttled_local_us = Some(value),
+            b"throttled_time" => cpu.throttled_local_us = Some(microseconds(value)),
             _ => {}
         }
     }
@@ -101,8 +101,8 @@ fn v1_accounting(cpu: &mut CpuStats, contents: &[u8]) {
     const TICK_US: u64 = 10_000;
     for (name, ticks) in parse::flat_keyed(contents) {
         match name {
-            "user" => cpu.user_us = ticks.checked_mul(TICK_US),
-            "system" => cpu.system_us = ticks.checked_mul(TICK_US),
+            b"user" => cpu.user_us = ticks.checked_mul(TICK_US),
+            b"system" => cpu.system_us = ticks.checked_mul(TICK_US),
             _ => {}
         }
     }

@@ -190,13 +190,13 @@ fn events(contents: &[u8]) -> MemoryEvents {
     let mut events = MemoryEvents::default();
     for (name, count) in parse::flat_keyed(contents) {
         match name {
-            "low" => events.low = Some(count),
-            "high" => events.high = Some(count),
-            "max" => events.max = Some(count),
-            "oom" => events.oom = Some(count),
-            "oom_kill" => events.oom_kill = Some(count),
-            "oom_group_kill" => events.oom_group_kill = Some(count),
-            "sock_throttled" => events.sock_throttled = Some(count),
+            b"low" => events.low = Some(count),
+            b"high" => events.high = Some(count),
+            b"max" => events.max = Some(count),
+            b"oom" => events.oom = Some(count),
+            b"oom_kill" => events.oom_kill = Some(count),
+            b"oom_group_kill" => events.oom_group_kill = Some(count),
+            b"sock_throttled" => events.sock_throttled = Some(count),
             _ => {}
         }
     }
@@ -207,9 +207,9 @@ fn swap_events(contents: &[u8]) -> SwapEvents {
     let mut events = SwapEvents::default();
     for (name, count) in parse::flat_keyed(contents) {
         match name {
-            "high" => events.high = Some(count),
-            "max" => events.max = Some(count),
-            "fail" => events.fail = Some(count),
+            b"high" => events.high = Some(count),
+            b"max" => events.max = Some(count),
+            b"fail" => events.fail = Some(count),
             _ => {}
         }
     }

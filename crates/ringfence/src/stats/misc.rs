@@ -40,13 +40,13 @@ pub(super) const FILES: &[File] = &[
 type Resources = super::Table<String, MiscStats>;
 
 fn current(resources: &mut Resources, contents: &[u8]) {
-    for (name, value) in parse::flat_keyed(contents) {
+    for (name, value) in parse::flat_keyed_text(contents) {
         resources.update(name, |row| row.current = Some(value));
     }
 }
 
 fn peak(resources: &mut Resources, contents: &[u8]) {
-    for (name, value) in parse::flat_keyed(contents) {
+    for (name, value) in parse::flat_keyed_text(contents) {
         resources.update(name, |row| row.peak = Some(value));
     }
 }
@@ -58,7 +58,7 @@ fn limits(resources: &mut Resources, contents: &[u8]) {
 }
 
 fn events(resources: &mut Resources, contents: &[u8]) {
-    for (name, count) in parse::flat_keyed(contents) {
+    for (name, count) in parse::flat_keyed_text(contents) {
         if let Some(name) = name.strip_suffix(".max") {
             resources.update(name, |row| row.refused = Some(count));
         }

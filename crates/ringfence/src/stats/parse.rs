@@ -34,7 +34,7 @@ fn split(text: &str, at: u8) -> impl Iterator<Item = &str> {
 
 /// A file that is one number.
 pub(crate) fn value(contents: &[u8]) -> Option<u64> {
-    number(std::str::from_utf8(contents).ok()?.trim_ascii_end())
+    number(contents.trim_ascii_end())
 }
 
 /// A file that is one number or `max`.
@@ -50,25 +50,45 @@ pub(crate) fn bytes_limit(contents: &[u8]) -> Option<Limit> {
     })
 }
 
-/// Lines of `NAME NUMBER` ("flat keyed").
-pub(super) fn flat_keyed(contents: &[u8]) -> impl Iterator<Item = (&str, u64)> {
-    words(contents).filter_map(|(name, text)| Some((name, number(text)?)))
+/// Lines of `NAME NUMBER` ("flat keyed"); each byte is looked at once.
+pub(super) fn flat_keyed(contents: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
+    let mut rest = contents;
+    std::iter::from_fn(move || {
+        loop {
+            let end = rest.iter().position(|byte| matches!(byte, b' ' | b'\n'))?;
+            let (name, behind) = rest.split_at_checked(end)?;
+            if let Some((number, next)) = behind.strip_prefix(b" ").and_then(number_of_line) {
+                rest = next;
+                return Some((name, number));
+            }
+            let newline = behind.iter().position(|byte| *byte == b'\n')?;
+            rest = behind.get(newline + 1..)?;
+        }
+    })
+}
+
+/// The same, of those whose names are text.
+pub(super) fn flat_keyed_text(contents: &[u8]) -> impl Iterator<Item = (&str, u64)> {
+    flat_keyed(contents).filter_map(|(name, number)| Some((std::str::from_utf8(name).ok()?, number)))
 }
 
 /// The number to which the rest of a line comes down, and what is behind the line.
 pub(super) fn number_of_line(text: &[u8]) -> Option<(u64, &[u8])> {
-    let mut number = None;
-    for (at, byte) in text.iter().enumerate() {
-        match byte {
-            b'0'..=b'9' => {
-                let digit = u64::from(byte - b'0');
-                number = Some(number.unwrap_or(0_u64).checked_mul(10)?.checked_add(digit)?);
-            }
-            b'\n' => return Some((number?, text.get(at + 1..)?)),
-            _ => return None,
-        }
+    match leading_number(text)? {
+        (number, []) => Some((number, &[])),
+        (number, [b'\n', behind @ ..]) => Some((number, behind)),
+        _ => None,
     }
-    None
+}
+
+/// The decimal number, without a sign, with which a text begins, and what is behind it.
+pub(super) fn leading_number(text: &[u8]) -> Option<(u64, &[u8])> {
+    let (mut number, mut rest) = (None, text);
+    while let [digit @ b'0'..=b'9', behind @ ..] = rest {
+        number = Some(number.unwrap_or(0_u64).checked_mul(10)?.checked_add(u64::from(digit - b'0'))?);
+        rest = behind;
+    }
+    Some((number?, rest))
 }
 
 /// Lines of `NAME NUMBER`, where the number can be `max`.
@@ -78,7 +98,7 @@ pub(super) fn flat_keyed_limits(contents: &[u8]) -> impl Iterator<Item = (&str, 
 
 /// The number of one line of a flat keyed file.
 pub(super) fn value_of(contents: &[u8], name: &str) -> Option<u64> {
-    flat_keyed(contents).find_map(|(other, value)| (other == name).then_some(value))
+    flat_keyed(contents).find_map(|(other, value)| (other == name.as_bytes()).then_some(value))
 }
 
 /// The `NAME=TEXT` words of the rest of a line of `KEY NAME=TEXT …` ("nested keyed").
@@ -87,8 +107,8 @@ pub(crate) fn assignments(rest: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// A decimal number, without a sign.
-pub(crate) fn number(text: &str) -> Option<u64> {
-    text.as_bytes().first().is_some_and(u8::is_ascii_digit).then(|| text.parse().ok())?
+pub(crate) fn number(text: impl AsRef<[u8]>) -> Option<u64> {
+    leading_number(text.as_ref()).filter(|(_, behind)| behind.is_empty()).map(|(number, _)| number)
 }
 
 /// A decimal number, or `max`.
@@ -149,6 +169,9 @@ mod tests {
     fn a_malformed_line_does_not_hide_the_others() {
         let contents =
             b"anon 1\nfile\n\n slab x\n\xff\xfe 3\nshmem 4 4\nsock 18446744073709551616\nkernel 5\nunfinished 6";
-        assert_eq!(flat_keyed(contents).collect::<Vec<_>>(), [("anon", 1), ("kernel", 5), ("unfinished", 6)]);
+        assert_eq!(
+            flat_keyed_text(contents).collect::<Vec<_>>(),
+            [("anon", 1), ("kernel", 5), ("unfinished", 6)]
+        );
     }
 }

@@ -68,31 +68,60 @@ pub(super) const FILES: &[File] = &[
 /// Lines of `some|full avg10=P avg60=P avg300=P total=N`.
 fn pressure(contents: &[u8]) -> Pressure {
     let mut pressure = Pressure::default();
-    for line in parse::lines(contents) {
-        match parse::cut(line, b' ') {
-            Some(("some", rest)) => pressure.some = Some(stalled(rest)),
-            Some(("full", rest)) => pressure.full = Some(stalled(rest)),
-            _ => {}
+    for line in contents.split(|byte| *byte == b'\n') {
+        if let Some(rest) = line.strip_prefix(b"some ") {
+            pressure.some = Some(stalled(rest));
+        } else if let Some(rest) = line.strip_prefix(b"full ") {
+            pressure.full = Some(stalled(rest));
         }
     }
     pressure
 }
 
-fn stalled(rest: &str) -> Stalled {
+fn stalled(rest: &[u8]) -> Stalled {
     let mut stalled = Stalled::default();
-    for (name, text) in parse::assignments(rest) {
-        match name {
-            "avg10" => stalled.avg10 = percent(text),
-            "avg60" => stalled.avg60 = percent(text),
-            "avg300" => stalled.avg300 = percent(text),
-            "total" => stalled.total_us = parse::number(text),
-            _ => {}
+    for word in rest.split(|byte| *byte == b' ') {
+        if let Some(text) = word.strip_prefix(b"avg10=") {
+            stalled.avg10 = percent(text);
+        } else if let Some(text) = word.strip_prefix(b"avg60=") {
+            stalled.avg60 = percent(text);
+        } else if let Some(text) = word.strip_prefix(b"avg300=") {
+            stalled.avg300 = percent(text);
+        } else if let Some(text) = word.strip_prefix(b"total=") {
+            stalled.total_us = parse::number(text);
         }
     }
     stalled
 }
 
-/// Two decimals; also what Rust would read as a number, but never an infinity, which JSON cannot say.
-fn percent(text: &str) -> Option<f64> {
-    text.parse().ok().filter(|percent: &f64| percent.is_finite())
+/// A number with two decimals.
+fn percent(text: &[u8]) -> Option<f64> {
+    let (whole, behind) = parse::leading_number(text)?;
+    let hundredths = behind.strip_prefix(b".").filter(|hundredths| hundredths.len() == 2)?;
+    let all = whole.checked_mul(100)?.checked_add(parse::number(hundredths)?)?;
+    Some(f64::from(u32::try_from(all).ok()?) / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_time_has_two_decimals() {
+        let table = [
+            ("0.00", Some(0.0)),
+            ("57.09", Some(57.09)),
+            ("100.00", Some(100.0)),
+            ("1.5", None),
+            ("1.234", None),
+            ("7", None),
+            (".07", None),
+            ("-1.00", None),
+            ("inf", None),
+            ("99999999999.00", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(percent(text.as_bytes()), expected, "{text}");
+        }
+    }
 }

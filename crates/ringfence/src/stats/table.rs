@@ -96,7 +96,7 @@ impl Table<String, u64> {
             self.updates = self.updates.map(|updates| updates + 1);
             rest = behind;
         }
-        for (name, value) in parse::flat_keyed(rest) {
+        for (name, value) in parse::flat_keyed_text(rest) {
             self.update(name, |known| *known = value);
         }
     }
@@ -210,7 +210,8 @@ mod tests {
             table.clear();
             table.fill(contents);
             let mut new = Table::default();
-            parse::flat_keyed(contents).for_each(|(name, value)| new.update(name, |known| *known = value));
+            parse::flat_keyed_text(contents)
+                .for_each(|(name, value)| new.update(name, |known| *known = value));
             assert_eq!(table, new, "{}", String::from_utf8_lossy(contents));
         }
     }
