@@ -1,26 +1,30 @@
 //! A policy as an eBPF program of type `CGROUP_DEVICE`, for cgroup v2.
 //!
 //! The kernel calls the program with the access (its bits, and the type), major and minor number; 1 lets it through.
-//! Opening for reading and writing is one call with both bits. The program is a chain of blocks: each tests one
-//! exception, returns if it decides, and else falls through to the next; the last returns the default. Exceptions with
-//! the same type and major number share those two tests. For `c 1:3 rw` and `c 1:5 rwm` under default deny (`return`
-//! is two instructions):
+//! Opening for reading and writing is one call with both bits. The program is a chain of blocks within blocks: those of one
+//! type, of one major number, of one access. The innermost returns for its minor numbers; all else falls through to the
+//! next one; the last instructions return the default. For `c 1:3 rw`, `c 1:5 rwm` and `c 1:7 rwm` under default deny
+//! (`return` is two instructions):
 //!
 //! ```text
 //!     type, access, major, minor = context
-//!     if type != c skip 8
-//!     if major != 1 skip 7
-//!     if minor != 5 skip 2
+//!     if type != c skip 9
+//!     if major != 1 skip 8
+//!     if access & m skip 3
+//!     if minor != 3 skip 2
 //!     return 1
-//!     if minor != 3 skip 3
-//!     if access & m skip 2
+//!     if minor == 5 skip 1
+//!     if minor != 7 skip 2
 //!     return 1
 //!     return 0
 //! ```
 //!
-//! No loop, map or helper; the comparisons of 32 bits need Linux 5.1.
+//! No loop, map or helper; the comparisons of 32 bits need Linux 5.1. What the verifier looks at is most of the time that it
+//! takes to load one.
 
-use super::{Access, DeviceKind, DevicePolicy, Exception, Verdict};
+use std::ops::Range;
+
+use super::{Access, DeviceKind, DevicePolicy, Exception, Numbers, Verdict};
 
 /// One eBPF instruction, with the fields of the kernel's `struct bpf_insn`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +63,12 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
-/// Exceptions per block that shares tests: keeps every jump far below the 16 bits that it has.
-const SHARED: usize = 256;
+/// Exceptions of one type that share its test: seven instructions each at the most, which keeps every jump within its 16 bits.
+const OF_KIND: usize = 4096;
+
+/// As many exceptions at the most share what they return: of more, each returns by itself. The verifier looks at what a jump
+/// leads to after all else, and puts up with 8192 jumps to look at; with 1024 before Linux 5.3.
+const SHARING: usize = 256;
 
 impl Insn {
     fn new(code: u8, dst: u8, imm: u32) -> Self {
@@ -89,75 +97,114 @@ impl Insn {
 
 /// Compiles a policy. Programs of equal policies are equal.
 pub(crate) fn compile(policy: &DevicePolicy) -> Vec<Insn> {
+    let default = policy.default_verdict();
+    let mut exceptions: Vec<Exception> = policy.exceptions().collect();
+    if exceptions.is_empty() {
+        return returns(default).into();
+    }
     // The narrow ones first: after one for every number of a block, the rest of it would be unreachable, which the
     // verifier refuses.
-    let exceptions: Vec<Exception> = policy.exceptions().rev().collect();
-    let mut program = Vec::new();
-    if !exceptions.is_empty() {
-        program.extend([
-            Insn::load(TYPE, 0),
-            Insn::copy(ACCESS, TYPE),
-            Insn::new(AND, TYPE, 0xffff),
-            Insn::new(SHIFT_RIGHT, ACCESS, 16),
-            Insn::load(MAJOR, 4),
-            Insn::load(MINOR, 8),
-        ]);
+    exceptions.sort_unstable_by_key(|exception| {
+        let Exception { kind, numbers: Numbers { major, minor }, access } = *exception;
+        (kind, major.is_none(), major, minor.is_none(), access, minor)
+    });
+    let sharing = if exceptions.len() <= SHARING { SHARING } else { 1 };
+    let mut program = vec![
+        Insn::load(TYPE, 0),
+        Insn::copy(ACCESS, TYPE),
+        Insn::new(AND, TYPE, 0xffff),
+        Insn::new(SHIFT_RIGHT, ACCESS, 16),
+        Insn::load(MAJOR, 4),
+        Insn::load(MINOR, 8),
+    ];
+    for of_kind in exceptions.chunk_by(|a, b| a.kind == b.kind).flat_map(|alike| alike.chunks(OF_KIND)) {
+        within(&mut program, kind_test(of_kind), |program| {
+            for of_major in of_kind.chunk_by(|a, b| a.numbers.major == b.numbers.major) {
+                within(program, major_test(of_major), |program| {
+                    for of_access in of_major.chunk_by(is_decided_alike) {
+                        decide(program, of_access, default, sharing);
+                    }
+                });
+            }
+        });
     }
-    for alike in exceptions.chunk_by(|a, b| (a.kind, a.numbers.major) == (b.kind, b.numbers.major)) {
-        for block in alike.chunks(SHARED) {
-            program.extend(block_of(block, policy.default_verdict()));
-        }
-    }
-    program.extend(returns(policy.default_verdict()));
+    program.extend(returns(default));
     program
 }
 
-/// Exceptions of one type and major number.
-fn block_of(exceptions: &[Exception], default: Verdict) -> Vec<Insn> {
-    let Some(first) = exceptions.first() else { return Vec::new() };
-    let kind = match first.kind {
+/// A test, and a body that is skipped where the test says so.
+fn within(program: &mut Vec<Insn>, test: Option<Insn>, body: impl FnOnce(&mut Vec<Insn>)) {
+    let tests = program.len();
+    program.extend(test);
+    let begin = program.len();
+    body(program);
+    skip(program, tests..begin);
+}
+
+/// Makes instructions skip what is behind them.
+fn skip(program: &mut [Insn], skipping: Range<usize>) {
+    let end = program.len();
+    for (at, insn) in program.iter_mut().enumerate().take(skipping.end).skip(skipping.start) {
+        // As far as OF_KIND exceptions.
+        insn.off = (end - at - 1) as i16;
+    }
+}
+
+fn kind_test(exceptions: &[Exception]) -> Option<Insn> {
+    let kind = match exceptions.first()?.kind {
         DeviceKind::Block => 1,
         DeviceKind::Char => 2,
     };
-    let mut tests = vec![Insn::new(SKIP_UNLESS_EQUAL, TYPE, kind)];
-    tests.extend(first.numbers.major.map(|major| Insn::new(SKIP_UNLESS_EQUAL, MAJOR, major)));
-    let each = exceptions.iter().flat_map(|exception| {
-        let minor = exception.numbers.minor.map(|minor| Insn::new(SKIP_UNLESS_EQUAL, MINOR, minor));
-        guarded(minor.into_iter().collect(), verdict(exception.access, default))
-    });
-    guarded(tests, each.collect())
+    Some(Insn::new(SKIP_UNLESS_EQUAL, TYPE, kind))
 }
 
-/// For a device of the exception: decides, or falls through.
-fn verdict(exception: Access, default: Verdict) -> Vec<Insn> {
-    match default {
+fn major_test(exceptions: &[Exception]) -> Option<Insn> {
+    exceptions.first()?.numbers.major.map(|major| Insn::new(SKIP_UNLESS_EQUAL, MAJOR, major))
+}
+
+/// Of the same type and major number: whether only the minor number tells them apart.
+fn is_decided_alike(a: &Exception, b: &Exception) -> bool {
+    a.access == b.access && a.numbers.minor.is_some() && b.numbers.minor.is_some()
+}
+
+/// For a device of one of these exceptions: returns, if the access is what they are about.
+fn decide(program: &mut Vec<Insn>, exceptions: &[Exception], default: Verdict, sharing: usize) {
+    let Some(first) = exceptions.first() else { return };
+    let (test, verdict) = match default {
         // All of the access must be covered. What the exception does not have is tested: nothing, if it has all.
         Verdict::Deny => {
-            let lacking = Access::ALL.minus(exception);
-            let test = lacking.map(|lacking| Insn::new(SKIP_IF_ANY, ACCESS, lacking.bits().into()));
-            guarded(test.into_iter().collect(), returns(Verdict::Allow).into())
+            let lacking = Access::ALL.minus(first.access);
+            (lacking.map(|lacking| Insn::new(SKIP_IF_ANY, ACCESS, lacking.bits().into())), Verdict::Allow)
         }
         // Any overlap denies. An access may be empty (access(2) with F_OK), so even `rwm` is tested.
         Verdict::Allow => {
-            let overlap = [Insn::copy(RESULT, ACCESS), Insn::new(AND, RESULT, exception.bits().into())];
-            let deny = guarded(vec![Insn::new(SKIP_IF_EQUAL, RESULT, 0)], returns(Verdict::Deny).into());
-            overlap.into_iter().chain(deny).collect()
+            program.extend([Insn::copy(RESULT, ACCESS), Insn::new(AND, RESULT, first.access.bits().into())]);
+            (Some(Insn::new(SKIP_IF_EQUAL, RESULT, 0)), Verdict::Deny)
         }
-    }
+    };
+    within(program, test, |program| {
+        for exceptions in exceptions.chunks(sharing) {
+            return_for(program, exceptions, verdict);
+        }
+    });
+}
+
+/// For the minor number of one of these exceptions: returns.
+fn return_for(program: &mut Vec<Insn>, exceptions: &[Exception], verdict: Verdict) {
+    let Some((last, others)) = exceptions.split_last() else { return };
+    let test =
+        |code, exception: &Exception| exception.numbers.minor.map(|minor| Insn::new(code, MINOR, minor));
+    let begin = program.len();
+    program.extend(others.iter().filter_map(|exception| test(SKIP_IF_EQUAL, exception)));
+    let end = program.len();
+    within(program, test(SKIP_UNLESS_EQUAL, last), |program| {
+        skip(program, begin..end);
+        program.extend(returns(verdict));
+    });
 }
 
 fn returns(verdict: Verdict) -> [Insn; 2] {
     [Insn::new(SET, RESULT, u32::from(verdict == Verdict::Allow)), Insn::new(EXIT, 0, 0)]
-}
-
-/// The body behind tests, each of which skips all that follows.
-fn guarded(tests: Vec<Insn>, body: Vec<Insn>) -> Vec<Insn> {
-    let length = tests.len() + body.len();
-    let skipping = tests.into_iter().enumerate().map(|(at, test)| {
-        // At most SHARED exceptions of seven instructions.
-        Insn { off: (length - at - 1) as i16, ..test }
-    });
-    skipping.chain(body).collect()
 }
 
 #[cfg(any(test, fuzzing))]
@@ -180,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_example_of_the_documentation_is_what_is_compiled() {
-        let program = compile(&policy(&["allow c 1:3 rw", "allow c 1:5 rwm"]));
+        let program = compile(&policy(&["allow c 1:3 rw", "allow c 1:5 rwm", "allow c 1:7 rwm"]));
         let skips: Vec<(usize, i16)> = program
             .iter()
             .enumerate()
@@ -188,8 +235,8 @@ mod tests {
             .filter(|(_, insn)| insn.off != 0)
             .map(|(n, i)| (n - 6, i.off))
             .collect();
-        assert_eq!(skips, [(0, 8), (1, 7), (2, 2), (5, 3), (6, 2)]);
-        assert_eq!(program.len(), 6 + 9 + 2);
+        assert_eq!(skips, [(0, 9), (1, 8), (2, 3), (3, 2), (6, 1), (7, 2)]);
+        assert_eq!(program.len(), 6 + 10 + 2);
     }
 
     #[test]
@@ -206,19 +253,26 @@ mod tests {
     fn the_greatest_numbers_and_thousands_of_exceptions_work() {
         let large = 4_294_967_294;
         let mut rules = vec![DeviceRule::allow(DeviceKind::Block, Some(large), Some(large), Access::READ)];
-        rules.extend(
-            (0..5000).map(|minor| DeviceRule::allow(DeviceKind::Char, Some(7), Some(minor), Access::WRITE)),
-        );
+        rules.extend((0..9000).flat_map(|number| {
+            let minor = DeviceRule::allow(DeviceKind::Char, Some(7), Some(number), Access::WRITE);
+            let major = DeviceRule::allow(DeviceKind::Block, Some(number), Some(1), Access::WRITE);
+            [minor, major]
+        }));
         let program = compile(&DevicePolicy::from_rules(&rules).unwrap().0);
+        assert!(program.iter().all(|insn| insn.off >= 0), "a jump goes back");
         let (read, write) = (Access::READ.bits().into(), Access::WRITE.bits().into());
-        assert!(run(&program, DeviceKind::Block, large, large, read));
-        assert!(!run(&program, DeviceKind::Block, large, large - 1, read));
-        assert!(
-            run(&program, DeviceKind::Char, 7, 0, write) && run(&program, DeviceKind::Char, 7, 4999, write)
-        );
-        assert!(
-            !run(&program, DeviceKind::Char, 7, 5000, write) && !run(&program, DeviceKind::Char, 7, 0, read)
-        );
+        let allows = |kind, major, minor, access| run(&program, kind, major, minor, access);
+        assert!(allows(DeviceKind::Block, large, large, read));
+        assert!(!allows(DeviceKind::Block, large, large - 1, read));
+        for number in [0, 1, 4500, 8999] {
+            assert!(
+                allows(DeviceKind::Char, 7, number, write) && allows(DeviceKind::Block, number, 1, write)
+            );
+            assert!(
+                !allows(DeviceKind::Char, 7, number, read) && !allows(DeviceKind::Block, number, 2, write)
+            );
+        }
+        assert!(!allows(DeviceKind::Char, 7, 9000, write) && !allows(DeviceKind::Block, 9000, 1, write));
     }
 
     proptest! {

@@ -83,6 +83,28 @@ fn each_access_is_allowed_or_refused_as_the_policy_has_it() {
 }
 
 #[test]
+fn the_verifier_takes_thousands_of_exceptions() {
+    let Some((cgroup, _alone)) = cgroup() else {
+        return;
+    };
+    // Some that share what they return, and more than do, or than one jump goes over.
+    for many in [200, 9000] {
+        let minors = (0..many).map(|minor| format!("c 1:{minor} rw"));
+        let majors = (2..100).map(|major| format!("b {major}:{major} r"));
+        let listed: Vec<String> = minors.chain(majors).collect();
+        let allowed: Vec<String> = listed.iter().map(|devices| format!("allow {devices}")).collect();
+        let denied = listed.iter().map(|devices| format!("deny {devices}"));
+        let denied: Vec<String> = std::iter::once("allow a".to_owned()).chain(denied).collect();
+        for (rules, is_allowed) in [(allowed, true), (denied, false)] {
+            install(&cgroup, &policy(&rules.iter().map(String::as_str).collect::<Vec<_>>()));
+            for device in [NULL, ZERO] {
+                assert_eq!(cgroup.allows("rw", device), is_allowed, "{many} {device:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn no_open_is_decided_otherwise_while_programs_are_replaced() {
     let Some((cgroup, _alone)) = cgroup() else {
         return;
