@@ -39,7 +39,7 @@ pub(crate) fn value(contents: &[u8]) -> Option<u64> {
 
 /// A file that is one number or `max`.
 pub(crate) fn limit(contents: &[u8]) -> Option<Limit> {
-    number_or_max(std::str::from_utf8(contents).ok()?.trim_ascii_end())
+    number_or_max(contents.trim_ascii_end())
 }
 
 /// A limit in bytes, which may be a number that stands for no limit.
@@ -112,8 +112,8 @@ pub(crate) fn number(text: impl AsRef<[u8]>) -> Option<u64> {
 }
 
 /// A decimal number, or `max`.
-pub(crate) fn number_or_max(text: &str) -> Option<Limit> {
-    if text == "max" { Some(Limit::Max) } else { number(text).map(Limit::Value) }
+pub(crate) fn number_or_max(text: impl AsRef<[u8]>) -> Option<Limit> {
+    if text.as_ref() == b"max" { Some(Limit::Max) } else { number(text).map(Limit::Value) }
 }
 
 /// Lines of two words.
