@@ -277,7 +277,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_program_decides_as_the_policy_does(rules in any_rules()) {
+        fn the_program_decides_as_the_policy_does(mut rules in any_rules(), is_large in any::<bool>()) {
+            if is_large {
+                // More than share what they return, whatever the default is.
+                rules.extend((0..=SHARING as u32).flat_map(|minor| {
+                    [
+                        DeviceRule::allow(DeviceKind::Block, Some(4), Some(minor), Access::WRITE),
+                        DeviceRule::deny(DeviceKind::Block, Some(4), Some(minor + 1000), Access::WRITE),
+                    ]
+                }));
+            }
             let policy = expressible(&rules);
             let program = compile(&policy);
             prop_assert_eq!(unreachable(&program), None);
