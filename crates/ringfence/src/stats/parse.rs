@@ -16,7 +16,7 @@ pub(crate) fn lines(contents: &[u8]) -> impl Iterator<Item = &str> {
 }
 
 /// As `split_once`, and faster where what is looked for is near.
-pub(super) fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
+fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
     let position = text.bytes().position(|byte| byte == at)?;
     Some((text.get(..position)?, text.get(position + 1..)?))
 }

@@ -16,6 +16,9 @@ const ZERO: (u32, u32) = (1, 5);
 fn cgroup() -> Option<(RealCgroup, std::sync::MutexGuard<'static, ()>)> {
     let guard = alone();
     let cgroup = RealCgroup::v2()?;
+    // Before Linux 5.11 programs are locked memory, and large ones, or those just replaced, more than may be locked by default.
+    let all = rustix::process::Rlimit { current: None, maximum: None };
+    _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, all);
     match load(&compile(&DevicePolicy::allow_all())) {
         Ok(_) => Some((cgroup, guard)),
         Err(error) => {
@@ -30,6 +33,14 @@ fn install(cgroup: &RealCgroup, policy: &DevicePolicy) -> DeviceFilter {
         DeviceFilter::install(cgroup.fd(), &compile(policy), Earlier::Unknown, Override::Refuse).unwrap();
     assert!(report.is_empty(), "{report}");
     filter
+}
+
+/// These devices are allowed alone, or denied alone.
+fn excepting<'a>(verb: &str, devices: impl Iterator<Item = &'a str>) -> DevicePolicy {
+    let start = if verb == "deny" { "allow a" } else { "deny a" }.to_owned();
+    let rules: Vec<String> =
+        std::iter::once(start).chain(devices.map(|devices| format!("{verb} {devices}"))).collect();
+    policy(&rules.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// A program of another manager.
@@ -92,11 +103,8 @@ fn the_verifier_takes_thousands_of_exceptions() {
         let minors = (0..many).map(|minor| format!("c 1:{minor} rw"));
         let majors = (2..100).map(|major| format!("b {major}:{major} r"));
         let listed: Vec<String> = minors.chain(majors).collect();
-        let allowed: Vec<String> = listed.iter().map(|devices| format!("allow {devices}")).collect();
-        let denied = listed.iter().map(|devices| format!("deny {devices}"));
-        let denied: Vec<String> = std::iter::once("allow a".to_owned()).chain(denied).collect();
-        for (rules, is_allowed) in [(allowed, true), (denied, false)] {
-            install(&cgroup, &policy(&rules.iter().map(String::as_str).collect::<Vec<_>>()));
+        for (verb, is_allowed) in [("allow", true), ("deny", false)] {
+            install(&cgroup, &excepting(verb, listed.iter().map(String::as_str)));
             for device in [NULL, ZERO] {
                 assert_eq!(cgroup.allows("rw", device), is_allowed, "{many} {device:?}");
             }
@@ -271,19 +279,11 @@ fn the_verifier_accepts_hundreds_of_exceptions_of_every_form() {
     let Some((cgroup, _alone)) = cgroup() else {
         return;
     };
-    // Before Linux 5.11 such programs are more than may be locked by default.
-    let all = rustix::process::Rlimit { current: None, maximum: None };
-    _ = rustix::process::setrlimit(rustix::process::Resource::Memlock, all);
     let few = ["c *:* m", "b *:* m", "c 7:* rwm", "c *:9 rw", "b 8:0 rwm", "c 4294967294:4294967294 rwm"];
     let many: Vec<String> =
         (0..900).map(|n| format!("c {}:{} {}", n / 300, n, ["rwm", "r", "wm"][n % 3])).collect();
     for verb in ["allow", "deny"] {
-        let start = if verb == "deny" { "allow a" } else { "deny a" }.to_owned();
-        let lines =
-            few.iter().map(|line| format!("{verb} {line}")).chain(many.iter().map(|l| format!("{verb} {l}")));
-        let lines: Vec<String> = std::iter::once(start).chain(lines).collect();
-        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        let policy = policy(&lines);
+        let policy = excepting(verb, few.iter().copied().chain(many.iter().map(String::as_str)));
         assert_eq!(policy.exceptions().count(), 906);
         install(&cgroup, &policy);
     }
