@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import inspect
+import json
 import os
 import shutil
 import sys
@@ -114,3 +115,28 @@ def forget() -> None:
     """Empties the cache of artefacts, so that the next build starts from nothing."""
     with _build_lock():
         shutil.rmtree(cache_directory() / "artefacts", ignore_errors=True)
+
+
+class Durations:
+    """How many seconds things took the last time, so that what takes longest can be begun first."""
+
+    UNKNOWN = 30.0
+
+    def __init__(self) -> None:
+        self._file = cache_directory() / "durations.json"
+        try:
+            self._seconds = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            self._seconds = {}
+
+    def of(self, name: str) -> float:
+        return self._seconds.get(name, self.UNKNOWN)
+
+    def note(self, name: str, seconds: float) -> None:
+        self._seconds[name] = round(seconds, 1)
+
+    def save(self) -> None:
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        unfinished = self._file.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(self._seconds, indent=0, sort_keys=True))
+        unfinished.rename(self._file)

@@ -1,6 +1,8 @@
 """What guests are made of, from Debian's packages to a saved guest: one function per artefact."""
 
 import asyncio
+import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -116,6 +118,21 @@ def demo_initrd() -> Artefact:
     return Artefact("demo-initrd", make, recipe, (boot_files(DEMO_RELEASE, CLOUD),))
 
 
+def accelerator() -> str:
+    """What guests run under on this machine: `kvm` where a guest was seen to come up under it, else `tcg`."""
+    if not Path("/dev/kvm").exists():
+        return "tcg"
+
+    def make(directory: Path, boot: Path, initrd: Path) -> None:
+        runs = machine.kvm_runs(boot / "vmlinux", initrd / "initrd")
+        (directory / "name").write_text("kvm" if runs else "tcg")
+
+    cpu = re.search(r"^model name.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    recipe = (platform.release(), cpu and cpu[0], debian.qemu_version(), machine.kvm_runs, machine.ACCELERATORS)
+    inputs = (boot_files(DEMO_RELEASE, CLOUD), demo_initrd())
+    return (Artefact("accelerator", make, recipe, inputs).ensure() / "name").read_text()
+
+
 def initrd(release: str, kernel: Kernel) -> Artefact:
     """`initrd`: finds the root disk of a testbed guest."""
 
@@ -171,14 +188,16 @@ def saved_guest(mode: Mode) -> Artefact:
         if initrd is None:
             return
         (directory / "initrd").symlink_to(initrd / "initrd")
+        (directory / "accelerator").write_text(chosen)
         debian.require_tools("qemu-img")
         asyncio.run(machine.save(mode, directory))
 
     origin = (mode.root.release, mode.kernel)
     if mode.kernel.is_program:
         return Artefact(f"guest-{mode.name}", make, (), (image(mode.root, mode.kernel), boot_files(*origin)))
+    chosen = accelerator()
     # QEMU reads back its own version's states only.
-    recipe = (mode.kernel_args, mode.memory_mib, *machine.RECIPE, debian.qemu_version())
+    recipe = (chosen, mode.kernel_args, mode.memory_mib, *machine.RECIPE, debian.qemu_version())
     inputs = (image(mode.root, mode.kernel), boot_files(*origin), initrd(*origin))
     return Artefact(f"guest-{mode.name}", make, recipe, inputs)
 

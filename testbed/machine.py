@@ -1,7 +1,7 @@
-"""Starts guests, saves them when they are up, and runs jobs in what was saved.
+"""Starts guests, saves them when they are up, and runs programs in what was saved.
 
-Guests run under TCG, never KVM: a testbed must do the same on every machine, also on one whose
-/dev/kvm answers without being able to run an ordinary kernel. One whose kernel is a program needs no QEMU.
+Guests run under KVM where a probe has seen it run one: /dev/kvm may answer without being able to run an ordinary
+kernel. Elsewhere they run under TCG. One whose kernel is a program needs no QEMU.
 """
 
 import asyncio
@@ -53,8 +53,6 @@ class JobResult:
     # The job's own, where it got so far as to have one.
     exit_code: int | None
     console: str
-    # What it said of its failure.
-    failure: tuple[str, ...] = ()
 
 
 def make_disk(path: Path, mib: int, tree: Path) -> None:
@@ -64,6 +62,39 @@ def make_disk(path: Path, mib: int, tree: Path) -> None:
          "-E", "lazy_itable_init=1,nodiscard", "-d", tree, path, f"{mib}M"],
         check=True, stdout=subprocess.DEVNULL,
     )
+
+
+# QEMU's options for each accelerator.
+ACCELERATORS = {
+    "kvm": ["-accel", "kvm", "-cpu", "host"],
+    "tcg": ["-accel", "tcg,thread=multi", "-cpu", "max"],
+}
+PROBE_TIMEOUT_S = 8
+
+
+def kvm_runs(kernel: Path, initrd: Path) -> bool:
+    """Whether a guest of this kernel comes up under KVM: nothing less proves it."""
+    with tempfile.TemporaryDirectory(prefix="ringfence-kvm.") as scratch:
+        console = Path(scratch) / "console"
+        console.touch()
+        process = subprocess.Popen(
+            ["qemu-system-x86_64", *ACCELERATORS["kvm"], "-m", "256", "-nodefaults", "-no-user-config",
+             "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-kernel", kernel, "-initrd", initrd,
+             "-append", "console=ttyS0 quiet panic=-1"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + PROBE_TIMEOUT_S
+            while time.monotonic() < deadline:
+                if b"guest is up" in console.read_bytes():
+                    return True
+                if process.poll() is not None:
+                    return b"guest is up" in console.read_bytes()
+                time.sleep(0.05)
+            return False
+        finally:
+            # After an internal error of KVM it waits for ever.
+            process.kill()
+            process.wait()
 
 
 class Qmp:
@@ -145,8 +176,9 @@ class Guest:
         if message != ["ready"]:
             raise GuestError("the guest did not come up")
 
-    def start_job(self) -> None:
-        self._control_writer.write(b"go\n")
+    def tell(self, line: str) -> None:
+        """Sends a line to the control port, which a terminal in the guest reads: at most 4095 bytes."""
+        self._control_writer.write(line.encode() + b"\n")
 
     async def next_message(self) -> list[str]:
         """The words of the next line on the control port; none when the process has ended."""
@@ -168,13 +200,13 @@ class Emulated(Guest):
         self.qmp = Qmp(qmp)
         root = f"file={saved}/root.qcow2,format=qcow2,snapshot={'on' if restore else 'off'}"
         self._command += [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-machine", "pc", "-cpu", "max",
+            "qemu-system-x86_64", "-machine", "pc", *ACCELERATORS[(saved / "accelerator").read_text()],
             "-smp", str(CPUS), "-m", str(mode.memory_mib), "-nodefaults", "-no-user-config",
             "-display", "none", "-no-reboot",
             "-kernel", f"{saved}/vmlinux", "-initrd", f"{saved}/initrd",
             "-append", f"{KERNEL_ARGS} {mode.kernel_args}",
             *self._disk("root", root),
-            *self._disk("job", f"file={job_disk},format=raw"),
+            *self._disk("job", f"file={job_disk},format=raw,snapshot={'on' if restore else 'off'}"),
             *self._disk("swap", f"file={saved}/swap,format=raw,snapshot=on"),
             "-chardev", f"file,id=console,path={console}", "-serial", "chardev:console",
             *self._port("output", self._output_port), "-serial", "chardev:output",
@@ -222,7 +254,7 @@ class Program(Guest):
         output, control = self._output_port.fileno(), self._control_port.fileno()
         self._command += [
             str((saved / "vmlinux").resolve()), f"mem={mode.memory_mib}M", f"uml_dir={scratch}", "quiet", "panic=-1",
-            f"ubd0={scratch}/root,{(saved / 'root.ext4').resolve()}", f"ubd1={job_disk}",
+            f"ubd0={scratch}/root,{(saved / 'root.ext4').resolve()}", f"ubd1={scratch}/job,{job_disk.resolve()}",
             f"ubd2={scratch}/swap,{(saved / 'swap').resolve()}",
             "root=/dev/ubda", "rw", "con=null", "con0=null,fd:1",
             f"ssl1=fd:{output}", f"ssl2=fd:{control}", *mode.kernel_args.split(),
@@ -258,53 +290,81 @@ async def save(mode: Mode, saved: Path) -> None:
 
 
 # Everything in this module that determines a saved guest.
-RECIPE = (Emulated.__init__, Emulated._disk, save, KERNEL_ARGS, CPUS, JOB_DISK_MIB)
+RECIPE = (ACCELERATORS, Emulated.__init__, Emulated._disk, save, KERNEL_ARGS, CPUS, JOB_DISK_MIB)
 
 
-async def run_job(mode: Mode, saved: Path, job: Path, timeout: float,
-                  show: Callable[[bytes], None]) -> JobResult:
-    """Runs the program `run` of a directory in a restored guest, as root.
+class Session:
+    """A restored guest in which one program after the other runs, as root; leaving the `async with` block ends it."""
 
-    The job's output goes to `show` as it comes. `timeout` is in seconds, and starts with the job.
-    """
-    with tempfile.TemporaryDirectory(prefix="ringfence-guest.") as scratch:
-        job_disk, console = Path(scratch) / "job", Path(scratch) / "console"
-        await asyncio.to_thread(make_disk, job_disk, JOB_DISK_MIB, job)
-        if mode.kernel.is_program:
-            guest = Program(mode, saved, job_disk, console)
+    def __init__(self, mode: Mode, saved: Path, job_disk: Path) -> None:
+        self._mode, self._saved, self._job_disk = mode, saved, job_disk
+
+    async def __aenter__(self) -> "Session":
+        self._exits = contextlib.AsyncExitStack()
+        scratch = Path(self._exits.enter_context(tempfile.TemporaryDirectory(prefix="ringfence-guest.")))
+        self._console = scratch / "console"
+        self._show: Callable[[bytes], None] = lambda _: None
+        if self._mode.kernel.is_program:
+            self._guest = Program(self._mode, self._saved, self._job_disk, self._console)
         else:
-            guest = Emulated(mode, saved, job_disk, console, restore=True)
-        verdict, exit_code, trouble = Verdict.CRASHED, None, ""
-        started = time.monotonic()
+            self._guest = Emulated(self._mode, self._saved, self._job_disk, self._console, restore=True)
         try:
-            async with guest:
-                await guest.come_up_again()
-                started = time.monotonic()
-                guest.start_job()
-                printer = asyncio.create_task(_copy(guest.output, show))
-                verdict, exit_code = await _verdict(guest, timeout)
-                await guest.kill()
-                await printer
-        except (GuestError, ConnectionError) as error:
-            trouble = f"{error}\n"
+            await self._exits.enter_async_context(self._guest)
+            await self._guest.come_up_again()
+        except BaseException as error:
+            await self._exits.aclose()
+            if isinstance(error, ConnectionError):
+                raise GuestError(str(error)) from error
+            raise
+        self._guest.tell("go")
+        self._all_shown = asyncio.Event()
+        self._printer = asyncio.create_task(self._copy())
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self._guest.kill()
+        await self._printer
+        await self._exits.aclose()
+
+    async def run(self, command_line: str, timeout: float, show: Callable[[bytes], None]) -> JobResult:
+        """Runs a shell command line in the job's directory; its output goes to `show` as it comes.
+
+        `timeout` is in seconds. After anything but PASSED the guest is not to be used again.
+        """
+        said_before, started = len(self._log()), time.monotonic()
+        self._show = show
+        self._all_shown.clear()
+        self._guest.tell(f"run {command_line}")
+        verdict, exit_code = await self._verdict(timeout)
         seconds = time.monotonic() - started
-        logs = [file.read_text(errors="replace") for file in (console, guest.errors) if file.exists()]
-    return JobResult(verdict, seconds, exit_code, trouble + "".join(logs))
+        if verdict is Verdict.PASSED:
+            await self._all_shown.wait()
+        else:
+            await self._guest.kill()
+            await self._printer
+        return JobResult(verdict, seconds, exit_code, self._log()[said_before:])
 
+    def _log(self) -> str:
+        """What the kernel and the guest's process have said."""
+        logs = (self._console, self._guest.errors)
+        return "".join(file.read_text(errors="replace") for file in logs if file.exists())
 
-async def _verdict(guest: Guest, timeout: float) -> tuple[Verdict, int | None]:
-    try:
-        async with asyncio.timeout(timeout):
-            message = await guest.next_message()
-    except TimeoutError:
-        return Verdict.HUNG, None
-    match message:
-        case ["exit", code]:
-            return (Verdict.PASSED if code == "0" else Verdict.FAILED), int(code)
-        case _:
-            return Verdict.CRASHED, None
+    async def _verdict(self, timeout: float) -> tuple[Verdict, int | None]:
+        try:
+            async with asyncio.timeout(timeout):
+                message = await self._guest.next_message()
+        except TimeoutError:
+            return Verdict.HUNG, None
+        match message:
+            case ["exit", code]:
+                return (Verdict.PASSED if code == "0" else Verdict.FAILED), int(code)
+            case _:
+                return Verdict.CRASHED, None
 
-
-async def _copy(output: asyncio.StreamReader, show: Callable[[bytes], None]) -> None:
-    while data := await output.read(1 << 16):
-        show(data)
+    async def _copy(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await self._guest.output.read(1 << 16):
+                self._show(data.replace(b"\0", b""))
+                if b"\0" in data:
+                    self._all_shown.set()
+        self._all_shown.set()

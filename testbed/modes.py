@@ -74,7 +74,7 @@ class Mode:
     kernel_args: str = ""
     kernel: Kernel = CLOUD
     memory_mib: int = 1024
-    # A mode on request is not among those of a test that names no modes.
+    # Not in the matrix; a test may name it, as may a command.
     on_request: bool = False
 
     @property
@@ -120,6 +120,14 @@ MODES = {
 }
 
 
-def default_modes() -> list[str]:
-    """The modes of a test that names none: every way to mount cgroups."""
-    return [mode.name for mode in MODES.values() if not mode.on_request]
+# This machine, as it is.
+HOST = "host"
+# Where `make test` sees cgroup v1 if this machine has none.
+GATE_V1 = "plain-v1"
+
+_MATRIX = [HOST, *(mode.name for mode in MODES.values() if not mode.on_request)]
+# Words that stand for several modes where a test says where it runs.
+GROUPS = {
+    "all": _MATRIX,
+    "systemd": [name for name in _MATRIX if name != HOST and MODES[name].has_systemd],
+}

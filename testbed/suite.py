@@ -1,28 +1,32 @@
-"""The workspace's tests of a kernel, in every mode that they ask for."""
+"""The workspace's tests: which there are, where they run, and how they did."""
 
 import asyncio
 import json
+import os
+import re
 import shlex
-import shutil
 import subprocess
 import tempfile
-from collections import Counter
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import machine
-from cache import console_log
+from cache import Durations, console_log
 from machine import JobResult, Verdict
-from modes import MODES, default_modes
+from modes import GATE_V1, GROUPS, HOST, MODES
 
 COMMAND = "ringfence"
 CONSOLE_LINES = 60
-FAILURE_LINES, FAILURE_WIDTH = 25, 400
 # The driver that every test is for; and another one, by which a test asks to be run once more.
 DRIVER, SYSTEMD = DRIVERS = ("cgroupfs", "systemd")
 # The modules of a library's unit tests that need a kernel, or a systemd to themselves: on v1 it removes every empty cgroup of
 # a hierarchy in which its last unit has ended, whoever made it. The others are the same everywhere.
 KERNEL_TESTS = {DRIVER: "on_a_kernel", SYSTEMD: "on_systemd"}
+DECLARATION = re.compile(r"^testbed! \{(.*?)\}$", re.MULTILINE | re.DOTALL)
+ENTRY = re.compile(r'^ *(\w+): "([^"]*)";$', re.MULTILINE)
 
 
 class WorkspaceError(Exception):
@@ -30,56 +34,73 @@ class WorkspaceError(Exception):
 
 
 @dataclass(frozen=True)
-class Test:
-    """An integration test, or a library's unit tests, and the modes that it asks for."""
+class Suite:
+    """A module of a crate's integration tests, or the unit tests of a library, and where it runs."""
 
     package: str
     # "test" or "lib", as cargo has it.
     kind: str
-    target: str
-    modes: tuple[str, ...]
-    driver: str = DRIVER
+    name: str
+    # (mode, driver) pairs: wherever it can tell something, what `make test` runs of it, and where its long form runs.
+    cells: tuple[tuple[str, str], ...]
+    gate: tuple[tuple[str, str], ...]
+    soak: tuple[tuple[str, str], ...]
 
     @property
-    def name(self) -> str:
-        return f"{self.target}-lib" if self.kind == "lib" else self.target
+    def executable(self) -> tuple[str, str]:
+        """What cargo builds it into: by package and kind."""
+        return self.package, self.kind
+
+    def program(self, path: str, driver: str, arguments: list[str]) -> list[str]:
+        """The words that run it; of unit tests those that need a kernel, or fewer if an argument says which."""
+        chosen = f"{self.name}::" if self.kind == "test" else KERNEL_TESTS[driver]
+        is_chosen = any(chosen in argument for argument in arguments)
+        return [path, *([] if is_chosen else [chosen]), *arguments]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A suite in one mode, under one driver."""
+
+    suite: Suite
+    mode: str
+    driver: str
 
     @property
     def row(self) -> str:
         """Its name in the table of results."""
-        return self.name if self.driver == DRIVER else f"{self.name}/{self.driver}"
+        return self.suite.name if self.driver == DRIVER else f"{self.suite.name}/{self.driver}"
 
-    def runs_in(self, mode: str) -> bool:
-        return self.driver != SYSTEMD or MODES[mode].has_systemd
-
-    def under(self, driver: str) -> "Test":
-        """The same, to be run under this driver, in the modes that have it."""
-        other = replace(self, driver=driver)
-        return replace(other, modes=tuple(filter(other.runs_in, self.modes)))
-
-    def also_in(self, chosen: list[str]) -> "Test":
-        """The same, with those of the chosen modes that are on request: whoever names one means it."""
-        on_request = [mode for mode in chosen if MODES[mode].on_request and self.runs_in(mode)]
-        extra = [mode for mode in on_request if mode not in self.modes]
-        return replace(self, modes=(*self.modes, *extra)) if self.modes else self
-
-    def command_line(self, arguments: list[str]) -> str:
-        """Runs it in the guest; of unit tests those that need a kernel, or fewer if an argument says which."""
-        needed = KERNEL_TESTS[self.driver]
-        chosen = self.kind == "test" or any(needed in argument for argument in arguments)
-        program = ["/run/job/tests", *([] if chosen else [needed]), *arguments]
-        return shlex.join(["exec", "env", f"RINGFENCE_TEST_DRIVER={self.driver}", *program])
+    @property
+    def name(self) -> str:
+        return f"{self.mode} {self.row}"
 
 
-def once_in_each_mode(tests: list[Test]) -> list[Test]:
-    """Where a test would run under systemd and without it, under systemd alone: without it runs in the modes that have none.
-    Unit tests are others under each driver."""
-    twice = {(test.name, mode) for test in tests if test.driver == SYSTEMD for mode in test.modes}
+@dataclass(frozen=True)
+class Failure:
+    """A test that failed, or a whole cell of which no single test can be named."""
 
-    def is_needed(test: Test, mode: str) -> bool:
-        return test.kind == "lib" or test.driver != DRIVER or (test.name, mode) not in twice
+    cell: Cell
+    test: str
+    # What it said of it, without backtraces.
+    lines: tuple[str, ...]
 
-    return [replace(test, modes=tuple(mode for mode in test.modes if is_needed(test, mode))) for test in tests]
+    def command(self) -> str:
+        """Runs it alone."""
+        driver = f" --driver {self.cell.driver}" if self.cell.driver != DRIVER else ""
+        return (f"testbed/testbed run --mode {self.cell.mode}{driver} --test {self.cell.suite.name}"
+                f"{f' -- {self.test}' if self.test else ''}")
+
+
+@dataclass
+class Outcome:
+    """How a cell ended."""
+
+    cell: Cell
+    result: JobResult
+    passed: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
 def _cargo(workspace: Path, *arguments: str) -> str:
@@ -89,97 +110,141 @@ def _cargo(workspace: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def packages_of(workspace: Path) -> list[dict]:
-    return json.loads(_cargo(workspace, "metadata", "--no-deps", "--format-version=1"))["packages"]
+def _declared(source: Path) -> dict[str, str]:
+    """What a module says in its `testbed!`."""
+    if not (found := DECLARATION.search(source.read_text())):
+        raise WorkspaceError(f"{source}: no `testbed!` says where these tests run")
+    return dict(ENTRY.findall(found[1]))
 
 
-def tests_of(packages: list[dict]) -> list[Test]:
-    """Every test, with its modes from `[package.metadata.testbed]` of its package, and the same once more for each
-    other driver that names it in `[package.metadata.testbed-drivers]`."""
-    tests = []
-    for package in packages:
-        wanted = (package["metadata"] or {}).get("testbed", {})
-        by_driver = (package["metadata"] or {}).get("testbed-drivers", {})
-        found = [
-            Test(package["name"], kind, target["name"], tuple(default_modes()))
-            for kind in ("lib", "test")
-            for target in package["targets"]
-            if kind in target["kind"] and target["test"]
-        ]
-        named = wanted.keys() | {name for names in by_driver.values() for name in names}
-        if unknown := named - {test.name for test in found}:
-            raise WorkspaceError(f"{package['manifest_path']}: no test is called {', '.join(unknown)}")
-        if unknown := by_driver.keys() - set(DRIVERS):
-            raise WorkspaceError(f"{package['manifest_path']}: no driver is called {', '.join(unknown)}")
-        for test in found:
-            modes = wanted.get(test.name, test.modes)
-            if modes == "all":
-                modes = MODES
-            if unknown := set(modes) - MODES.keys():
-                raise WorkspaceError(f"{package['manifest_path']}: no mode is called {', '.join(unknown)}")
-            test = replace(test, modes=tuple(modes))
-            others = [test.under(driver) for driver, names in by_driver.items() if test.name in names]
-            tests.extend([test, *others])
-    for name, number in Counter(test.row for test in tests).items():
-        if number > 1:
-            raise WorkspaceError(f"{number} tests are called {name}")
-    return tests
+def _cells(words: str, source: Path, drivers: list[str]) -> tuple[tuple[str, str], ...]:
+    """`mode`, `group` or `mode/driver`; without a driver under each of the module's that the mode has."""
+    cells = []
+    for word in words.split():
+        name, _, driver = word.partition("/")
+        if not (modes := GROUPS.get(name, [name] if name == HOST or name in MODES else [])) or driver and driver not in drivers:
+            raise WorkspaceError(f"{source}: {word}: no such mode or group of modes, or no such driver of these tests")
+        cells += [(mode, one) for mode in modes for one in ([driver] if driver else drivers) if has_driver(mode, one)]
+    return tuple(dict.fromkeys(cells))
 
 
-def _built(workspace: Path, *arguments: str) -> dict[tuple[str, str, str], Path]:
-    """Runs cargo and returns the executables it made, by package, and kind and name of the target."""
-    names = {package["id"]: package["name"] for package in packages_of(workspace)}
-    output = _cargo(workspace, *arguments, "--message-format=json-render-diagnostics")
-    messages = map(json.loads, output.splitlines())
-    return {
-        (names[message["package_id"]], kind, message["target"]["name"]): Path(message["executable"])
-        for message in messages
-        if message["reason"] == "compiler-artifact" and message["executable"]
-        for kind in message["target"]["kind"]
-    }
+def has_driver(mode: str, driver: str) -> bool:
+    return driver != SYSTEMD or mode != HOST and MODES[mode].has_systemd
 
 
-def build_tests(workspace: Path, tests: list[Test]) -> tuple[dict[Test, Path], Path | None]:
-    """Their executables, and the `ringfence` command where cargo builds it with the tests of its package: built by itself
-    it would be with other features of the same crates, all of them once more."""
-    # All features, or cargo would refuse a test that requires one.
-    selection = {"--lib" if test.kind == "lib" else f"--test={test.target}" for test in tests}
-    built = _built(workspace, "test", "--workspace", "--all-features", "--no-run", *sorted(selection))
-    command = next((path for (_, kind, name), path in built.items() if (kind, name) == ("bin", COMMAND)), None)
-    return {test: built[test.package, test.kind, test.target] for test in tests}, command
+def suites_of(workspace: Path) -> list[Suite]:
+    """Every module of integration tests and every library's unit tests, with what its `testbed!` says."""
+    suites = []
+    for package in json.loads(_cargo(workspace, "metadata", "--no-deps", "--format-version=1"))["packages"]:
+        root = Path(package["manifest_path"]).parent
+        sources = [("lib", f"{package['name']}-lib", root / "src/lib.rs")] if (root / "src/lib.rs").exists() else []
+        for path in sorted((root / "tests/it").iterdir() if (root / "tests/it").exists() else []):
+            if path.name not in ("main.rs", "support"):
+                sources.append(("test", path.stem, path / "mod.rs" if path.is_dir() else path))
+        for kind, name, source in sources:
+            said = _declared(source)
+            drivers = said.get("drivers", DRIVER).split()
+            if unknown := set(drivers) - set(DRIVERS):
+                raise WorkspaceError(f"{source}: no driver is called {', '.join(unknown)}")
+            cells = _cells(said.get("modes", "all"), source, drivers)
+            gate = _cells(said["gate"], source, drivers) if "gate" in said else tuple(
+                cell for cell in _cells("host trixie", source, drivers) if cell in cells)
+            soak = _cells(said.get("soak", ""), source, drivers)
+            suites.append(Suite(package["name"], kind, name, cells, gate, soak))
+    if len(suites) != len({suite.name for suite in suites}):
+        raise WorkspaceError("two modules of tests have one name")
+    return suites
 
 
-def build_command(workspace: Path) -> Path | None:
-    """The `ringfence` command, or none if the workspace has no such program."""
-    for package in packages_of(workspace):
-        if any(target["name"] == COMMAND and "bin" in target["kind"] for target in package["targets"]):
-            built = _built(workspace, "build", "-p", package["name"], "--bin", COMMAND)
-            return built[package["name"], "bin", COMMAND]
-    return None
+def on_this_host(cell: tuple[str, str], host_is_v1: bool) -> tuple[str, str]:
+    """`make test` sees cgroup v1 on this machine where it is there, and in a guest where it is not."""
+    return (GATE_V1, cell[1]) if cell[0] == HOST and not host_is_v1 else cell
 
 
-def job_directory(scratch: Path, mode: str, command_line: str, files: dict[str, Path]) -> Path:
-    """Fills a directory with what a job needs in the guest, where it appears as /run/job."""
-    job = scratch / "job"
-    job.mkdir()
-    for name, file in files.items():
-        shutil.copy(file, job / name)
-    run = job / "run"
-    run.write_text(
-        "#!/bin/sh\n"
-        f"export RINGFENCE_BIN=/run/job/{COMMAND} RINGFENCE_TESTBED_MODE={mode}\n"
-        "export RUST_BACKTRACE=1 TERM=dumb PATH=$PATH:/run/job\n"
-        f"{command_line}\n"
-    )
-    run.chmod(0o755)
-    return job
+@dataclass(frozen=True)
+class Built:
+    """What cargo made: the test executables by package and kind, and the command, none if the workspace has no such program."""
+
+    executables: dict[tuple[str, str], Path]
+    command: Path | None
 
 
-class PrefixedLines:
-    """Prints output as it comes, a whole line at a time, each with what it belongs to; and keeps it."""
+def build(workspace: Path) -> Built:
+    """Builds all tests and the command at once: one at a time cargo would unite other features of the same crates."""
+    output = _cargo(workspace, "test", "--workspace", "--locked", "--no-run", "--message-format=json-render-diagnostics")
+    executables, command = {}, None
+    for message in map(json.loads, output.splitlines()):
+        if message["reason"] != "compiler-artifact" or not message["executable"]:
+            continue
+        package = re.split(r"[#@]", message["package_id"].rpartition("/")[2])[0]
+        path = Path(message["executable"])
+        (kind, *_), is_test = message["target"]["kind"], message["profile"]["test"]
+        if is_test and kind in ("lib", "test"):
+            executables[package, kind] = path
+        elif message["target"]["name"] == COMMAND and not is_test:
+            command = path
+    return Built(executables, command)
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+
+def make_job_disk(path: Path, files: dict[str, Path]) -> Path:
+    """What guests find in /run/job."""
+    with tempfile.TemporaryDirectory(prefix="ringfence-job.") as scratch:
+        for name, file in files.items():
+            os.symlink(file.absolute(), Path(scratch) / name)
+        # mke2fs copies links as links.
+        whole = Path(scratch) / "job"
+        whole.mkdir()
+        for name in files:
+            subprocess.run(["cp", "--reflink=auto", "-L", Path(scratch) / name, whole / name], check=True)
+        machine.make_disk(path, machine.JOB_DISK_MIB, whole)
+    return path
+
+
+def in_guest(mode: str, words: str) -> str:
+    """A shell command line with what a job finds in its environment."""
+    return (f"export RINGFENCE_BIN=/run/job/{COMMAND} RINGFENCE_TESTBED_MODE={mode} "
+            f"RUST_BACKTRACE=1 TERM=dumb PATH=$PATH:/run/job; {words}")
+
+
+def file_in_guest(executable: tuple[str, str]) -> str:
+    """The name of a test executable in a guest's /run/job."""
+    return "-".join(executable)
+
+
+class HostSession:
+    """This machine, as if it were a guest."""
+
+    async def __aenter__(self) -> "HostSession":
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        pass
+
+    async def run(self, words: list[str], environment: dict[str, str], timeout: float, show: Callable) -> JobResult:
+        started = time.monotonic()
+        process = await asyncio.create_subprocess_exec(
+            *words, env=os.environ | environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        verdict = Verdict.HUNG
+        try:
+            async with asyncio.timeout(timeout):
+                while data := await process.stdout.read(1 << 16):
+                    show(data)
+                verdict = Verdict.PASSED if await process.wait() == 0 else Verdict.FAILED
+        except TimeoutError:
+            pass
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, machine.signal.SIGKILL)
+                await process.wait()
+        return JobResult(verdict, time.monotonic() - started, process.returncode, "")
+
+
+class Harness:
+    """Reads what Rust's test harness prints, a whole line at a time."""
+
+    def __init__(self, prefix: str, verbose: bool) -> None:
+        self._prefix, self._verbose = prefix, verbose
         self._unfinished = b""
         self.lines: list[str] = []
 
@@ -187,94 +252,179 @@ class PrefixedLines:
         *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         for line in lines:
             if text := line.decode(errors="replace").rstrip():
-                print(f"{self._prefix} | {text}", flush=True)
+                if self._verbose:
+                    print(f"{self._prefix} | {text}", flush=True)
                 self.lines.append(text)
 
-    def finish(self) -> None:
+    def outcome(self, cell: Cell, result: JobResult) -> Outcome:
         if self._unfinished:
             self.show(b"\n")
+        outcome = Outcome(cell, result)
+        for line in self.lines:
+            if found := re.match(r"test result: \w+\. (\d+) passed", line):
+                outcome.passed += int(found[1])
+            elif line.startswith("SKIPPED: "):
+                outcome.skipped.append(line.removeprefix("SKIPPED: "))
+        if result.verdict is Verdict.PASSED and not outcome.passed:
+            result = outcome.result = JobResult(Verdict.FAILED, result.seconds, result.exit_code, "no test ran")
+        if result.verdict is not Verdict.PASSED:
+            outcome.failures = list(self._failures(cell)) or [Failure(cell, "", (explain(outcome), *self.lines[-12:]))]
+        return outcome
+
+    def _failures(self, cell: Cell) -> Iterator[Failure]:
+        """Each test that failed, with what it said, without backtraces."""
+        said: dict[str, list[str]] = {}
+        test, in_backtrace = None, False
+        for line in self.lines:
+            if found := re.match(r"---- (\S+) stdout ----", line):
+                test, in_backtrace = found[1], False
+                said[test] = []
+            elif line == "failures:":
+                test = None
+            elif test is not None:
+                in_backtrace = line == "stack backtrace:" or in_backtrace and line.startswith(" ")
+                if not in_backtrace and not line.startswith("note: "):
+                    said[test].append(line)
+        for test, lines in said.items():
+            at = next((number for number, line in enumerate(lines) if "panicked at" in line), 0)
+            yield Failure(cell, test, tuple(lines[at:]))
 
 
-def explain(result: JobResult, name: str) -> str:
-    """What to say about a job that did not pass, beyond what it said itself; keeps its console."""
-    log = console_log(name)
+def explain(outcome: Outcome) -> str:
+    """What to say about a cell that did not pass, beyond what it said itself; keeps its console."""
+    result = outcome.result
+    log = console_log(outcome.cell.name.replace("/", "-").replace(" ", "-"))
     log.write_text(result.console)
     reason = {
         Verdict.FAILED: f"exit code {result.exit_code}",
         Verdict.HUNG: f"no end after {result.seconds:.0f} s",
         Verdict.CRASHED: "the guest ended without an exit code",
     }[result.verdict]
-    # A test that fails speaks for itself.
-    tail = [] if result.verdict is Verdict.FAILED else result.console.splitlines()[-CONSOLE_LINES:]
-    return "\n".join([f"{result.verdict.value}: {reason}; console: {log}", *tail, ""])
+    return f"{result.verdict.value}: {reason}; console: {log}"
 
 
-def failure_in(lines: list[str]) -> tuple[str, ...]:
-    """What the test harness says of its failures, without backtraces; of a program that it did not end, the last lines."""
-    if "failures:" not in lines:
-        return tuple(line[:FAILURE_WIDTH] for line in lines[-FAILURE_LINES:])
-    kept, in_backtrace = [], False
-    for line in lines[lines.index("failures:") + 1 :]:
-        in_backtrace = line == "stack backtrace:" or in_backtrace and line.startswith(" ")
-        if not in_backtrace and not line.startswith("note: "):
-            kept.append(line[:FAILURE_WIDTH])
-    return tuple(kept[:FAILURE_LINES])
+class Run:
+    """Cells, and how to run them."""
+
+    def __init__(self, cells: list[Cell], built: Built, guests: dict[str, Path], job_disk: Path,
+                 arguments: list[str], timeout: float, environment: dict[str, str], verbose: bool) -> None:
+        self._built, self._guests, self._job_disk = built, guests, job_disk
+        self._arguments, self._timeout, self._environment, self._verbose = arguments, timeout, environment, verbose
+        self._durations = Durations()
+        # What takes longest comes first, so that nobody waits for it at the end.
+        self._waiting: dict[str, list[Cell]] = {}
+        for cell in sorted(cells, key=lambda cell: -self._durations.of(cell.name)):
+            self._waiting.setdefault(cell.mode, []).append(cell)
+        self._host_is_free = True
+        self.outcomes: list[Outcome] = []
+        # What is told of each mode: the seconds of its cells, one beside the other.
+        self._number, self._total = 0, len(cells)
+
+    async def all(self, jobs: int) -> None:
+        """Runs every cell, some guests at a time; a guest takes one cell after the other until one fails."""
+        try:
+            await asyncio.gather(*(self._work() for _ in range(jobs)))
+        finally:
+            self._durations.save()
+
+    def _next_mode(self) -> str | None:
+        """The one with most cells left; this machine runs one at a time."""
+        ready = {mode: len(cells) for mode, cells in self._waiting.items() if cells and (mode != HOST or self._host_is_free)}
+        return HOST if HOST in ready else max(ready, key=ready.get, default=None)
+
+    @asynccontextmanager
+    async def _session(self, mode: str):
+        if mode != HOST:
+            async with machine.Session(MODES[mode], self._guests[mode], self._job_disk) as session:
+                yield session
+            return
+        self._host_is_free = False
+        try:
+            yield HostSession()
+        finally:
+            self._host_is_free = True
+
+    async def _work(self) -> None:
+        while mode := self._next_mode():
+            async with self._session(mode) as session:
+                while self._waiting[mode]:
+                    cell = self._waiting[mode].pop(0)
+                    outcome = await self._run(session, cell)
+                    self._tell(outcome)
+                    if mode != HOST and outcome.result.verdict is not Verdict.PASSED:
+                        break
+
+    async def _run(self, session, cell: Cell) -> Outcome:
+        harness = Harness(cell.name, self._verbose)
+        environment = {"RINGFENCE_TEST_DRIVER": cell.driver, **self._environment}
+        if cell.mode == HOST:
+            program = str(self._built.executables[cell.suite.executable])
+            # All unit tests, not only those that need a kernel.
+            words = cell.suite.program(program, cell.driver, self._arguments)
+            if cell.suite.kind == "lib" and not self._arguments:
+                words = [program]
+            result = await session.run(words, environment, self._timeout, harness.show)
+        else:
+            words = cell.suite.program(f"/run/job/{file_in_guest(cell.suite.executable)}", cell.driver, self._arguments)
+            settings = (f"{name}={value}" for name, value in environment.items())
+            line = in_guest(cell.mode, shlex.join(["exec", "env", *settings, *words]))
+            result = await session.run(line, self._timeout, harness.show)
+        self._durations.note(cell.name, result.seconds)
+        return harness.outcome(cell, result)
+
+    def _tell(self, outcome: Outcome) -> None:
+        self._number += 1
+        self.outcomes.append(outcome)
+        result, cell = outcome.result, outcome.cell
+        print(f"[{self._number:3}/{self._total}] {result.verdict.value} {cell.mode:12} {cell.row:24} {result.seconds:6.1f} s  "
+              f"{outcome.passed} passed{f', {len(outcome.skipped)} skipped' if outcome.skipped else ''}", flush=True)
+        for failure in outcome.failures:
+            print("\n".join([f"    {failure.test}", *(f"        {line}" for line in failure.lines)]), flush=True)
 
 
-@dataclass(frozen=True)
-class Suite:
-    """Test binaries, and how to run them."""
+def table(outcomes: list[Outcome]) -> list[list[str]]:
+    """Tests down, modes across; the last row has each mode's time."""
+    cells = {(outcome.cell.row, outcome.cell.mode): outcome for outcome in outcomes}
+    rows = sorted(dict.fromkeys(row for row, _ in cells))
+    modes = [mode for mode in (HOST, *MODES) if any(mode == other for _, other in cells)]
 
-    executables: dict[Test, Path]
-    command: Path | None
-    arguments: list[str]
-    timeout: float
-    # The saved guest of each mode that any test asks for.
-    guests: dict[str, Path]
+    def text(row: str, mode: str) -> str:
+        if not (outcome := cells.get((row, mode))):
+            return "-"
+        result = outcome.result
+        failed = "" if result.verdict is Verdict.PASSED else f"{result.verdict.value} "
+        return f"{failed}{outcome.passed}, {result.seconds:.0f} s"
 
-    async def run(self, jobs: int) -> dict[tuple[str, str], JobResult]:
-        """Runs every test in each of its modes, some jobs at a time; results by test and mode."""
-        free = asyncio.Semaphore(jobs)
-
-        async def take_turn(test: Test, mode: str) -> tuple[tuple[str, str], JobResult]:
-            async with free:
-                return (test.row, mode), await self._run_one(test, mode)
-
-        cells = [(test, mode) for mode in self.guests for test in self.executables if mode in test.modes]
-        return dict(await asyncio.gather(*(take_turn(*cell) for cell in cells)))
-
-    async def _run_one(self, test: Test, mode: str) -> JobResult:
-        lines = PrefixedLines(f"{mode} {test.row}")
-        files = {"tests": self.executables[test]} | ({COMMAND: self.command} if self.command else {})
-        with tempfile.TemporaryDirectory(prefix="ringfence-job.") as scratch:
-            job = job_directory(Path(scratch), mode, test.command_line(self.arguments), files)
-            result = await machine.run_job(MODES[mode], self.guests[mode], job, self.timeout, lines.show)
-        lines.finish()
-        if result.verdict is not Verdict.PASSED:
-            result = replace(result, failure=failure_in(lines.lines))
-            lines.show(explain(result, f"{mode}-{test.row}".replace("/", "-")).encode())
-        return result
+    times = [sum(outcome.result.seconds for (_, mode), outcome in cells.items() if mode == one) for one in modes]
+    return [["", *modes], *([row, *(text(row, mode) for mode in modes)] for row in rows),
+            ["all", *(f"{seconds / 60:.1f} min" for seconds in times)]]
 
 
-def table(results: dict[tuple[str, str], JobResult]) -> str:
-    """Tests down, modes across."""
-    tests = list(dict.fromkeys(test for test, _ in results))
-    modes = list(dict.fromkeys(mode for _, mode in results))
-
-    def cell(test: str, mode: str) -> str:
-        result = results.get((test, mode))
-        return f"{result.verdict.value} {result.seconds:.1f} s" if result else "-"
-
-    rows = [["", *modes], *([test, *(cell(test, mode) for mode in modes)] for test in tests)]
+def in_columns(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ("  ".join(word.ljust(width) for word, width in zip(row, widths)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def failures(results: dict[tuple[str, str], JobResult]) -> str:
-    """Each job that did not pass, and why, so that the end of a long log says it all."""
-    return "\n".join(
-        "\n".join([f"\n{row} in {mode}: {result.verdict.value}", *(f"    {line}" for line in result.failure)])
-        for (row, mode), result in results.items()
-        if result.verdict is not Verdict.PASSED
-    )
+# A summary of failures fits in the last lines of the output.
+SUMMARY_LINES, LINES_OF_A_FAILURE, WIDTH = 26, 6, 240
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """What was skipped and why, each test that failed with the command that repeats it alone, and the counts."""
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    lines, more = [], 0
+    for failure in failures:
+        cell = failure.cell
+        said = [line[:WIDTH] for line in failure.lines[:LINES_OF_A_FAILURE]]
+        text = [f"FAILED: {failure.test or cell.suite.name} in {cell.mode} under {cell.driver}",
+                *(f"    {line}" for line in said), f"    again: {failure.command()}"]
+        if lines and len(lines) + len(text) > SUMMARY_LINES:
+            more += 1
+        else:
+            lines += text
+    if more:
+        lines.append(f"and {more} more, told above where each failed")
+    passed = sum(outcome.passed for outcome in outcomes)
+    skipped = sum(len(outcome.skipped) for outcome in outcomes)
+    lines.append(f"{passed} passed, {len(failures)} failed, {skipped} skipped")
+    return "\n".join(lines)

@@ -43,6 +43,11 @@
 //! ```
 
 #[cfg(test)]
+#[macro_use]
+#[path = "../tests/it/support/testbed.rs"]
+mod testbed;
+
+#[cfg(test)]
 mod allocations;
 mod cgroup;
 mod convert;
@@ -71,6 +76,13 @@ pub mod stats;
 mod systemd;
 mod text;
 mod threads;
+
+// Of the unit tests those that need a kernel.
+#[cfg(test)]
+testbed! {
+    modes: "all rdma rdma-v1";
+    drivers: "cgroupfs systemd";
+}
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
 pub use convert::UnitProperties;
