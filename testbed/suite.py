@@ -156,9 +156,20 @@ def suites_of(workspace: Path) -> list[Suite]:
     return suites
 
 
-def on_this_host(cell: tuple[str, str], host_is_v1: bool) -> tuple[str, str]:
-    """`make test` sees cgroup v1 on this machine where it is there, and in a guest where it is not."""
-    return (GATE_V1, cell[1]) if cell[0] == HOST and not host_is_v1 else cell
+def where_v1_is(cell: tuple[str, str]) -> tuple[str, str]:
+    """`make test` sees cgroup v1 on this machine where it has v1 and may make cgroups, and elsewhere in a guest."""
+    is_v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    is_v1 = not is_v2 and os.access("/sys/fs/cgroup/memory", os.W_OK)
+    return cell if cell[0] != HOST or is_v1 else (GATE_V1, cell[1])
+
+
+def no_cgroups(command: Path) -> str | None:
+    """Why no sandbox can be made on this machine, if so."""
+    done = subprocess.run([command, "-o", "json", "doctor"], capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    checks = json.loads(done.stdout) if done.stdout else []
+    return "; ".join(f"{check['check']}: {check['found']}" for check in checks if not check["ok"]) or done.stderr.strip()
 
 
 @dataclass(frozen=True)
@@ -359,10 +370,7 @@ class Run:
         environment = {"RINGFENCE_TEST_DRIVER": cell.driver, **self._environment}
         if cell.mode == HOST:
             program = str(self._built.executables[cell.suite.executable])
-            # All unit tests, not only those that need a kernel.
             words = cell.suite.program(program, cell.driver, self._arguments)
-            if cell.suite.kind == "lib" and not self._arguments:
-                words = [program]
             result = await session.run(words, environment, self._timeout, harness.show)
         else:
             words = cell.suite.program(f"/run/job/{file_in_guest(cell.suite.executable)}", cell.driver, self._arguments)
@@ -409,8 +417,8 @@ def in_columns(rows: list[list[str]]) -> str:
 SUMMARY_LINES, LINES_OF_A_FAILURE, WIDTH = 26, 6, 240
 
 
-def summary(outcomes: list[Outcome]) -> str:
-    """What was skipped and why, each test that failed with the command that repeats it alone, and the counts."""
+def summary(outcomes: list[Outcome], not_run: int) -> str:
+    """Each test that failed with the command that repeats it alone, and the counts."""
     failures = [failure for outcome in outcomes for failure in outcome.failures]
     lines, more = [], 0
     for failure in failures:
@@ -425,6 +433,6 @@ def summary(outcomes: list[Outcome]) -> str:
     if more:
         lines.append(f"and {more} more, told above where each failed")
     passed = sum(outcome.passed for outcome in outcomes)
-    skipped = sum(len(outcome.skipped) for outcome in outcomes)
+    skipped = sum(len(outcome.skipped) for outcome in outcomes) + not_run
     lines.append(f"{passed} passed, {len(failures)} failed, {skipped} skipped")
     return "\n".join(lines)

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
+use crate::support::soak::is_soak;
 use crate::support::{Sandbox, directories_named, finish, hierarchy_of};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -14,12 +15,15 @@ use proptest::test_runner::TestRunner;
 
 testbed! {
     modes: "host trixie plain-v1";
+    soak: "host trixie plain-v1";
 }
 
 const PROCESSES: usize = 3;
 const CALLS: std::ops::RangeInclusive<usize> = 4..=6;
 /// How long new histories are tried: machines are of different speeds.
-const TIME: Duration = Duration::from_secs(8);
+fn time() -> Duration {
+    Duration::from_secs(if is_soak() { 240 } else { 8 })
+}
 
 /// What a process asks of a sandbox.
 #[derive(Debug, Clone, Copy)]
@@ -170,7 +174,7 @@ fn found(base: &Sandbox, id: &str) -> Option<Live> {
 fn whatever_several_processes_do_at_once_could_have_been_done_in_turns() {
     let base = Sandbox::named("histories");
     let mut runner = TestRunner::default();
-    let until = Instant::now() + TIME;
+    let until = Instant::now() + time();
     let mut round = 0;
     while round == 0 || Instant::now() < until {
         round += 1;

@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 
+use crate::support::soak::{is_emulated, is_soak};
 use crate::support::{self, PATIENCE, Sandbox, driver, finish, hierarchies, hold, send, until, wait};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -15,6 +16,7 @@ testbed! {
     // Each version of both cgroups and of systemd, and none.
     modes: "host trixie bw-hybrid bw-legacy plain-v2 plain-v1";
     drivers: "cgroupfs systemd";
+    soak: "trixie";
 }
 
 /// `watch` in the background, and what it has said.
@@ -96,9 +98,9 @@ fn run(sandbox: &Sandbox, id: &str, options: &[&str], program: &[&str]) -> Comma
     sandbox.ringfence(&[&["run", id], options, &["--"], program].concat())
 }
 
-/// A hundred on a machine; fewer where it is emulated.
+/// A hundred in a soak and on a machine; fewer where it is emulated.
 fn how_many() -> u32 {
-    if std::env::var_os("RINGFENCE_TESTBED_MODE").is_some() { 16 } else { 100 }
+    if is_emulated() && !is_soak() { 16 } else { 100 }
 }
 
 #[test]

@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // clippy.toml frees only #[test] functions.
 
-use crate::support::{self, Guarded, MIB, SOON, by_systemd, disks, name, pairs, skip};
+use crate::support::soak::pairs;
+use crate::support::{self, Guarded, MIB, SOON, by_systemd, disks, name, skip};
 use ringfence::{
     Cgroup, ChangeOptions, Command, ErrorKind, Host, Limit, Remaining, Resources, Sandbox, SandboxConfig,
     Unsupported, null,
@@ -11,6 +12,7 @@ use ringfence::{
 
 testbed! {
     drivers: "cgroupfs systemd";
+    soak: "trixie";
 }
 
 /// The bandwidth that is in force where this one is asked for: systemd has whole hundredths of a CPU, and no period without

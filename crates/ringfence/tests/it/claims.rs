@@ -6,13 +6,15 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::time::{Duration, Instant};
 
-use crate::support::{Guarded, by_systemd, name, path, skip, times};
+use crate::support::soak::times;
+use crate::support::{Guarded, by_systemd, name, path, skip};
 use ringfence::{
     Child, Command, DeviceRule, ErrorKind, Host, Profile, Resources, Sandbox, SandboxConfig, null,
 };
 
 testbed! {
     drivers: "cgroupfs systemd";
+    soak: "trixie";
 }
 
 /// 1:11, in no profile's list, and harmless to open.

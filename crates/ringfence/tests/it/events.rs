@@ -8,7 +8,8 @@ use std::os::fd::AsFd;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::support::{Guarded, MIB, SOON, by_systemd, path, skip, sleeper, times};
+use crate::support::soak::times;
+use crate::support::{Guarded, MIB, SOON, by_systemd, path, skip, sleeper};
 use ringfence::{
     Command, Controller, ErrorKind, Event, Events, Host, Limit, PressureTrigger, Remaining, Resources,
     Sandbox, SandboxConfig, Store, Version, What, null,
@@ -18,6 +19,7 @@ testbed! {
     // Each version of both cgroups and of systemd, and none.
     modes: "host trixie bw-hybrid bw-legacy plain-v2 plain-v1";
     drivers: "cgroupfs systemd";
+    soak: "trixie";
 }
 
 /// Memory for a shell, and not for what [`oom`] asks for.

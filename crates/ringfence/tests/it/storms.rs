@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::soak::is_soak;
 use crate::support::standing::where_it_stands;
 use crate::support::{Guarded, SOON, name, path, sleeper, test_path};
 use ringfence::{
@@ -20,6 +21,7 @@ use rustix::process::{WaitOptions, wait};
 
 testbed! {
     drivers: "cgroupfs systemd";
+    soak: "host trixie plain-v1";
 }
 
 /// One storm at a time: where the machine is emulated, another that never pauses leaves it no time to grow.
@@ -147,7 +149,9 @@ fn placed_all_the_while(short_lived: &str, place: impl Fn(&Sandbox, &[(u32, u32)
     let is_in = |tid: u32, part: &str| places(tid).into_values().any(|path| path == format!("/{part}"));
     let (mut rounds, mut refused, begun) = (0, 0, Instant::now());
     // Under emulation, moving threads takes its time.
-    while rounds < 3 || rounds < ROUNDS && begun.elapsed() < Duration::from_secs(3) {
+    while rounds < 3
+        || rounds < ROUNDS && begun.elapsed() < Duration::from_secs(if is_soak() { 120 } else { 3 })
+    {
         rounds += 1;
         vm.join_threads(Part::Vcpu, &makers).unwrap();
         match place(&vm, &vcpus) {

@@ -7,12 +7,14 @@ use std::process;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::support::{skip, sleeper, stop, times};
+use crate::support::soak::times;
+use crate::support::{skip, sleeper, stop};
 use ringfence::{Host, Remaining, Resources, Sandbox, SandboxConfig};
 
 testbed! {
     modes: "systemd";
     gate: "trixie";
+    soak: "systemd";
 }
 
 const SOON: Duration = Duration::from_secs(60);

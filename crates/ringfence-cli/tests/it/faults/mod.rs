@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Mutex;
 
+use crate::support::soak::{is_emulated, is_soak};
 use crate::support::{self, by_systemd, mode};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -21,6 +22,7 @@ testbed! {
     // v1 is tried on the host: under emulation a fault takes a second.
     modes: "host trixie";
     gate: "host trixie";
+    soak: "host trixie";
 }
 
 /// A process that looks like a virtual machine: started by the other tests.
@@ -39,7 +41,12 @@ fn machine() {
 
 /// A few of the calls of an operation, where there is no time for all; under emulation each takes a second.
 fn few(trial: Trial) -> Tally {
-    trial.sample(if std::env::var_os("RINGFENCE_TESTBED_MODE").is_some() { 1 } else { 6 })
+    trial.sample(match (is_soak(), is_emulated()) {
+        (false, true) => 1,
+        (true, true) => 6,
+        (false, false) => 6,
+        (true, false) => 40,
+    })
 }
 
 /// Tries the operations, two at a time.

@@ -7,6 +7,8 @@ pub mod machine;
 pub mod place;
 pub mod planned;
 mod probe;
+#[path = "../../../../ringfence/tests/it/support/soak.rs"]
+pub mod soak;
 #[path = "../../../../ringfence/tests/it/support/standing.rs"]
 mod standing;
 pub mod systemd;

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each of the tests uses its part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees #[test] alone.
 
+pub mod soak;
 pub mod standing;
 pub mod strace;
 
@@ -22,20 +23,6 @@ pub const MIB: u64 = 1 << 20;
 /// Whether sandboxes are units of systemd: the testbed runs tests a second time so.
 pub fn by_systemd() -> bool {
     std::env::var_os("RINGFENCE_TEST_DRIVER").is_some_and(|driver| driver == "systemd")
-}
-
-/// How often something is done: so often on a machine, and in the emulated guests with v2, with a systemd and without; a
-/// fifth in the others, where it would take minutes.
-pub fn times(whole: usize) -> usize {
-    let is_whole = |mode: String| ["trixie", "plain-v2"].contains(&mode.as_str());
-    let is_whole = std::env::var("RINGFENCE_TESTBED_MODE").map_or(true, is_whole);
-    if is_whole { whole } else { whole / 5 }
-}
-
-/// Each with each; as units of systemd, which takes its time for each change, one pair in seven.
-pub fn pairs<T>(states: &[T]) -> impl Iterator<Item = (&T, &T)> {
-    let all = states.iter().flat_map(move |one| states.iter().map(move |other| (one, other)));
-    all.step_by(if by_systemd() { 7 } else { 1 })
 }
 
 /// How many descriptors this process has.
