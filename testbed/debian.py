@@ -25,6 +25,7 @@ PACKAGE_OF_TOOL = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "lz4": "lz4",
+    "strace": "strace",
     "xz": "xz-utils",
     "zstd": "zstd",
 }

@@ -118,6 +118,12 @@ def demo_initrd() -> Artefact:
     return Artefact("demo-initrd", make, recipe, (boot_files(DEMO_RELEASE, CLOUD),))
 
 
+def demo_guest() -> tuple[Path, Path]:
+    """The kernel and the initrd of the small guest for demonstrations."""
+    debian.require_tools("qemu-system-x86_64")
+    return boot_files(DEMO_RELEASE, CLOUD).ensure() / "vmlinux", demo_initrd().ensure() / "initrd"
+
+
 def accelerator() -> str:
     """What guests run under on this machine: `kvm` where a guest was seen to come up under it, else `tcg`."""
     if not Path("/dev/kvm").exists():
