@@ -10,6 +10,7 @@ pub mod strace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ringfence::{
@@ -36,13 +37,16 @@ pub fn test_path(module: &str, test: &str) -> String {
     format!("{module}::{test}")
 }
 
-/// Runs a test that needs a process to itself (for its limit or its number of open files) in a new process; false there.
+/// Runs a test that needs a process to itself (for its limit or its number of open files) in a new process; false there. One
+/// such process at a time.
 pub fn runs_alone(module: &str, test: &str) -> bool {
     const ALONE: &str = "RINGFENCE_TEST_ALONE";
+    static ONE: Mutex<()> = Mutex::new(());
     let test = test_path(module, test);
     if std::env::var_os(ALONE).is_some_and(|alone| *alone == *test) {
         return false;
     }
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     let done = command.args(["--exact", &test, "--test-threads=1"]).env(ALONE, &test).output().unwrap();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
