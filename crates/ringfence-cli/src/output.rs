@@ -1,7 +1,7 @@
 //! What is printed: results on stdout as tables or JSON, diagnostics on stderr.
 
 use std::error::Error as _;
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::io::{self, ErrorKind as IoErrorKind, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -98,7 +98,7 @@ impl Output {
     }
 
     /// A table as it looks on stdout.
-    pub fn table(&self, table: &Table) -> impl Display {
+    pub fn table(&self, table: &Table) -> String {
         table.display(self.color.is_on(&io::stdout()))
     }
 
@@ -273,25 +273,24 @@ impl Table {
         self.rows.push(cells.map(|cell| plain(&cell)).to_vec());
     }
 
-    fn display(&self, color: bool) -> impl Display {
+    fn display(&self, color: bool) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
         let widest = |column| {
             self.rows.iter().filter_map(|row| row.get(column)).map(|cell: &String| cell.chars().count()).max()
         };
         let widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or(0)).collect();
-        fmt::from_fn(move |f| {
-            for (number, row) in self.rows.iter().enumerate() {
-                let padded = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-                let text = padded.collect::<Vec<_>>().join("  ");
-                let text = text.trim_end();
-                if color && number == 0 {
-                    writeln!(f, "\x1b[1m{text}\x1b[0m")?
-                } else {
-                    writeln!(f, "{text}")?
-                }
+        let mut text = String::new();
+        for (number, row) in self.rows.iter().enumerate() {
+            let padded = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+            let line = padded.collect::<Vec<_>>().join("  ");
+            let line = line.trim_end();
+            if color && number == 0 {
+                text += &format!("\x1b[1m{line}\x1b[0m\n");
+            } else {
+                text += &format!("{line}\n");
             }
-            Ok(())
-        })
+        }
+        text
     }
 }
 
@@ -335,14 +334,14 @@ mod tests {
     fn the_columns_of_a_table_are_aligned_and_end_without_blanks() {
         let mut table = Table::new(["ID", "STATE"]);
         table.row(["longer".to_owned(), String::new()]);
-        assert_eq!(table.display(false).to_string(), "ID      STATE\nlonger\n");
+        assert_eq!(table.display(false), "ID      STATE\nlonger\n");
     }
 
     #[test]
     fn a_cell_steers_no_terminal() {
         let mut table = Table::new(["NAME"]);
         table.row(["a\u{1b}[2J\nb é".to_owned()]);
-        assert_eq!(table.display(false).to_string(), "NAME\na\\u{1b}[2J\\nb é\n");
+        assert_eq!(table.display(false), "NAME\na\\u{1b}[2J\\nb é\n");
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! `explain`: the value in effect, and which ancestor decides it.
 
-use std::fmt;
-
 use clap::Args;
 use ringfence::explain::{Ancestors, Decider, Key, Value};
 use ringfence::{Explanation, Limit, Part, Result, Sandbox, SandboxId};
@@ -37,14 +35,11 @@ impl Explain {
             None => sandbox.explain(&self.key)?,
         };
         let (answer, levels) = (answer(&explanation), levels(&explanation));
-        let text = fmt::from_fn(|f| {
-            let (answer, levels) = (context.output.table(&answer), context.output.table(&levels));
-            write!(f, "{answer}\n{levels}")?;
-            match note(explanation.ancestors) {
-                Some(note) => writeln!(f, "\nnote: {note}"),
-                None => Ok(()),
-            }
-        });
+        let (answer, levels) = (context.output.table(&answer), context.output.table(&levels));
+        let mut text = format!("{answer}\n{levels}");
+        if let Some(note) = note(explanation.ancestors) {
+            text += &format!("\nnote: {note}\n");
+        }
         context.output.object(&explanation, text)?;
         Ok(Exit::Done)
     }
