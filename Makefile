@@ -1,5 +1,6 @@
 # Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
 .PHONY: demo test check unit-test matrix soak bench fuzz faults sanitize
+.PHONY: check-format check-links check-dependencies check-lints check-features check-docs
 
 # Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
 demo:
@@ -10,10 +11,32 @@ demo:
 test: check unit-test
 	./testbed/testbed run --gate
 
-check:
+check: check-format check-links check-dependencies check-lints check-features check-docs
+
+check-format:
 	cargo fmt --all --check
+
+# Files and headings that Markdown links to exist.
+check-links:
+	./tools/links
+
+# Licences, duplicates, sources and advisories of the dependencies: deny.toml.
+check-dependencies:
+	./tools/deny $(DENY_OPTIONS)
+
+# Undocumented public items and what is newer than the rust-version in Cargo.toml are errors, too.
+check-lints:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# The library without features, and with each feature alone.
+FEATURES = $(shell sed -n '/^\[features\]/,/^$$/{/^default/d;s/^\([a-z0-9_-]*\) = .*/\1/p}' crates/ringfence/Cargo.toml)
+check-features:
 	cargo clippy -p ringfence --no-default-features --locked -- -D warnings
+	for feature in $(FEATURES); do \
+		cargo clippy -p ringfence --no-default-features --features $$feature --locked -- -D warnings || exit; done
+
+# Links in the documentation lead somewhere, from public items to public ones alone.
+check-docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc -p ringfence --no-deps --locked
 
 # What needs neither root nor cgroups.
