@@ -88,12 +88,13 @@ pub(super) fn is_reachable(mounts: &[Mount<'_>], mount: &Mount<'_>) -> bool {
     {
         return false;
     }
-    // On the way from the root, no sibling may be mounted at or above the place where the path goes on.
+    // On the way from the root, no sibling may be mounted at or above the place where the path goes on. The root of an
+    // initramfs (rootfs) is listed as its own parent, and is no sibling of the mounts in it.
     let mut below = mount;
     for _ in 0..mounts.len() {
-        let hides = |other: &Mount<'_>| {
-            other.parent == below.parent && other.id != below.id && below.point.starts_with(&other.point)
-        };
+        let is_sibling =
+            |other: &Mount<'_>| other.parent == below.parent && ![below.id, below.parent].contains(&other.id);
+        let hides = |other: &Mount<'_>| is_sibling(other) && below.point.starts_with(&other.point);
         let parent = mounts.iter().find(|other| other.id == below.parent && other.id != below.id);
         let Some(parent) = parent else { return true };
         if mounts.iter().any(hides) {
@@ -190,6 +191,18 @@ mod tests {
             10 1 0:6 / /mn rw - cgroup cgroup rw,freezer\n";
         let reachable: Vec<bool> = points(text).into_iter().map(|(_, reachable)| reachable).collect();
         assert_eq!(reachable, [true, true, false, false, true, true, false, true, true, true]);
+    }
+
+    #[test]
+    fn mounts_in_an_initramfs_are_reachable() {
+        let text = "\
+            1 1 0:2 / / rw - rootfs rootfs rw\n\
+            25 1 0:23 / /sys rw - sysfs sys rw\n\
+            29 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n\
+            30 1 0:2 / /hidden/a rw - cgroup2 cgroup2 rw\n\
+            31 1 0:2 / /hidden rw - tmpfs tmpfs rw\n";
+        let reachable: Vec<bool> = points(text).into_iter().map(|(_, reachable)| reachable).collect();
+        assert_eq!(reachable, [true, true, true, false, true]);
     }
 
     #[test]
