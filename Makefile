@@ -2,10 +2,11 @@
 .PHONY: demo test check unit-test matrix soak bench fuzz faults sanitize
 .PHONY: check-format check-links check-dependencies check-lints check-features check-docs
 
-# Boots a real Linux guest in QEMU, ring-fenced, and shows what that means.
+# Boots a busy guest in QEMU, ring-fenced, and shows what that means: on this machine, or within a small guest where this machine
+# makes no such sandbox. An ordinary user needs QEMU installed.
 demo:
-	cargo build --release --locked -p ringfence-cli
-	./demo/run target/release/ringfence
+	cargo build --profile demo --locked -p ringfence-cli
+	./demo/run "$${CARGO_TARGET_DIR:-target}/demo/ringfence"
 
 # Everything that a change has to pass: lints, unit tests, and each behaviour on a real kernel with cgroup v1 and with v2.
 test: check unit-test
