@@ -5,8 +5,8 @@
 # Boots a busy guest in QEMU, ring-fenced, and shows what that means: on this machine, or within a small guest where this machine
 # makes no such sandbox. An ordinary user needs QEMU installed.
 demo:
-	cargo build --profile demo --locked -p ringfence-cli
-	./demo/run "$${CARGO_TARGET_DIR:-target}/demo/ringfence"
+	cargo build --locked -p ringfence-cli
+	./demo/run "$${CARGO_TARGET_DIR:-target}/debug/ringfence"
 
 # Everything that a change has to pass: lints, unit tests, and each behaviour on a real kernel with cgroup v1 and with v2.
 test: check unit-test
