@@ -85,6 +85,14 @@ fn was_for_us_alone(info: &siginfo) -> bool {
     info.ssi_code != SI_KERNEL || hung_up && getsid(None).is_ok_and(|leader| leader == getpid())
 }
 
+/// Keeps a hangup of the terminal from ending this process: it may be about to kill the shell that leads its session.
+///
+/// Before any other thread is started, which then does the same.
+pub fn outlive_session() -> Result<()> {
+    let hangup: SigSet = [Signal::SIGHUP].into_iter().collect();
+    hangup.thread_block().map_err(|errno| failed("cannot block SIGHUP", errno))
+}
+
 fn failed(what: &'static str, errno: nix::errno::Errno) -> Error {
     Error::new(ErrorKind::Kernel, what).with_source(errno)
 }

@@ -2,13 +2,16 @@
 
 use clap::Args;
 use nix::sys::signal::Signal;
-use ringfence::{Error, Result, SandboxId};
+use ringfence::{Error, Report, Result, SandboxId};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::exit::Exit;
+use crate::supervise::outlive_session;
 
 /// Send a signal to every process of a sandbox; KILL until none is left
+///
+/// This command itself is spared where it runs inside.
 #[derive(Debug, Args)]
 pub struct Kill {
     /// Name of the sandbox
@@ -30,12 +33,21 @@ fn signal(text: &str) -> Result<i32> {
 
 impl Kill {
     pub fn run(&self, context: &Context) -> Result<Exit> {
+        outlive_session()?;
         let (_entry, sandbox) = context.open(&context.host()?, &self.id)?;
+        let me = std::process::id();
+        let mut report = Report::default();
+        if sandbox.processes()?.contains(&me) {
+            report.note("signal", self.signal, format!("this process (PID {me}) is inside and is spared"));
+        }
         let pids = match self.signal {
             signal if signal == Signal::SIGKILL as i32 => sandbox.kill(context.global.timeout)?,
             signal => sandbox.signal(signal)?,
         };
-        context.output.done(&json!({"id": self.id, "signal": self.signal, "pids": pids}), "")?;
+        context.output.report(&report);
+        context
+            .output
+            .done(&json!({"id": self.id, "signal": self.signal, "pids": pids, "report": report}), "")?;
         Ok(Exit::Done)
     }
 }

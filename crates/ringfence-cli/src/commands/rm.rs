@@ -8,8 +8,11 @@ use serde::Serialize;
 
 use crate::context::{Context, alive};
 use crate::exit::Exit;
+use crate::supervise::outlive_session;
 
 /// Remove a sandbox; refuses while processes live inside, unless told what becomes of them
+///
+/// This command itself is never killed: where it runs inside, it is moved out last.
 #[derive(Debug, Args)]
 pub struct Rm {
     /// Name of the sandbox
@@ -33,6 +36,9 @@ struct Removed<'a> {
 
 impl Rm {
     pub fn run(&self, context: &Context) -> Result<Exit> {
+        if self.kill {
+            outlive_session()?;
+        }
         let host = context.host()?;
         let (entry, state) = context.lock(&host, &self.id)?;
         let remaining = match (self.kill, self.drain) {

@@ -20,6 +20,7 @@ mod failures;
 mod faults;
 mod histories;
 mod hotplug;
+mod inside;
 mod lifecycle;
 mod limits;
 mod overhead;

@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 
 use crate::cgroup::freeze::event;
 use crate::cgroup::mark::mark_drained;
+use crate::cgroup::signal::send_inside;
 use crate::cgroup::slice::stop_default_slice;
 use crate::cgroup::tree::clear_below;
 use crate::cgroup::{Cgroup, members};
@@ -120,16 +121,10 @@ impl fmt::Display for Failures {
 impl std::error::Error for Failures {}
 
 impl Cgroup {
-    /// Sends a signal to every process inside, once.
-    pub fn signal(&self, signal: i32) -> Result<BTreeSet<u32>> {
-        let pids = self.processes()?;
-        signal_all(&pids, signal)?;
-        Ok(pids)
-    }
-
     /// Kills every process inside, those that are being forked meanwhile too, and returns when none is left.
     ///
-    /// A frozen cgroup is thawed: frozen tasks do not die. Kernel threads cannot be killed and are moved out.
+    /// A frozen cgroup is thawed: frozen tasks do not die. Kernel threads cannot be killed and are moved out. The calling
+    /// process is spared; while it is inside, the others are killed one by one, without freezing them.
     pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
         let deadline = Deadline::after(timeout);
         let mut outcome = Outcome::default();
@@ -147,7 +142,7 @@ impl Cgroup {
     /// Kills one process inside and waits until it has left; a frozen cgroup is thawed.
     pub(crate) fn kill_one(&self, pid: u32, deadline: Deadline) {
         self.thaw_tree();
-        send(pid, Signal::KILL);
+        _ = send_inside(&BTreeSet::from([pid]), &|| self.processes(), Signal::KILL);
         while self.processes().is_ok_and(|inside| inside.contains(&pid)) && !deadline.is_over() {
             deadline.sleep(Duration::from_millis(1));
         }
@@ -160,13 +155,14 @@ impl Cgroup {
                 Ok(pids) => pids,
                 Err(error) => return vec![error],
             };
+            let holds_caller = pids.remove(&std::process::id());
             pids.retain(|pid| Some(*pid) != spared);
             if pids.is_empty() {
                 // Thawed all the same, so that what joins later runs.
                 self.thaw_tree();
                 return Vec::new();
             }
-            let kernel = self.kill_once(&pids, spared);
+            let kernel = self.kill_once(&pids, spared, holds_caller);
             outcome.killed.extend(pids.difference(&kernel));
             let failures = if kernel.is_empty() { Vec::new() } else { self.drain_once(&kernel, outcome) };
             if !failures.is_empty() {
@@ -177,32 +173,31 @@ impl Cgroup {
                 return vec![self.about(Error::new(ErrorKind::TimedOut, why))];
             }
             deadline.sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
+            if !holds_caller {
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
         }
     }
 
     /// One pass: `cgroup.kill` (Linux 5.14) where there is one, and a signal for each that is listed still, so that what is
     /// in a v1 hierarchy alone is reached too, and on Linux 6.1 a process whose first thread ended elsewhere. Where that is all,
-    /// it is frozen meanwhile, so that nothing forks; on v1 it dies when it thaws. Returns the kernel threads.
-    fn kill_once(&self, pids: &BTreeSet<u32>, spared: Option<u32>) -> BTreeSet<u32> {
+    /// it is frozen meanwhile, so that nothing forks; on v1 it dies when it thaws. Neither is done to the calling process.
+    /// Returns the kernel threads.
+    fn kill_once(&self, pids: &BTreeSet<u32>, spared: Option<u32>, holds_caller: bool) -> BTreeSet<u32> {
         let killed = spared.is_none()
+            && !holds_caller
             && self.host.capabilities.cgroup_kill
             && self.unified().is_some_and(|dir| dir.write("cgroup.kill", "1").is_ok());
-        if let (false, Ok((version, dir))) = (killed, self.freezer()) {
+        if let (false, false, Ok((version, dir))) = (killed, holds_caller, self.freezer()) {
             _ = match version {
                 Version::V1 => dir.write("freezer.state", "FROZEN"),
                 Version::V2 => dir.write("cgroup.freeze", "1"),
             };
         }
         let mut kernel = BTreeSet::new();
-        let mut again = BTreeSet::new();
-        let mut dirs = self.dirs.iter();
-        let listed = dirs.try_for_each(|(dir, open)| members(open, self.version(dir), &mut again));
-        again.extend(self.started().iter().map(|process| process.pid));
-        let listed = if listed.is_ok() { &again } else { pids };
-        for pid in listed.iter().filter(|pid| Some(**pid) != spared) {
-            send(*pid, Signal::KILL);
-        }
+        let mut listed = self.processes().unwrap_or_else(|_| pids.clone());
+        listed.retain(|pid| Some(*pid) != spared && *pid != std::process::id());
+        _ = send_inside(&listed, &|| self.processes(), Signal::KILL);
         for pid in pids {
             if proc::Stat::read(*pid).is_some_and(|stat| stat.is_kernel_thread()) {
                 kernel.insert(*pid);
@@ -214,11 +209,12 @@ impl Cgroup {
 
     /// Removes the cgroup in every hierarchy; the caller says what becomes of processes that are still inside.
     ///
-    /// What is gone already is skipped. A failure in one hierarchy does not stop the others.
+    /// What is gone already is skipped. A failure in one hierarchy does not stop the others. The calling process is never
+    /// killed: where it is inside, it is moved out last, as by [`Remaining::Drain`].
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] when there are processes and they were to be refused: nothing is changed then. Otherwise all
-    /// failures in one, as the error's source.
+    /// [`ErrorKind::Busy`] when there are processes and they were to be refused: nothing is changed then; or when the calling
+    /// process is all that remains inside and cannot be moved out. Otherwise all failures in one, as the error's source.
     pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         self.destroy_telling(remaining, timeout, &mut |_| {})
     }
@@ -244,7 +240,11 @@ impl Cgroup {
         }
         // Of what is left, nothing will go by itself: each directory is tried once.
         let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };
-        if remaining != Remaining::Refuse {
+        // Now it is alone: what is counted is read before it leaves, since systemd may remove the cgroup behind it.
+        let holds_caller = remaining == Remaining::Kill
+            && self.exists()
+            && self.processes().is_ok_and(|pids| pids.contains(&std::process::id()));
+        if remaining != Remaining::Refuse && !holds_caller {
             failures.extend(self.wait_until_unpopulated(deadline).err());
         }
         match (&mut counted, self.counted()) {
@@ -254,6 +254,10 @@ impl Cgroup {
         if let Some(last) = counted {
             outcome.events = last.counts;
             tell(last);
+        }
+        if holds_caller && failures.is_empty() {
+            let failed = self.move_caller_out(deadline, &mut outcome);
+            failures.extend(failed.or_else(|| self.wait_until_unpopulated(deadline).err()));
         }
         if failures.is_empty()
             && let Some(unit) = &self.unit
@@ -284,12 +288,16 @@ impl Cgroup {
         if pids.is_empty() {
             return Ok(());
         }
-        let why = format!("processes are still inside: {pids:?}; say whether to kill or to drain them");
+        let me = std::process::id();
+        let caller =
+            if pids.contains(&me) { format!(" ({me} is the calling process)") } else { String::new() };
+        let why =
+            format!("processes are still inside: {pids:?}{caller}; say whether to kill or to drain them");
         Err(self.about(Error::new(ErrorKind::Busy, why)))
     }
 
     /// Names the cgroup, if there is one.
-    fn about(&self, error: Error) -> Error {
+    pub(super) fn about(&self, error: Error) -> Error {
         if self.path.is_empty() { error } else { error.with_value(&self.path) }
     }
 
@@ -301,13 +309,14 @@ impl Cgroup {
         loop {
             let pids = match self.processes() {
                 Ok(pids) if pids.is_empty() => return Vec::new(),
+                // The calling process goes last: an unprivileged one may move others only while it is among them.
+                Ok(pids) if pids.len() > 1 => {
+                    pids.into_iter().filter(|pid| *pid != std::process::id()).collect()
+                }
                 Ok(pids) => pids,
                 Err(error) => return vec![error],
             };
-            let mut failures = match &self.unit {
-                Some(unit) => self.drain_to_scope(unit, &pids, outcome),
-                None => self.drain_once(&pids, outcome),
-            };
+            let mut failures = self.drain_some(&pids, outcome);
             let is_refused = !failures.is_empty() && pids == before;
             if is_refused || deadline.is_over() {
                 if failures.is_empty() {
@@ -319,6 +328,14 @@ impl Cgroup {
             before = pids;
             deadline.sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Moves these processes out, by whoever keeps the cgroup.
+    pub(super) fn drain_some(&self, pids: &BTreeSet<u32>, outcome: &mut Outcome) -> Vec<Error> {
+        match &self.unit {
+            Some(unit) => self.drain_to_scope(unit, pids, outcome),
+            None => self.drain_once(pids, outcome),
         }
     }
 
@@ -547,20 +564,5 @@ impl Cgroup {
                 outcome.removed.push(parent.full(&self.host));
             }
         }
-    }
-}
-
-/// Sends a signal to processes, by its number.
-pub(crate) fn signal_all(pids: &BTreeSet<u32>, signal: i32) -> Result<()> {
-    let given = Signal::from_named_raw(signal)
-        .ok_or_else(|| Error::invalid("signal", signal, "the number of a signal"))?;
-    pids.iter().for_each(|pid| send(*pid, given));
-    Ok(())
-}
-
-/// Sends a signal to a process that may be gone.
-fn send(pid: u32, signal: Signal) {
-    if let Some(pid) = proc::pid(pid) {
-        _ = rustix::process::kill_process(pid, signal);
     }
 }

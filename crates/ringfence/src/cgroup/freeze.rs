@@ -22,9 +22,11 @@ impl Cgroup {
     /// Stops every task inside, and returns when all have stopped.
     ///
     /// # Errors
-    /// [`ErrorKind::TimedOut`] when they have not in time; they are then thawed again.
+    /// [`ErrorKind::TimedOut`] when they have not in time; they are then thawed again. [`ErrorKind::Busy`] when the calling
+    /// process is inside, in this cgroup or in one below it: nothing is changed then.
     pub fn freeze(&self, timeout: Duration) -> Result<()> {
         let deadline = Deadline::after(timeout);
+        self.refuse_caller_inside()?;
         let (version, dir) = self.freezer()?;
         let was_frozen = is_told_to_freeze(version, dir);
         let frozen = match version {

@@ -1,9 +1,11 @@
 //! One cgroup, in all hierarchies of the host.
 
+mod caller;
 mod command;
 mod destroy;
 mod freeze;
 pub(crate) mod mark;
+mod signal;
 mod slice;
 mod tasks;
 mod tree;
@@ -19,8 +21,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 pub use command::{Child, Command, null};
-pub(crate) use destroy::signal_all;
 pub use destroy::{Failures, Outcome, Remaining};
+pub(crate) use signal::signal_all;
 pub(crate) use slice::stop_default_slice;
 pub use tasks::Task;
 pub(crate) use tree::{descend, members, unless_removed};
@@ -55,6 +57,10 @@ const CREATE_RETRIES: u32 = 8;
 
 /// How long what runs inside may take to stop, before systemd changes what it may open.
 const FREEZE_FOR_DEVICES: Duration = Duration::from_secs(5);
+
+/// Said where what runs inside was not stopped while systemd changed what it may open.
+const NOT_FROZEN: &str = "the calling process is inside, so that the cgroup cannot be frozen while systemd changes the list: for a \
+                          moment, devices that are allowed before and after are refused";
 
 /// One cgroup: a directory of the same path in every v1 hierarchy, or the one directory of v2, or both.
 ///
@@ -370,7 +376,7 @@ impl Cgroup {
         let mut report = plan.report().clone();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         // systemd refuses for a moment what is allowed before and after (v1).
-        let stopped = self.stop_for(&plan)?;
+        let stopped = self.stop_for(&plan, &mut report)?;
         let mut also = |_: &mut Dirs<'_>| also();
         let done = carry_out_and(&plan, &mut dirs, filter.as_earlier(), Processes::NONE, ahead, &mut also);
         drop(stopped);
@@ -382,8 +388,9 @@ impl Cgroup {
         Ok((report, plan.writes().filter_map(|step| step.setting.clone()).collect()))
     }
 
-    /// Freezes the cgroup for a change of devices by systemd, unless it is frozen already, until the answer is dropped.
-    fn stop_for(&self, plan: &Plan) -> Result<Option<Stopped<'_>>> {
+    /// Freezes the cgroup for a change of devices by systemd, unless it is frozen already, until the answer is dropped. It
+    /// cannot be frozen while the calling process is inside: then the report says what that means.
+    fn stop_for(&self, plan: &Plan, report: &mut Report) -> Result<Option<Stopped<'_>>> {
         let by_systemd = plan.steps().iter().any(|step| match &step.action {
             Action::SetProperties { told, .. } => {
                 told.iter().any(|told| matches!(told.step.verify, Verify::DeviceList(_)))
@@ -391,6 +398,13 @@ impl Cgroup {
             _ => false,
         });
         if !by_systemd || self.is_frozen()? {
+            return Ok(None);
+        }
+        if self.freezes_caller()? {
+            let mut unfrozen = Report::default();
+            unfrozen.add("devices", &self.path, NOT_FROZEN);
+            plan.unsupported.mind(&unfrozen)?;
+            report.append(unfrozen);
             return Ok(None);
         }
         self.freeze(FREEZE_FOR_DEVICES)?;

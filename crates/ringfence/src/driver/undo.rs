@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Signal, kill_process};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::dirs::Dirs;
@@ -195,8 +195,10 @@ fn write_back(dirs: &mut Dirs<'_>, dir: &Dir, writes: Writes) -> Vec<Error> {
 fn stop(host: &Host, unit: &str, kill: bool, origins: &[Origin]) -> Result<()> {
     for origin in origins {
         if kill {
-            if let Some(pid) = proc::pid(origin.pid) {
-                _ = kill_process(pid, Signal::KILL);
+            if let Ok(process) = proc::Held::open(origin.pid)
+                && origin.is_alive()
+            {
+                _ = process.signal(Signal::KILL);
             }
             continue;
         }

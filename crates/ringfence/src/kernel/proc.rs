@@ -1,9 +1,12 @@
 //! What `/proc` says of a process.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-use rustix::process::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::dir::read_file;
@@ -166,6 +169,59 @@ pub(crate) fn may_use_resources() -> bool {
 /// A PID as the kernel's own type; 0 and what does not fit is no process.
 pub(crate) fn pid(raw: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(raw).ok()?)
+}
+
+/// A process that is about to be signalled. The signal reaches this process or nobody, whoever has its PID by then.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) pid: u32,
+    by: HeldBy,
+}
+
+#[derive(Debug)]
+enum HeldBy {
+    Pidfd(OwnedFd),
+    /// Before Linux 5.3, or where a seccomp filter refuses pidfd_open(2): compared once more before the signal is sent.
+    StartTime(u64),
+}
+
+impl Held {
+    /// # Errors
+    /// ESRCH where there is no such process; EMFILE and ENFILE where no descriptor is left for it.
+    pub(crate) fn open(id: u32) -> Result<Self, Errno> {
+        let opened = rustix::process::pidfd_open(pid(id).ok_or(Errno::SRCH)?, PidfdFlags::empty());
+        let by = match opened {
+            Ok(pidfd) => HeldBy::Pidfd(pidfd),
+            Err(Errno::NOSYS | Errno::PERM) => {
+                HeldBy::StartTime(Stat::read(id).ok_or(Errno::SRCH)?.start_time)
+            }
+            Err(errno) => return Err(errno),
+        };
+        Ok(Self { pid: id, by })
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), Errno> {
+        match &self.by {
+            HeldBy::Pidfd(pidfd) => match rustix::process::pidfd_send_signal(pidfd, signal) {
+                // A seccomp filter may refuse this call alone.
+                Err(Errno::NOSYS) if !has_exited(pidfd)? => {
+                    rustix::process::kill_process(pid(self.pid).ok_or(Errno::SRCH)?, signal)
+                }
+                sent => sent,
+            },
+            HeldBy::StartTime(time) if Stat::read(self.pid).is_some_and(|now| now.start_time == *time) => {
+                rustix::process::kill_process(pid(self.pid).ok_or(Errno::SRCH)?, signal)
+            }
+            HeldBy::StartTime(_) => Err(Errno::SRCH),
+        }
+    }
+}
+
+/// Whether the process of a pidfd has exited.
+fn has_exited(pidfd: &OwnedFd) -> Result<bool, Errno> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&now)).map(|ready| ready > 0)
 }
 
 #[cfg(test)]

@@ -225,7 +225,11 @@ impl Sandbox {
     /// Stops every task inside, then those of a separate overhead, on which it may wait. See [`Cgroup::freeze`].
     pub fn freeze(&self, timeout: Duration) -> Result<()> {
         let mut stopped: Vec<&Self> = Vec::new();
-        for one in self.both_present()? {
+        let present = self.both_present()?;
+        for one in &present {
+            one.cgroup()?.refuse_caller_inside()?;
+        }
+        for one in present {
             if let Err(error) = one.own_freeze(timeout) {
                 for one in stopped {
                     _ = one.own_thaw(timeout);
@@ -250,15 +254,13 @@ impl Sandbox {
         failed.map_or(Ok(report), Err)
     }
 
-    /// Sends a signal to every process inside, once.
+    /// Sends a signal to every process inside, once; returns those that were sent it. The calling process is spared.
     pub fn signal(&self, signal: i32) -> Result<BTreeSet<u32>> {
-        // On v1 the VMM is in both.
-        let pids = self.processes()?;
-        signal_all(&pids, signal)?;
-        Ok(pids)
+        // Of both at once: on v1 the VMM is in both.
+        signal_all(&|| self.processes(), signal)
     }
 
-    /// Kills everything inside. See [`Cgroup::kill`].
+    /// Kills everything inside but the calling process. See [`Cgroup::kill`].
     pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
         let mut killed = BTreeSet::new();
         let mut failed = None;

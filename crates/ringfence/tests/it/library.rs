@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{self, Guarded, SOON, by_systemd, name, path, skip, sleeper, test_path};
 use ringfence::{
-    Cgroup, Command, DeviceRule, ErrorKind, Host, JoinOptions, Leftover, Mode, Outcome, Remaining, Resources,
-    Sandbox, SandboxConfig, SandboxId, State, Status, Store, null,
+    Cgroup, Child, Command, DeviceRule, ErrorKind, Host, JoinOptions, Leftover, Mode, Outcome, Remaining,
+    Resources, Sandbox, SandboxConfig, SandboxId, State, Status, Store, null,
 };
 
 testbed! {
@@ -550,6 +550,25 @@ fn where_clone3_is_forbidden_the_child_joins_by_itself() {
             child.wait().unwrap();
         };
         std::thread::spawn(spawn).join().unwrap();
+    }
+}
+
+#[test]
+fn processes_are_killed_and_signalled_where_pidfds_are_forbidden() {
+    let forbidden = [libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
+    for (call, errno) in forbidden.into_iter().zip([libc::EPERM, libc::ENOSYS]) {
+        let kill = move || {
+            let host = Host::detect().unwrap();
+            let vm = Guarded::new(&host, "by-number", Resources::new());
+            let children = [vm.spawn(&sleeper()).unwrap(), vm.spawn(&sleeper()).unwrap()];
+            let pids: BTreeSet<u32> = children.iter().map(Child::pid).collect();
+            refuse_calls(&[(call, errno)]);
+            let signalled = vm.signal(libc::SIGCONT).unwrap();
+            assert!(signalled.is_superset(&pids), "{signalled:?} {pids:?}");
+            assert_eq!(vm.kill(SOON).unwrap(), pids);
+            children.iter().for_each(|child| _ = child.wait().unwrap());
+        };
+        std::thread::spawn(kill).join().unwrap();
     }
 }
 

@@ -18,6 +18,7 @@ mod crowd;
 mod descriptors;
 mod events;
 mod example;
+mod inside;
 mod library;
 mod parts;
 mod resources;
