@@ -4,10 +4,10 @@ use std::os::fd::AsFd;
 use std::process::ExitStatus;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{getpid, getsid};
-use ringfence::{Child, Error, ErrorKind, Result};
+use ringfence::{Child, Command, Error, ErrorKind, Result};
 
 /// What is passed on. SIGTTIN and SIGTTOU stop the whole process group, with us in it; the others are never sent from
 /// outside for a purpose.
@@ -31,17 +31,25 @@ const SI_KERNEL: i32 = 0x80;
 #[derive(Debug)]
 pub struct Supervisor {
     signals: SignalFd,
+    /// What this process was started with.
+    blocked_before: SigSet,
 }
 
 impl Supervisor {
     /// Before the command is started, so that none is lost.
     pub fn new() -> Result<Self> {
         let set: SigSet = PASSED_ON.into_iter().collect();
-        let signals = set
-            .thread_block()
-            .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
-            .map_err(|errno| failed("cannot watch for signals", errno))?;
-        Ok(Self { signals })
+        let watch = || {
+            let blocked_before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+            let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+            Ok(Self { signals, blocked_before })
+        };
+        watch().map_err(|errno| failed("cannot watch for signals", errno))
+    }
+
+    /// Has the command start with the signals blocked with which this process was started.
+    pub fn unblock(&self, command: Command) -> Command {
+        command.blocked_signals(self.blocked_before.iter().map(|signal| signal as i32))
     }
 
     /// Waits until the command, which was just started, ends.

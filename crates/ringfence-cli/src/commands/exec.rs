@@ -35,7 +35,8 @@ impl Exec {
         let (entry, sandbox) = context.open(&host, &self.id)?;
         let supervisor = Supervisor::new()?;
         let part = self.part.or_else(|| sandbox.default_part());
-        let child = sandbox.spawn_in(part, &command(&self.command, false)?)?;
+        let command = supervisor.unblock(command(&self.command, false)?);
+        let child = sandbox.spawn_in(part, &command)?;
         // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
         entry.save(&sandbox.state())?;
         drop((entry, sandbox));

@@ -49,8 +49,13 @@ impl Run {
         let me = this_process()?;
         let supervisor = if self.detach { None } else { Some(Supervisor::new()?) };
         let (entry, sandbox) = create::make(context, &host, &self.id, &self.wanted, Some(me.clone()))?;
-        let started = command(&self.command, self.detach)
-            .and_then(|command| start(&sandbox, &command, supervisor.is_some()));
+        let started = command(&self.command, self.detach).and_then(|command| {
+            let command = match &supervisor {
+                Some(supervisor) => supervisor.unblock(command),
+                None => command,
+            };
+            start(&sandbox, &command, supervisor.is_some())
+        });
         let (child, held) = match started {
             Ok(started) => started,
             Err(error) => {

@@ -13,10 +13,15 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::cgroup::{NOT_WITHIN_DELEGATED, OUT_OF_REACH};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::signals::SignalSet;
 use crate::kernel::spawn::{self, Image, Stage, Started};
 
 /// A program to start, like `std::process::Command`; [`Cgroup::spawn`](crate::Cgroup::spawn) and
 /// [`Sandbox::spawn`](crate::Sandbox::spawn) start it inside.
+///
+/// Signals: the program starts with the mask of the thread that spawns it ([`Command::blocked_signals`] sets another), with
+/// those signals ignored that this process ignores, except SIGPIPE, which has its default action, as with std's `Command`.
+/// No signal handler of this process runs in the child before that.
 #[derive(Debug)]
 pub struct Command {
     program: OsString,
@@ -26,6 +31,7 @@ pub struct Command {
     stdio: [Option<OwnedFd>; 3],
     new_session: bool,
     parent_death_signal: Option<i32>,
+    blocked_signals: Option<Vec<i32>>,
 }
 
 impl Command {
@@ -39,6 +45,7 @@ impl Command {
             stdio: [None, None, None],
             new_session: false,
             parent_death_signal: None,
+            blocked_signals: None,
         }
     }
 
@@ -84,9 +91,17 @@ impl Command {
         self
     }
 
-    /// The signal that the child gets when the thread that spawned it ends (`PR_SET_PDEATHSIG`).
+    /// The signal that the child gets when the thread that spawned it ends (`PR_SET_PDEATHSIG`). If this process ended
+    /// before that was set up, the program is not started.
     pub fn parent_death_signal(mut self, signal: i32) -> Self {
         self.parent_death_signal = Some(signal);
+        self
+    }
+
+    /// The signals, by number, that are blocked when the program starts, and no others. Without it: those that the thread
+    /// blocks that spawns it. For a caller that blocks signals to wait for them (signalfd(2), sigwait(3)).
+    pub fn blocked_signals(mut self, signals: impl IntoIterator<Item = i32>) -> Self {
+        self.blocked_signals = Some(signals.into_iter().collect());
         self
     }
 
@@ -109,6 +124,11 @@ impl Command {
                 std::env::vars_os().map(|(name, value)| variable((&name, &value))).collect::<Result<_>>()?
             }
         };
+        let blocked_signals = self.blocked_signals.as_ref().map(|signals| {
+            SignalSet::of(signals.iter().copied()).ok_or_else(|| {
+                Error::invalid("blocked_signals", format!("{signals:?}"), "numbers of signals, 1 to 64")
+            })
+        });
         Ok(Image {
             program: c_string(program.as_os_str())?,
             argv,
@@ -121,6 +141,7 @@ impl Command {
             stdio: self.stdio.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)),
             new_session: self.new_session,
             parent_death_signal: self.parent_death_signal,
+            blocked_signals: blocked_signals.transpose()?,
         })
     }
 

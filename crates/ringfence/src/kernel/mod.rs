@@ -8,5 +8,6 @@ pub(crate) mod hypervisor;
 pub(crate) mod poll;
 pub(crate) mod probe;
 pub(crate) mod proc;
+pub(crate) mod signals;
 pub(crate) mod spawn;
 pub(crate) mod watch;

@@ -1,5 +1,8 @@
 //! Starting a process inside its cgroup: clone3(2) with `CLONE_INTO_CGROUP` on v2, else the child joins by itself
 //! between fork and exec, or waits there until it was moved. The program never runs outside.
+//!
+//! All signals are blocked in the spawning thread during the fork, and in the child until it has no handlers any more: the
+//! child is a copy of the embedder, and a handler that ran in it would take it for the embedder.
 
 use std::ffi::CString;
 use std::mem::{size_of, size_of_val};
@@ -13,11 +16,16 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags};
 
+use crate::kernel::signals::{self, AllBlocked, SignalSet};
+
 /// A child that was made and has not yet come to exec after this time never will: its cgroup was frozen.
 const EXEC_DEADLINE: Duration = Duration::from_secs(10);
 
 /// clone3(2) since Linux 5.7; libc's constant is too narrow to hold it.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// clone3(2) since Linux 5.5: no signal handlers in the child.
+const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 
 /// What the child does, all of it laid out before the fork: between fork and exec nothing may allocate.
 pub(crate) struct Image<'a> {
@@ -31,6 +39,8 @@ pub(crate) struct Image<'a> {
     pub(crate) new_session: bool,
     /// Die with the thread that spawned it.
     pub(crate) parent_death_signal: Option<i32>,
+    /// The signals that are blocked when the program starts; `None`: those that the spawning thread blocks.
+    pub(crate) blocked_signals: Option<SignalSet>,
 }
 
 /// Where the child is to live.
@@ -98,6 +108,7 @@ pub(crate) fn placeholder() -> Result<Started, (Stage, Errno)> {
         stdio: [None, None, None],
         new_session: false,
         parent_death_signal: None,
+        blocked_signals: None,
     };
     start(&image, &Inside { unified: None, join: &[] }, Waits::ForEver)
 }
@@ -132,6 +143,7 @@ fn start(image: &Image<'_>, inside: &Inside<'_>, waits: Waits) -> Result<Started
     let report = writer.as_raw_fd();
     let both = gate.as_ref().map(|(inner, outer)| (inner.as_raw_fd(), outer.as_raw_fd()));
     let sign = inside.unified.map(|_| Sign::new()).transpose().map_err(fork_failed)?;
+    let all_blocked = AllBlocked::new().map_err(fork_failed)?;
     let child = Child {
         image,
         argv: &argv,
@@ -139,13 +151,18 @@ fn start(image: &Image<'_>, inside: &Inside<'_>, waits: Waits) -> Result<Started
         join: &join,
         stdio,
         report,
+        report_reader: reader.as_raw_fd(),
+        parent: rustix::process::getpid(),
+        blocked: image.blocked_signals.unwrap_or(all_blocked.before()),
         gate: both,
         is_placeholder: waits == Waits::ForEver,
         sign: sign.as_ref(),
     };
 
-    let (pid, pidfd) = fork(inside.unified, &child).map_err(fork_failed)?;
+    let forked = fork(inside.unified, &child);
+    drop(all_blocked);
     drop(writer);
+    let (pid, pidfd) = forked.map_err(fork_failed)?;
     Ok(Started { pid, pidfd: Some(pidfd), reader, gate: gate.map(|(_, outer)| outer), sign })
 }
 
@@ -265,7 +282,7 @@ fn fork(unified: Option<BorrowedFd<'_>>, child: &Child<'_>) -> Result<(Pid, Owne
     let mut pidfd: RawFd = -1;
     // SAFETY: all-zero is a valid `clone_args`.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    arguments.flags = libc::CLONE_PIDFD as u64;
+    arguments.flags = libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
     arguments.pidfd = &raw mut pidfd as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
     if let Some(unified) = unified {
@@ -279,8 +296,9 @@ fn fork(unified: Option<BorrowedFd<'_>>, child: &Child<'_>) -> Result<(Pid, Owne
     match pid {
         0 => child.run(),
         -1 => match last_errno() {
-            // Seccomp filters of container engines answer ENOSYS, older ones EPERM; a kernel before 5.3 ENOSYS.
-            Errno::NOSYS | Errno::PERM if unified.is_none() => plain_fork(child),
+            // Seccomp filters of container engines answer ENOSYS, older ones EPERM; a kernel before 5.3 ENOSYS, and one
+            // before 5.5 does not know CLONE_CLEAR_SIGHAND.
+            Errno::NOSYS | Errno::PERM | Errno::INVAL if unified.is_none() => plain_fork(child),
             errno => Err(errno),
         },
         pid => {
@@ -294,7 +312,11 @@ fn fork(unified: Option<BorrowedFd<'_>>, child: &Child<'_>) -> Result<(Pid, Owne
 fn plain_fork(child: &Child<'_>) -> Result<(Pid, OwnedFd), Errno> {
     // SAFETY: as in `fork`.
     match unsafe { libc::fork() } {
-        0 => child.run(),
+        0 => {
+            // SAFETY: this is the child's copy, in which all signals are blocked and no handler is to run.
+            unsafe { signals::remove_handlers() };
+            child.run()
+        }
         -1 => Err(last_errno()),
         pid => {
             let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
@@ -332,6 +354,11 @@ struct Child<'a> {
     join: &'a [RawFd],
     stdio: [Option<RawFd>; 3],
     report: RawFd,
+    /// Its copy of the parent's end of `report`.
+    report_reader: RawFd,
+    parent: Pid,
+    /// The signals that are blocked when the program starts.
+    blocked: SignalSet,
     /// The end that it reads, for leave to go on, and its copy of the one that is written.
     gate: Option<(RawFd, RawFd)>,
     is_placeholder: bool,
@@ -399,19 +426,43 @@ impl Child<'_> {
             }
             if let Some(signal) = self.image.parent_death_signal {
                 libc::prctl(libc::PR_SET_PDEATHSIG, signal);
+                if self.is_orphan() {
+                    // The signal was sent before it was asked for.
+                    return Err((1, Errno::CANCELED));
+                }
             }
-            // Rust ignores SIGPIPE, and a caller may have blocked signals to wait for them: the program gets neither.
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&raw mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            // Rust ignores SIGPIPE, and a program that was not written for that must not.
+            signals::reset(libc::SIGPIPE);
+        }
+        // With the handlers gone: what came meanwhile has its default effect, as it would after exec.
+        self.blocked.block().map_err(|errno| (4, errno))?;
+        // SAFETY: as above.
+        unsafe {
             libc::execve(self.image.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr());
         }
         Ok((4, last_errno()))
     }
+
+    /// Whether the parent has ended. Async-signal-safe.
+    fn is_orphan(&self) -> bool {
+        match rustix::process::getppid() {
+            Some(parent) => parent != self.parent,
+            // It is in another PID namespace, as after unshare(CLONE_NEWPID). Then nobody is left to read what we say.
+            None => {
+                // SAFETY: a descriptor of this process that is not used any more.
+                let report = unsafe {
+                    libc::close(self.report_reader);
+                    BorrowedFd::borrow_raw(self.report)
+                };
+                let mut fds = [PollFd::from_borrowed_fd(report, PollFlags::empty())];
+                let polled = rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()));
+                polled.is_ok() && fds[0].revents().contains(PollFlags::ERR)
+            }
+        }
+    }
 }
 
-/// Closes everything but one descriptor, blocks all signals, and takes a name by which it is known.
+/// Closes everything but one descriptor, and takes a name by which it is known. All signals stay blocked.
 ///
 /// # Safety
 /// Async-signal-safe. Other descriptors must not be used afterwards.
@@ -420,9 +471,6 @@ unsafe fn become_placeholder(kept: RawFd) {
     // SAFETY: plain system calls, with pointers to constants and locals.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, c"ringfence-hold".as_ptr());
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, null_mut());
         let below = kept == 0 || libc::syscall(libc::SYS_close_range, 0, kept - 1, 0) == 0;
         if below && libc::syscall(libc::SYS_close_range, kept + 1, u32::MAX, 0) == 0 {
             return;

@@ -318,12 +318,14 @@ impl Machine {
                 "mmap",
                 "in which the child says that it ran: cgroup.kill of old may kill it unseen",
             )
+            .call("rt_sigprocmask", "no handler of the embedder runs in the child")
             .call("clone3", "into the v2 cgroup, with a pidfd")
+            .call("rt_sigprocmask", "the parent's signals again")
             .call("close", "the child's end of the pipe")
             .calls(self.v1, "write 0", "the child joins each v1 hierarchy")
             .calls(2, "dup2", "standard input and output, as was asked for")
             .call("rt_sigaction", "Rust ignores SIGPIPE, the program must not")
-            .call("rt_sigprocmask", "no signal is blocked")
+            .call("rt_sigprocmask", "the program's signals")
             .call("execve", "the program")
             .call(
                 "ppoll",

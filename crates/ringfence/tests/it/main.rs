@@ -16,6 +16,7 @@ mod changes;
 mod claims;
 mod crowd;
 mod descriptors;
+mod embedding;
 mod events;
 mod example;
 mod inside;
