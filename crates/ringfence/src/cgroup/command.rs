@@ -171,6 +171,18 @@ impl Command {
         .with_kind(ErrorKind::Program))
     }
 
+    /// A process that executes nothing and holds a sandbox.
+    pub(crate) fn placeholder() -> Result<Started> {
+        spawn::placeholder().map_err(|(stage, errno)| {
+            let why = match (stage, errno) {
+                (Stage::Pidfd, _) => NO_PIDFD,
+                (_, Errno::PERM | Errno::NOSYS) => FORK_DENIED,
+                _ => "cannot fork a process that holds the sandbox",
+            };
+            Error::new(ErrorKind::Kernel, why).with_errno(errno)
+        })
+    }
+
     /// Makes the child, which waits for somebody to put it where it belongs.
     pub(crate) fn hold(&self) -> Result<Started> {
         spawn::hold(&self.image()?).map_err(|(stage, errno)| self.failed(stage, errno))
@@ -201,8 +213,10 @@ impl Command {
                 let why = "the child never came to exec: its cgroup was frozen; it was killed";
                 Error::kernel(why, program, errno).with_kind(ErrorKind::TimedOut)
             }
+            Stage::Pidfd => Error::kernel(NO_PIDFD, program, errno),
             Stage::Fork => {
                 let why = match errno {
+                    Errno::PERM | Errno::NOSYS => FORK_DENIED,
                     Errno::AGAIN => {
                         "cannot fork: a limit on tasks is reached (pids.limit of the cgroup, or RLIMIT_NPROC)"
                     }
@@ -217,6 +231,10 @@ impl Command {
         }
     }
 }
+
+const FORK_DENIED: &str = "cannot fork: clone3(2) and clone(2) are denied, as a seccomp filter does";
+const NO_PIDFD: &str = "cannot fork: no descriptor of the child, for clone3(2) and pidfd_open(2) are denied, as a seccomp \
+     filter does, or this kernel is older than Linux 5.2";
 
 fn c_string(text: &OsStr) -> Result<CString> {
     CString::new(text.as_bytes())
@@ -244,7 +262,7 @@ impl Child {
     pub fn signal(&self, signal: i32) -> Result<()> {
         let given = Signal::from_named_raw(signal)
             .ok_or_else(|| Error::invalid("signal", signal, "the number of a signal"))?;
-        match rustix::process::pidfd_send_signal(&self.pidfd, given) {
+        match spawn::send_signal(self.pid, self.pidfd.as_fd(), given) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(errno) => Err(Error::new(ErrorKind::Kernel, "cannot send the signal")
                 .with_value(signal)

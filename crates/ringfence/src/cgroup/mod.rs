@@ -608,10 +608,16 @@ impl Cgroup {
             let inside = Inside { unified: unified.as_ref().map(AsFd::as_fd), join: &join };
             Ok(spawn::spawn(&image, &inside))
         };
-        let started = match start(self.host.capabilities.clone_into_cgroup)? {
-            Err((Stage::Born, _)) if is_moved_about => return self.spawn_held(command),
-            // It can still join by itself.
-            Err((Stage::Born, _)) => start(false)?,
+        let born_inside = self.host.capabilities.clone_into_cgroup;
+        let started = match start(born_inside)? {
+            // A seccomp filter that came after the host was looked at denies clone3.
+            Err((Stage::Born, _) | (Stage::Fork, Errno::NOSYS | Errno::PERM)) if born_inside => {
+                if is_moved_about {
+                    return self.spawn_held(command);
+                }
+                // It can still join by itself.
+                start(false)?
+            }
             started => started,
         };
         let (pid, pidfd) = started.map_err(|(stage, errno)| command.failed(stage, errno))?;

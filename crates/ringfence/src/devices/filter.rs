@@ -19,8 +19,10 @@ use crate::{Error, ErrorKind, Report, Result};
 /// The name of our programs in the kernel, as `bpftool cgroup show` has it.
 pub(crate) const NAME: &str = "ringfence_dev";
 
-const NEEDS: &str = "a device filter needs CAP_SYS_ADMIN, or CAP_BPF and CAP_NET_ADMIN (and before Linux 5.11 room \
-                     within RLIMIT_MEMLOCK)";
+const NEEDS: &str = "bpf(2) was denied: a device filter needs CAP_SYS_ADMIN, or CAP_BPF and CAP_NET_ADMIN, and no seccomp \
+                     filter that denies the call (and before Linux 5.11 room within RLIMIT_MEMLOCK)";
+const MISSING: &str =
+    "bpf(2) is missing: this kernel has no device filters (CGROUP_BPF), or a seccomp filter denies the call";
 
 /// What to do where a program of another manager above the cgroup would no longer be asked once ours is attached: it
 /// was attached with `BPF_F_ALLOW_OVERRIDE`.
@@ -173,9 +175,7 @@ pub(crate) fn load(program: &[Insn]) -> Result<OwnedFd> {
         let error = |kind, why: String| Error::new(kind, why).with_setting("devices").with_errno(errno);
         match errno {
             Errno::PERM => error(ErrorKind::Unsupported, NEEDS.to_owned()),
-            Errno::NOSYS => {
-                error(ErrorKind::Unsupported, "this kernel has no device filters (CGROUP_BPF)".to_owned())
-            }
+            Errno::NOSYS => error(ErrorKind::Unsupported, MISSING.to_owned()),
             _ if log.is_empty() => {
                 error(ErrorKind::Kernel, "the kernel refused the device filter".to_owned())
             }
@@ -318,6 +318,7 @@ fn refused(cgroup: BorrowedFd<'_>, errno: Errno) -> Error {
             }
             _ => NEEDS,
         },
+        Errno::NOSYS => MISSING,
         Errno::TOOBIG => "this cgroup has as many device filters as the kernel allows (64)",
         Errno::BADF | Errno::INVAL => {
             "the kernel takes no device filter for this directory: is it in a cgroup v2 tree?"

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RawDir, ResolveFlags, Stat, Uid};
 use rustix::io::{Errno, Result};
@@ -122,6 +123,7 @@ impl CgroupDir {
         let (flags, here) = (flags | OFlags::CLOEXEC, self.descriptor()?);
         match rustix::fs::openat2(&here, path, flags, Mode::empty(), BENEATH) {
             Err(Errno::NOSYS) => open_checked(&here, path, flags),
+            Err(Errno::PERM) if is_openat2_denied() => open_checked(&here, path, flags),
             // RESOLVE_BENEATH gives up when a rename anywhere races with the look-up.
             Err(Errno::AGAIN) => rustix::fs::openat2(&here, path, flags, Mode::empty(), BENEATH),
             opened => opened,
@@ -171,9 +173,15 @@ impl CgroupDir {
 
     /// Whether this process, with the privileges it has now, may write to the file, or make directories in `.`.
     pub(crate) fn may_write(&self, file: &str) -> bool {
-        let may_write =
-            |here| rustix::fs::accessat(here, file, rustix::fs::Access::WRITE_OK, AtFlags::EACCESS);
-        self.descriptor().and_then(may_write).is_ok()
+        let asked = |here: &Descriptor<'_>, flags| {
+            rustix::fs::accessat(here, file, rustix::fs::Access::WRITE_OK, flags)
+        };
+        self.descriptor().is_ok_and(|here| match asked(&here, AtFlags::EACCESS) {
+            // faccessat2(2) is of Linux 5.8, and denied by the seccomp filters of older container engines. The call before it
+            // knows the real user alone, who is the effective one of all but set-user-ID programs.
+            Err(Errno::PERM) => asked(&here, AtFlags::empty()).is_ok(),
+            asked => asked.is_ok(),
+        })
     }
 
     /// Writes all of `value` in one write(2), as cgroup files want it.
@@ -225,7 +233,19 @@ impl AsFd for Descriptor<'_> {
     }
 }
 
-/// Before Linux 5.6: open, then see that it is still the file system of this directory.
+/// Whether EPERM is no answer of openat2(2), but of a seccomp filter that does not know the call, as in older container
+/// engines: then it is also the answer to a request that cannot fail.
+fn is_openat2_denied() -> bool {
+    // A filter stays for good.
+    static DENIED: AtomicBool = AtomicBool::new(false);
+    if !DENIED.load(Ordering::Relaxed) {
+        let probed = rustix::fs::openat2(CWD, ".", PLACE, Mode::empty(), ResolveFlags::empty());
+        DENIED.store(matches!(probed, Err(Errno::PERM)), Ordering::Relaxed);
+    }
+    DENIED.load(Ordering::Relaxed)
+}
+
+/// Without openat2(2), which is of Linux 5.6: open, then see that it is still the file system of this directory.
 fn open_checked(here: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd> {
     if path.components().any(|part| matches!(part, Component::RootDir | Component::ParentDir)) {
         return Err(Errno::XDEV);

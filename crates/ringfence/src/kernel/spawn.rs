@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::kernel::signals::{self, AllBlocked, SignalSet};
 
@@ -65,6 +65,8 @@ enum Waits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Fork,
+    /// It was made, and no descriptor of it was to be had.
+    Pidfd,
     Join,
     Stdio,
     Directory,
@@ -162,7 +164,7 @@ fn start(image: &Image<'_>, inside: &Inside<'_>, waits: Waits) -> Result<Started
     let forked = fork(inside.unified, &child);
     drop(all_blocked);
     drop(writer);
-    let (pid, pidfd) = forked.map_err(fork_failed)?;
+    let (pid, pidfd) = forked?;
     Ok(Started { pid, pidfd: Some(pidfd), reader, gate: gate.map(|(_, outer)| outer), sign })
 }
 
@@ -232,7 +234,7 @@ impl Drop for Started {
     fn drop(&mut self) {
         let Some(pidfd) = &self.pidfd else { return };
         // It has exited by itself, or waits, or is stuck in a frozen cgroup, where it cannot be waited for.
-        _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+        _ = send_signal(self.pid, pidfd.as_fd(), Signal::KILL);
         let deadline = Instant::now() + Duration::from_secs(1);
         while let Ok(None) = rustix::process::waitpid(Some(self.pid), rustix::process::WaitOptions::NOHANG) {
             if Instant::now() > deadline {
@@ -240,6 +242,22 @@ impl Drop for Started {
             }
             std::thread::sleep(Duration::from_micros(100));
         }
+    }
+}
+
+/// Sends a signal to a child: by its PID where pidfd_send_signal(2), of Linux 5.1, is missing or denied (seccomp). That is
+/// the child's until somebody has waited for it, and no signal is sent after that.
+pub(crate) fn send_signal(pid: Pid, pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno> {
+    match rustix::process::pidfd_send_signal(pidfd, signal) {
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            match rustix::process::waitid(WaitId::Pid(pid), options) {
+                Ok(_) => rustix::process::kill_process(pid, signal),
+                Err(Errno::CHILD) => Err(Errno::SRCH),
+                Err(errno) => Err(errno),
+            }
+        }
+        sent => sent,
     }
 }
 
@@ -277,8 +295,8 @@ fn outcome(reader: &OwnedFd) -> Result<(), (Stage, Errno)> {
     }
 }
 
-/// fork(2), into the cgroup if one is given.
-fn fork(unified: Option<BorrowedFd<'_>>, child: &Child<'_>) -> Result<(Pid, OwnedFd), Errno> {
+/// As fork(2), into the cgroup if one is given.
+fn fork(unified: Option<BorrowedFd<'_>>, child: &Child<'_>) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
     let mut pidfd: RawFd = -1;
     // SAFETY: all-zero is a valid `clone_args`.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -298,36 +316,52 @@ fn fork(unified: Option<BorrowedFd<'_>>, child: &Child<'_>) -> Result<(Pid, Owne
         -1 => match last_errno() {
             // Seccomp filters of container engines answer ENOSYS, older ones EPERM; a kernel before 5.3 ENOSYS, and one
             // before 5.5 does not know CLONE_CLEAR_SIGHAND.
-            Errno::NOSYS | Errno::PERM | Errno::INVAL if unified.is_none() => plain_fork(child),
-            errno => Err(errno),
+            Errno::NOSYS | Errno::PERM | Errno::INVAL if unified.is_none() => clone_of_old(child),
+            errno => Err((Stage::Fork, errno)),
         },
         pid => {
             // SAFETY: the kernel stored a descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok((Pid::from_raw(pid as i32).ok_or(Errno::SRCH)?, pidfd))
+            Ok((Pid::from_raw(pid as i32).ok_or((Stage::Fork, Errno::SRCH))?, pidfd))
         }
     }
 }
 
-fn plain_fork(child: &Child<'_>) -> Result<(Pid, OwnedFd), Errno> {
-    // SAFETY: as in `fork`.
-    match unsafe { libc::fork() } {
+/// clone(2), which gives a pidfd since Linux 5.2; before that there is pidfd_open(2) only where it was backported.
+fn clone_of_old(child: &Child<'_>) -> Result<(Pid, OwnedFd), (Stage, Errno)> {
+    let mut pidfd: RawFd = -1;
+    let flags = libc::c_long::from(libc::CLONE_PIDFD | libc::SIGCHLD);
+    let (stack, parent_tid, none) = (null_mut::<u8>(), &raw mut pidfd, null_mut::<u8>());
+    // SAFETY: as in `fork`. Without a stack of its own the child goes on with its copy of this one.
+    let pid = unsafe {
+        if cfg!(target_arch = "s390x") {
+            libc::syscall(libc::SYS_clone, stack, flags, parent_tid, none, none)
+        } else {
+            libc::syscall(libc::SYS_clone, flags, stack, parent_tid, none, none)
+        }
+    };
+    match pid {
         0 => {
             // SAFETY: this is the child's copy, in which all signals are blocked and no handler is to run.
             unsafe { signals::remove_handlers() };
             child.run()
         }
-        -1 => Err(last_errno()),
+        -1 => Err((Stage::Fork, last_errno())),
         pid => {
-            let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
-            // Not collected yet, so that the PID is still this child's.
-            rustix::process::pidfd_open(pid, PidfdFlags::empty()).map(|pidfd| (pid, pidfd)).inspect_err(
-                |_| {
-                    // An error says that nothing was started.
-                    _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                    _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-                },
-            )
+            let pid = Pid::from_raw(pid as i32).ok_or((Stage::Fork, Errno::SRCH))?;
+            let opened = if pidfd >= 0 {
+                // SAFETY: the kernel stored a descriptor that nobody else owns.
+                Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+            } else {
+                // Not collected yet, so that the PID is still this child's.
+                rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            };
+            opened.map(|pidfd| (pid, pidfd)).map_err(|errno| {
+                // An error says that nothing was started.
+                _ = rustix::process::kill_process(pid, Signal::KILL);
+                _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+                (Stage::Pidfd, errno)
+            })
         }
     }
 }

@@ -33,7 +33,8 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
             step.undo = Undo::DeviceFilter;
         }
         Some(_) => {
-            let why = "a device filter needs CAP_SYS_ADMIN (or CAP_BPF and CAP_NET_ADMIN) and a kernel with BPF device programs";
+            let why = "a device filter needs bpf(2), which takes CAP_SYS_ADMIN (or CAP_BPF and CAP_NET_ADMIN), a kernel with BPF \
+                       device programs, and no seccomp filter that denies it";
             draft.report.add("devices", value, why);
         }
         None => draft.report.add("devices", value, draft.why_without(Controller::Devices)),

@@ -8,7 +8,7 @@ use crate::cgroup::{Cgroup, Child, Command};
 use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::proc::ProcessIdentity;
-use crate::kernel::spawn::{self, Started};
+use crate::kernel::spawn::Started;
 
 impl Sandbox {
     /// The processes inside, and in a separate overhead.
@@ -134,9 +134,7 @@ impl Sandbox {
     /// [`Sandbox::destroy`] does: without it, systemd removes the cgroup at that moment. It is one task more for
     /// `pids.limit`. A separate overhead is held by itself: [`Sandbox::overhead`].
     pub fn hold_meanwhile(&self) -> Result<Hold> {
-        let waiting = spawn::placeholder().map_err(|(_, errno)| {
-            Error::new(ErrorKind::Kernel, "cannot fork a process that holds the sandbox").with_errno(errno)
-        })?;
+        let waiting = Command::placeholder()?;
         let part = self.default_part().filter(|_| self.apart.is_none());
         self.join_here(part, &[waiting.pid()])?;
         self.is_held_by(waiting.pid());

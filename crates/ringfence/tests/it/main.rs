@@ -15,6 +15,7 @@ mod budget;
 mod changes;
 mod claims;
 mod crowd;
+mod denied;
 mod descriptors;
 mod embedding;
 mod events;
