@@ -121,11 +121,12 @@ def archive(*suites: str) -> Iterator[Callable[..., str]]:
 def unpack(release: str, packages: tuple[str, ...], directory: Path) -> str:
     """Unpacks packages of a release into a directory; returns their full names, versions and all.
 
-    A kernel's metapackage stands for the newest kernel.
+    A kernel's metapackage stands for the packages of the newest kernel.
     """
     with archive(release) as apt:
-        wanted = [_newest_kernel(apt, name) if name.startswith("linux-image-") else name for name in packages]
-        apt("download", *wanted, cwd=directory)
+        for name in packages:
+            names = kernel_packages(apt, name) if name.startswith("linux-image-") else [name]
+            apt("download", *names, cwd=directory)
     files = sorted(directory.glob("*.deb"))
     for file in files:
         subprocess.run(["dpkg-deb", "-x", file.name, "."], cwd=directory, check=True)
@@ -133,9 +134,17 @@ def unpack(release: str, packages: tuple[str, ...], directory: Path) -> str:
     return " ".join(file.stem for file in files)
 
 
-def _newest_kernel(apt: Callable[..., str], metapackage: str) -> str:
-    depends = apt("depends", metapackage, "-o", "Dir::State::Status=/dev/null", tool="apt-cache")
-    return re.search(r"Depends: (linux-image-\S+)", depends)[1]
+def kernel_packages(apt: Callable[..., str], metapackage: str) -> list[str]:
+    """The packages of the kernel that a metapackage depends on: the image, and its dependencies of the same version."""
+
+    def dependencies(package: str) -> list[str]:
+        shown = apt("depends", package, "-o", "Dir::State::Status=/dev/null", tool="apt-cache")
+        return re.findall(r"Depends: (\S+)", shown)
+
+    image = next(name for name in dependencies(metapackage) if name.startswith("linux-image-"))
+    version = image.removeprefix("linux-image-")
+    # Since forky, linux-image-VERSION is empty: it depends on linux-binary-VERSION and linux-modules-VERSION.
+    return [image, *(name for name in dependencies(image) if name.endswith(f"-{version}"))]
 
 
 def bootstrap(release: str, packages: tuple[str, ...], tarball: Path) -> None:

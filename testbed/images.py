@@ -50,8 +50,10 @@ def boot_files(release: str, kernel: Kernel) -> Artefact:
             (packages / "usr/bin/linux.uml").rename(directory / "vmlinux")
             (packages / "usr/lib/uml/modules").rename(packages / "usr/lib/modules")
         else:
-            (image,) = packages.glob("boot/vmlinuz-*")
+            # Since forky, the kernel is in the directory of its modules.
+            (image,) = [*packages.glob("boot/vmlinuz-*"), *packages.glob("usr/lib/modules/*/vmlinuz")]
             (directory / "vmlinux").write_bytes(_decompress_kernel(image.read_bytes()))
+            image.unlink()
         for file in ("lib/modules", "bin/busybox"):
             # Below usr since trixie.
             (found,) = [*packages.glob(file), *packages.glob(f"usr/{file}")]
@@ -61,7 +63,8 @@ def boot_files(release: str, kernel: Kernel) -> Artefact:
             _keep_modules(directory / "modules", ROOT_DISK_MODULES + kernel.modules)
         (directory / "version").write_text(version)
 
-    recipe = (release, kernel, ROOT_DISK_MODULES, debian.unpack, _decompress_kernel, _keep_modules)
+    unpack = (debian.unpack, debian.kernel_packages)
+    recipe = (release, kernel, ROOT_DISK_MODULES, *unpack, _decompress_kernel, _keep_modules)
     return Artefact(f"boot-{release}-{kernel.name}", make, recipe)
 
 

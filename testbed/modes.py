@@ -61,6 +61,7 @@ class Root:
 
 TRIXIE = Root("trixie", "trixie", SYSTEMD_PACKAGES, 900)
 BOOKWORM = Root("bookworm", "bookworm", SYSTEMD_PACKAGES, 900)
+FORKY = Root("forky", "forky", SYSTEMD_PACKAGES, 1000)
 CONTAINERS = Root("containers", "trixie", SYSTEMD_PACKAGES + CONTAINER_PACKAGES, 1400)
 
 
@@ -104,6 +105,8 @@ MODES = {
              _plain("v1") + " swapaccount=1"),
         Mode("plain-hybrid", "no systemd, kernel 6.1, v1 with shared hierarchies, and an empty v2 hierarchy",
              BOOKWORM, _plain("hybrid") + " swapaccount=1"),
+        Mode("forky", "systemd 262, kernel 7.2, v2", FORKY, on_request=True),
+        Mode("forky-plain", "no systemd, kernel 7.2, v2", FORKY, _plain("v2"), on_request=True),
         Mode("big", "trixie with 4 GiB of memory", TRIXIE, memory_mib=4096, on_request=True),
         Mode("ctr", "trixie with runc, crun, podman and containerd", CONTAINERS,
              memory_mib=2048, on_request=True),
