@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +13,7 @@ use crate::support::systemd::{
     LIMITS, create, drained, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit,
     units_like,
 };
-use crate::support::{Sandbox, directories_named, finish, is_on_v1, skip};
+use crate::support::{Sandbox, directories_named, finish, is_on_v1, skip, until};
 
 testbed! {
     modes: "systemd";
@@ -129,5 +131,32 @@ fn a_systemd_that_executes_itself_anew_again_and_again_is_waited_for() {
             sandbox.does("rm", &[]);
             nothing_is_left(&sandbox);
         }
+    });
+}
+
+#[test]
+fn systemd_that_reloads_slowly_is_waited_for() {
+    if skipped() {
+        return;
+    }
+    if std::env::var_os("RINGFENCE_TESTBED_MODE").is_none() {
+        return skip("a generator of systemd is installed in the testbed alone");
+    }
+    let _alone = SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
+    // systemd answers no call until its generators have ended, here for longer than Ringfence waits for one answer.
+    let generators = Path::new("/run/systemd/system-generators");
+    let generator = generators.join("ringfence-test");
+    fs::create_dir_all(generators).unwrap();
+    fs::write(&generator, "#!/bin/sh\n: >\"$1/ringfence-test\"\nsleep 25\n").unwrap();
+    fs::set_permissions(&generator, fs::Permissions::from_mode(0o755)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| systemctl(&["daemon-reload"]));
+        until("the generator runs", || Path::new("/run/systemd/generator/ringfence-test").exists());
+        fs::remove_file(&generator).unwrap();
+        let sandbox = Sandbox::named("slow");
+        let ran = run(&sandbox, &LIMITS, "cat /proc/self/cgroup");
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(ran.stdout.contains(&unit(&sandbox)), "{}", ran.stdout);
+        nothing_is_left(&sandbox);
     });
 }

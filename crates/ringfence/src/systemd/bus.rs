@@ -102,14 +102,27 @@ impl Bus {
             .name("ringfence-bus".to_owned())
             .spawn(move || zbus::block_on(serve(&address, &ended, &sender)))
             .map_err(|error| Failure::Broken(error.to_string()))?;
-        match receiver.recv_timeout(deadline.at_most(ANSWER).left()) {
-            Ok(opened) => Ok(Self {
-                connection: opened?,
-                jobs,
-                #[cfg(test)]
-                calls: Mutex::default(),
-            }),
-            Err(_) => Err(Failure::TimedOut),
+        let opened = receiver.recv_timeout(deadline.at_most(ANSWER).left());
+        let bus = Self {
+            connection: opened.map_err(|_| Failure::TimedOut)??,
+            jobs,
+            #[cfg(test)]
+            calls: Mutex::default(),
+        };
+        bus.subscribe(deadline)?;
+        Ok(bus)
+    }
+
+    /// Subscribes to systemd's signals, which it sends only while somebody has subscribed. Asks again until the deadline:
+    /// a systemd that reloads (slow generators, many units) answers nobody for longer than [`ANSWER`].
+    fn subscribe(&self, deadline: Deadline) -> Result<(), Failure> {
+        loop {
+            match self.call("Subscribe", &(), deadline) {
+                Err(Failure::TimedOut) if !deadline.is_over() => {}
+                // On a bus that was restarted, systemd may take this connection for an earlier one of the same name.
+                Err(Failure::Refused { name, .. }) if name.ends_with(".AlreadySubscribed") => return Ok(()),
+                subscribed => return subscribed,
+            }
         }
     }
 
@@ -207,12 +220,6 @@ async fn open(address: &str) -> zbus::Result<(Connection, MessageStream)> {
         .member("JobRemoved")
         .build()?;
     let signals = MessageStream::for_match_rule(ends, &connection, std::num::NonZeroUsize::new(1024)).await?;
-    // systemd sends signals only while somebody has subscribed. On a bus that was restarted it may take us for the one who
-    // had our name before.
-    match connection.call_method(Some(DESTINATION), OBJECT, Some(MANAGER), "Subscribe", &()).await {
-        Err(zbus::Error::MethodError(name, ..)) if name.ends_with(".AlreadySubscribed") => {}
-        subscribed => drop(subscribed?),
-    }
     Ok((connection, signals))
 }
 
