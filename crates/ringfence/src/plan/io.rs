@@ -141,7 +141,8 @@ fn v2_throttles(draft: &mut Draft<'_>, index: usize) {
 /// The errnos of a device that is none.
 pub(super) fn explain(step: &mut Step) -> &mut Step {
     const NO_DISK: Reaction = Reaction::Explain("no disk has these numbers (a partition is none)");
-    step.on(Errno::NODEV, NO_DISK)
-        .on(Errno::NXIO, NO_DISK)
-        .on(Errno::INVAL, Reaction::Explain("the kernel does not take this line; the least rate of v2 is 2"))
+    step.on(Errno::NODEV, NO_DISK).on(Errno::NXIO, NO_DISK).on(
+        Errno::INVAL,
+        Reaction::Explain("the kernel does not take this line; the least rate of v2 is 2 before Linux 6.13"),
+    )
 }

@@ -281,7 +281,20 @@ fn what_the_kernel_refuses_names_the_device_and_leaves_everything_as_it_was() {
     }
     if host.hierarchy_of(Controller::Io).unwrap().1.version == ringfence::Version::V2 {
         let slow = Resources::new().io_write_bps(disk(), 1);
-        refused(slow, &format!("blockIO.throttleReadBpsDevice.{}", disk()), "the least rate of v2 is 2");
+        // Linux >= 6.13 accepts a rate of 1. The test asks the kernel, and restores the file.
+        let file = vm.dir("io").0.join("io.max");
+        let limits = std::fs::read_to_string(&file).unwrap();
+        if std::fs::write(&file, format!("{} wbps=1", disk())).is_ok() {
+            std::fs::write(&file, format!("{} wbps=max", disk())).unwrap();
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), limits);
+            vm.change(&slow).unwrap();
+            let held = format!("{} rbps={} wbps=1 riops=max wiops=max", disk(), 5 * MIB);
+            assert_eq!(lines(&vm, Controller::Io, "io.max"), [held]);
+            assert_eq!(vm.diff().unwrap(), []);
+        } else {
+            let setting = format!("blockIO.throttleReadBpsDevice.{}", disk());
+            refused(slow, &setting, "the least rate of v2 is 2 before Linux 6.13");
+        }
     }
 }
 
