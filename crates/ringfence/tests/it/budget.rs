@@ -430,7 +430,8 @@ fn every_operation_keeps_within_its_budget_of_system_calls() {
         .call("close", "the same");
     allows("open stats warm", listed.calls(files, "open", "each file that there may be"));
     let sample = &traced["sample warm"];
-    let descriptors: BTreeSet<_> = sample.iter().map(|call| call.split_once(',').unwrap().0).collect();
+    // strace prints a call that another thread's call interrupts as `pread64(9,  <unfinished ...>`, strace 7.2 without the comma.
+    let descriptors: BTreeSet<_> = sample.iter().map(|call| call.split([',', ' ']).next().unwrap()).collect();
     assert!(descriptors.iter().all(|call| call.starts_with("pread64(")), "{sample:?}");
     allows("sample warm", Minimum::default().calls(descriptors.len(), "pread", "each file"));
 }
