@@ -97,7 +97,7 @@ MODES = {
     mode.name: mode
     for mode in (
         Mode("trixie", "systemd 257, kernel 6.12, v2", TRIXIE),
-        Mode("bw-unified", "systemd 252, kernel 6.1, v2", BOOKWORM, on_request=True),
+        Mode("bw-unified", "systemd 252, kernel 6.1, v2", BOOKWORM),
         Mode("bw-hybrid", "systemd 252, kernel 6.1, v1 with a v2 hierarchy for systemd", BOOKWORM, _HYBRID),
         Mode("bw-legacy", "systemd 252, kernel 6.1, v1 only", BOOKWORM, _LEGACY),
         Mode("plain-v2", "no systemd, kernel 6.12, v2", TRIXIE, _plain("v2")),
@@ -105,8 +105,8 @@ MODES = {
              _plain("v1") + " swapaccount=1"),
         Mode("plain-hybrid", "no systemd, kernel 6.1, v1 with shared hierarchies, and an empty v2 hierarchy",
              BOOKWORM, _plain("hybrid") + " swapaccount=1"),
-        Mode("forky", "systemd 262, kernel 7.2, v2", FORKY, on_request=True),
-        Mode("forky-plain", "no systemd, kernel 7.2, v2", FORKY, _plain("v2"), on_request=True),
+        Mode("forky", "systemd 262, kernel 7.2, v2", FORKY),
+        Mode("forky-plain", "no systemd, kernel 7.2, v2", FORKY, _plain("v2")),
         Mode("big", "trixie with 4 GiB of memory", TRIXIE, memory_mib=4096, on_request=True),
         Mode("ctr", "trixie with runc, crun, podman and containerd", CONTAINERS,
              memory_mib=2048, on_request=True),
@@ -116,9 +116,9 @@ MODES = {
              _plain("v1") + " swapaccount=1 testbed.rdma", kernel=STANDARD, on_request=True),
         Mode("user-v2", "no systemd, User-mode Linux 6.1, v2", BOOKWORM, _plain("v2"), kernel=USER_MODE,
              on_request=True),
-        Mode("old-v2", "no systemd, kernel 5.10, v2", BOOKWORM, _plain("v2"), kernel=OLD, on_request=True),
+        Mode("old-v2", "no systemd, kernel 5.10, v2", BOOKWORM, _plain("v2"), kernel=OLD),
         Mode("old-v1", "no systemd, kernel 5.10, each v1 controller by itself", BOOKWORM,
-             _plain("v1") + " swapaccount=1", kernel=OLD, on_request=True),
+             _plain("v1") + " swapaccount=1", kernel=OLD),
     )
 }
 

@@ -8,8 +8,6 @@ use crate::support::{Done, Sandbox, by_systemd, directories_named, finish, mode}
 use serde_json::Value;
 
 testbed! {
-    // The words are the same on every machine.
-    modes: "host trixie bw-legacy plain-v2 plain-v1";
     drivers: "cgroupfs systemd";
     gate: "host trixie/systemd";
 }

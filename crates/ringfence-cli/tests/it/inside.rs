@@ -5,9 +5,7 @@
 use crate::support::{Done, Sandbox, binary, by_systemd, is_alive, is_on_v1, until};
 
 testbed! {
-    modes: "host trixie plain-v2 bw-legacy bw-hybrid";
     drivers: "cgroupfs systemd";
-    gate: "host trixie";
 }
 
 /// How a sandbox is made, and where in it the command runs.

@@ -11,10 +11,7 @@ use std::process::Command;
 use crate::support::place::{ALL, Place, has_v2};
 use crate::support::{directories_named, hierarchies, hierarchy_of, is_alive, is_on_v1, skip, until};
 
-testbed! {
-    // A guest of a few instructions, on v2 and v1, beside systemd and without.
-    modes: "host trixie plain-v2 plain-v1";
-}
+testbed! {}
 
 const QEMU: &str = "qemu-system-x86_64";
 const GREETING: &[u8] = b"guest is up\r\n\0";

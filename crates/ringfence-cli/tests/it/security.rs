@@ -15,10 +15,7 @@ use crate::support::{self, Sandbox, finish, hierarchies, is_alive, until};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, XattrFlags};
 use serde_json::Value;
 
-testbed! {
-    // What others do to cgroups is the same with systemd and without.
-    modes: "host trixie bw-hybrid bw-legacy";
-}
+testbed! {}
 
 const USER: u32 = 1000;
 

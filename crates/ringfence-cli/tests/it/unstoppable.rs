@@ -10,8 +10,6 @@ use crate::support::{Sandbox, finish, is_alive, is_on_v1, send, skip, until};
 use serde_json::Value;
 
 testbed! {
-    // Since Linux 6.4 vhost workers are threads of the VMM; before they are kernel threads.
-    modes: "host trixie bw-unified bw-hybrid bw-legacy";
     drivers: "cgroupfs systemd";
 }
 

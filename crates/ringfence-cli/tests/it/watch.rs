@@ -13,8 +13,6 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 testbed! {
-    // Each version of both cgroups and of systemd, and none.
-    modes: "host trixie bw-hybrid bw-legacy plain-v2 plain-v1";
     drivers: "cgroupfs systemd";
     soak: "trixie";
 }

@@ -14,7 +14,7 @@ use ringfence::{
 
 testbed! {
     // System calls are the same on whatever kernel.
-    modes: "host trixie";
+    modes: "host trixie forky";
 }
 
 /// In the environment of the test that is traced.

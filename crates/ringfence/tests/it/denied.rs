@@ -9,7 +9,7 @@ use crate::support::{Guarded, MIB, SOON, path, sleeper, test_path};
 use ringfence::{Host, Mode, Resources, SandboxConfig};
 
 testbed! {
-    modes: "host trixie plain-v1";
+    modes: "host trixie plain-v1 forky old-v2";
     drivers: "cgroupfs systemd";
 }
 

@@ -16,8 +16,6 @@ use ringfence::{
 };
 
 testbed! {
-    // Each version of both cgroups and of systemd, and none.
-    modes: "host trixie bw-hybrid bw-legacy plain-v2 plain-v1";
     drivers: "cgroupfs systemd";
     soak: "trixie";
 }

@@ -20,7 +20,7 @@ mod descriptors;
 mod embedding;
 mod events;
 mod example;
-mod inside;
+mod caller_inside;
 mod library;
 mod parts;
 mod resources;

@@ -10,10 +10,7 @@ use std::time::Duration;
 use crate::support::skip;
 use ringfence::{ErrorKind, Expect, Finder, Qmp, Vmm, VmmThreads};
 
-testbed! {
-    // QEMU 10, 7.2 and 11.
-    modes: "host trixie bw-unified";
-}
+testbed! {}
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -12,9 +12,7 @@ use ringfence::{
 };
 
 testbed! {
-    modes: "host trixie plain-v2 bw-legacy bw-hybrid";
     drivers: "cgroupfs systemd";
-    gate: "host trixie";
 }
 
 /// A path in a parent of the test's own, which takes who is drained.
