@@ -37,13 +37,14 @@ pub struct Wanted {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sandbox")]
 pub struct Creation {
-    /// Path of the cgroup: /a/b below the root, a/b below the parent, or slice:prefix:name for a unit of systemd [default:
-    /// ringfence.slice:ringfence:ID where systemd is process 1, else the ID]
+    /// Path of the cgroup: /a/b below the root, a/b below the parent, or slice:prefix:name for a unit of systemd (no
+    /// slice: system.slice, or of a user's manager user.slice; - is the root slice) [default: ringfence.slice:ringfence:ID
+    /// where systemd is process 1, else the ID]
     #[arg(long, value_name = "CGROUPSPATH")]
     pub path: Option<CgroupPath>,
 
     /// Parent of paths that do not begin with / [default: /ringfence; rootless: ringfence below what is delegated]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_parser = parent, value_name = "PATH")]
     pub parent: Option<CgroupPath>,
 
     /// Put this before the last component of the path (Kata: kata_) [default: nothing]
@@ -148,6 +149,10 @@ fn owner(text: &str) -> Result<(u32, u32)> {
         return Err(refused("4294967295 is nobody's number"));
     }
     Ok((uid, gid))
+}
+
+fn parent(text: &str) -> Result<CgroupPath> {
+    text.parse().map_err(|error: Error| error.with_setting("parent"))
 }
 
 fn overhead(text: &str) -> Result<Overhead> {

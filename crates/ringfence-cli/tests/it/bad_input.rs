@@ -103,6 +103,30 @@ fn paths_that_name_no_cgroup_of_their_own() {
 }
 
 #[test]
+fn three_parts_without_a_slice_are_never_a_directory() {
+    let sandbox = Sandbox::named("parts");
+    let spec = sandbox.scratch.path().join("config.json");
+    for path in ["machine:x:y", "a:b.slice:c", "./machine:x:y", "machine:x:y/z"] {
+        fs::write(&spec, serde_json::json!({"linux": {"cgroupsPath": path}}).to_string()).unwrap();
+        let overhead = format!("separate={path}");
+        for (options, setting) in [
+            (["--path", path], "ath"),
+            (["--parent", path], "parent"),
+            (["--overhead", &overhead], "overhead"),
+            (["--spec", spec.to_str().unwrap()], "cgroupsPath"),
+        ] {
+            for verb in ["create", "plan"] {
+                refused(&sandbox, verb, (&options, BAD, setting, path, "slice"));
+            }
+            sandbox.is_gone();
+        }
+    }
+    for name in ["machine:x:y", "a:b.slice:c", "machine:x:y"] {
+        assert!(directories_named(name).is_empty(), "{name}");
+    }
+}
+
+#[test]
 fn ids_that_are_no_ids() {
     let sandbox = Sandbox::named("ids");
     let long = "x".repeat(129);

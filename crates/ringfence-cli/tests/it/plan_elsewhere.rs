@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees only #[test] functions.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use crate::support::planned::{plan_as_nobody, public, resources, steps, writes};
@@ -42,6 +43,32 @@ fn a_quota_brings_a_burst_that_the_plan_shows_and_an_option_switches_off() {
         assert_eq!(burst(&["--cpus", "2", "--profile", "none"]), None);
         assert_eq!(burst(&["--cpus", "max"]), None);
         assert_eq!(burst(&[]), None);
+    }
+}
+
+#[test]
+fn an_empty_slice_is_that_of_the_manager_and_a_dash_is_the_root_slice() {
+    let sandbox = Sandbox::named("slices");
+    let spec = sandbox.scratch.path().join("config.json");
+    let unit = format!("p-{}.scope", sandbox.id);
+    for (host, slice, found, directory) in [
+        ("v2+systemd", "", "system.slice", "system.slice/"),
+        ("v1+systemd", "", "system.slice", "system.slice/"),
+        ("v2+systemd", "-", "-.slice", ""),
+        ("v2+systemd", "-.slice", "-.slice", ""),
+    ] {
+        let path = format!("{slice}:p:{}", sandbox.id);
+        fs::write(&spec, json!({"linux": {"cgroupsPath": path}}).to_string()).unwrap();
+        let given = [format!("--path={path}"), format!("--spec={}", spec.display())];
+        for option in &given {
+            let plan = sandbox.json("plan", &["--driver", "systemd", "--host", host, option]);
+            let start = steps(&plan).iter().find(|step| step["op"] == "start_unit").unwrap();
+            assert_eq!((&start["unit"], &start["slice"]), (&json!(unit), &json!(found)), "{host} {path}");
+            // What has no property is written below the unit's cgroup.
+            let end = format!("/{directory}{unit}");
+            let inside = steps(&plan).iter().filter_map(|step| step["path"].as_str());
+            assert!(inside.filter(|path| path.contains(&unit)).all(|path| path.contains(&end)), "{plan:#}");
+        }
     }
 }
 

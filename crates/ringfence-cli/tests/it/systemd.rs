@@ -9,7 +9,9 @@ use crate::support::systemd::{
     LIMITS, create, detached, drained, exec, limits_hold, nothing_is_left, run, skipped, state_of, systemctl,
     unit, units_like, with,
 };
-use crate::support::{self, Sandbox, finish, hierarchies, hierarchy_of, is_alive, is_on_v1, send, until};
+use crate::support::{
+    self, Sandbox, directories_named, finish, hierarchies, hierarchy_of, is_alive, is_on_v1, send, until,
+};
 
 testbed! {
     modes: "systemd";
@@ -80,6 +82,24 @@ fn a_scope_is_planned_until_its_first_process_and_starts_again_after_its_last() 
     sandbox.does("rm", &["--kill"]);
     assert!(!is_alive(pid));
     nothing_is_left(&sandbox);
+}
+
+#[test]
+fn an_empty_slice_is_the_system_slice_and_a_dash_is_the_root_slice() {
+    if skipped() {
+        return;
+    }
+    for (slice, place) in [("", "/system.slice"), ("-", ""), ("-.slice", "")] {
+        let sandbox = Sandbox::named("slice");
+        let path = format!("{slice}:ringfence:{}", sandbox.id);
+        create(&sandbox, &["--memory", "64M", &format!("--path={path}")]);
+        let done = exec(&sandbox, "cat /proc/self/cgroup").exits(0);
+        let wanted = format!(":{place}/{}", unit(&sandbox));
+        assert!(done.stdout.lines().any(|line| line.ends_with(&wanted)), "{path}: {}", done.stdout);
+        assert!(directories_named(&path).is_empty(), "{path}: a directory of this name");
+        sandbox.does("rm", &["--kill"]);
+        nothing_is_left(&sandbox);
+    }
 }
 
 /// Starts something that stays, by exec, and returns its PID.

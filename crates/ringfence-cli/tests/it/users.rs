@@ -56,6 +56,19 @@ fn no_user() -> bool {
 }
 
 #[test]
+fn an_empty_slice_is_the_user_slice_of_a_users_systemd() {
+    if no_user() {
+        return;
+    }
+    let sandbox = Sandbox::named("slice");
+    let script = "ringfence run $ID --path :ringfence:$ID -- cat /proc/self/cgroup";
+    let done = as_user(&sandbox, script).exits(0);
+    let wanted = format!("/user@{UID}.service/user.slice/{}", unit(&sandbox));
+    assert!(done.stdout.lines().any(|line| line.ends_with(&wanted)), "{}", done.stdout);
+    nothing_is_left(&sandbox);
+}
+
+#[test]
 fn a_user_whose_systemd_answers_has_every_command_and_the_limits_of_v2() {
     if no_user() {
         return;

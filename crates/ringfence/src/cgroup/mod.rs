@@ -162,6 +162,7 @@ impl Cgroup {
         pids: &[u32],
     ) -> Result<(Self, Report)> {
         let (policy, mut report) = DevicePolicy::with_base(&resources.devices, &runtime_defaults(), &[])?;
+        let path = &host.with_slice(path);
         let resolved = host.locate(path, None, None)?;
         let host = &host.as_seen_at(&resolved);
         let description = format!("Ringfence cgroup {path}");
@@ -249,6 +250,7 @@ impl Cgroup {
     /// # Errors
     /// [`ErrorKind::NotFound`] if it exists in none.
     pub fn open(host: &Host, path: &CgroupPath) -> Result<Self> {
+        let path = &host.with_slice(path);
         let resolved = host.locate(path, None, None)?;
         if resolved.is_empty() {
             return Err(Error::new(ErrorKind::NotFound, host.why_nothing()).with_value(path));

@@ -54,6 +54,15 @@ impl Host {
         }
     }
 
+    /// This path, of a unit for which no slice was named with the slice that the manager gives it here: `system.slice`,
+    /// or of a user's manager `user.slice`.
+    pub(crate) fn with_slice(&self, path: &CgroupPath) -> CgroupPath {
+        match path {
+            CgroupPath::Systemd(name) => CgroupPath::Systemd(name.clone().in_slice_of_manager(self.rootless)),
+            other => other.clone(),
+        }
+    }
+
     /// Where the cgroup of a path is, below the root of each hierarchy; `""` for a relative path where nothing is
     /// delegated. `parent` is that of relative paths, where the caller names one.
     ///
@@ -65,7 +74,7 @@ impl Host {
         parent: Option<&CgroupPath>,
         prefix: Option<&str>,
     ) -> Result<String> {
-        if let Some(name) = path.as_systemd() {
+        if let Some(name) = self.with_slice(path).as_systemd() {
             let located = name.below(&self.systemd_root);
             if !Subpath::is_clean(&located) {
                 let why = "the cgroups of systemd's units are outside of this cgroup namespace";
@@ -254,6 +263,18 @@ mod tests {
 
     fn at(path: &str) -> Delegation {
         Delegation { path: path.to_owned(), hierarchies: vec![0], withheld: vec![Controller::Memory] }
+    }
+
+    #[test]
+    fn a_unit_without_a_slice_is_in_that_of_the_manager() {
+        let path: CgroupPath = ":cri:vm1".parse().unwrap();
+        let mut host = Host::standard(Mode::V2, true);
+        assert_eq!(host.locate(&path, None, None).unwrap(), "system.slice/cri-vm1.scope");
+        assert_eq!(host.with_slice(&path).to_string(), "system.slice:cri:vm1");
+        (host.rootless, host.systemd_root) = (true, "user.slice/user@1.service".to_owned());
+        let wanted = "user.slice/user@1.service/user.slice/cri-vm1.scope";
+        assert_eq!(host.locate(&path, None, None).unwrap(), wanted);
+        assert_eq!(host.with_slice(&path).to_string(), "user.slice:cri:vm1");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! | form | meaning |
 //! | --- | --- |
-//! | `slice:prefix:name` | a systemd unit: `prefix-name.scope` in that slice |
+//! | `slice:prefix:name` | a systemd unit: `prefix-name.scope` in that slice; without a slice in `system.slice`, or of a user's manager in `user.slice`; `-` is the root slice |
 //! | `/a/b` | below the root of each hierarchy |
 //! | `a/b` | below a default parent, `/ringfence` unless the caller has another |
 //!
@@ -135,11 +135,14 @@ impl FromStr for CgroupPath {
     }
 }
 
-/// The parts of a text of systemd's form: exactly three, of which the first ends in `.slice`.
+/// The parts of a text of systemd's form: exactly three. That the first one is a slice is checked later: `machine:x:y` is
+/// a unit that was written wrong, never a directory of that name. A first part with a `/` that is no slice is a path's.
 fn as_unit(text: &str) -> Option<(&str, &str, &str)> {
     let mut parts = text.split(':');
     match (parts.next()?, parts.next()?, parts.next()?, parts.next()) {
-        (slice, prefix, name, None) if slice.ends_with(".slice") => Some((slice, prefix, name)),
+        (slice, prefix, name, None) if slice.ends_with(".slice") || !slice.contains('/') => {
+            Some((slice, prefix, name))
+        }
         _ => None,
     }
 }
@@ -188,11 +191,27 @@ mod tests {
         assert!(matches!(parse("-.slice::vm1"), CgroupPath::Systemd(_)));
         assert!(matches!(parse("/a/b"), CgroupPath::Absolute(_)));
         assert!(matches!(parse("a/b"), CgroupPath::Relative(_)));
-        // Exactly three parts, of which the first is a slice.
-        assert!(matches!(parse("a:b:c"), CgroupPath::Relative(_)));
+        // Exactly three parts.
+        assert!(matches!(parse("-:cri:vm1"), CgroupPath::Systemd(_)));
+        assert!(matches!(parse(":cri:vm1"), CgroupPath::Systemd(_)));
+        assert!(matches!(parse("a/b:c:d"), CgroupPath::Relative(_)));
+        assert!(matches!(parse("/a:b:c"), CgroupPath::Absolute(_)));
         assert!(matches!(parse("a.slice:b"), CgroupPath::Relative(_)));
         assert!(matches!(parse("a.slice:b:c:d"), CgroupPath::Relative(_)));
-        assert!(matches!(parse("a:b.slice:c"), CgroupPath::Relative(_)));
+        assert!(matches!(parse("a:b.slice:c:d"), CgroupPath::Relative(_)));
+    }
+
+    #[test]
+    fn three_parts_of_which_the_first_is_no_slice_are_an_error() {
+        for text in
+            ["machine:x:y", "a:b:c", "a:b.slice:c", "--:x:y", "a:b:c/d", "./machine:x:y", "b/../machine:x:y"]
+        {
+            let error = text.parse::<CgroupPath>().unwrap_err();
+            assert!(error.to_string().contains("slice"), "{text}: {error}");
+            assert_eq!((error.setting(), error.value()), (Some("cgroupsPath"), Some(text)));
+            let error = serde_json::from_value::<CgroupPath>(text.into()).unwrap_err();
+            assert!(error.to_string().contains("slice"), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -255,7 +274,7 @@ mod tests {
         assert!(unit.for_cgroupfs().unwrap_err().to_string().contains("cgroupfs driver takes a path"));
         assert!(unit.resolve(&CgroupPath::default_parent(), None).is_err());
         assert_eq!(unit.for_systemd().unwrap().unit(), "cri-vm1.scope");
-        for text in ["/a", "a", "a:b:c"] {
+        for text in ["/a", "a", "a:b:c:d", "/a:b:c"] {
             let error = parse(text).for_systemd().unwrap_err();
             assert!(error.to_string().contains("takes slice:prefix:name"), "{error}");
         }
@@ -272,7 +291,7 @@ mod tests {
 
     #[test]
     fn in_json_a_path_is_its_text() {
-        for text in ["/a/b", "a/b", "a-b.slice:cri:vm1"] {
+        for text in ["/a/b", "a/b", "/a:b:c", "a-b.slice:cri:vm1", ":cri:vm1", "-.slice:cri:vm1"] {
             let json = serde_json::to_string(&parse(text)).unwrap();
             assert_eq!(json, format!("{text:?}"));
             assert_eq!(serde_json::from_str::<CgroupPath>(&json).unwrap(), parse(text));

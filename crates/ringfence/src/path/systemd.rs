@@ -7,11 +7,18 @@ use super::{SETTING, Subpath};
 use crate::{Error, Result};
 
 const SLICE: &str = ".slice";
+const ROOT_SLICE: &str = "-.slice";
 
 /// The slice of sandboxes for which the caller names none.
 pub(crate) const DEFAULT_SLICE: &str = "ringfence.slice";
 
+/// The slice of units for which the caller names none, as systemd has it: of the system's manager, and of a user's.
+const SYSTEM_SLICE: &str = "system.slice";
+const USER_SLICE: &str = "user.slice";
+
 /// `slice:prefix:name`: a scope below a slice, or, where the name ends in `.slice`, a slice.
+///
+/// An empty slice is `system.slice` (of a user's manager `user.slice`), and `-` the root slice, as in runc.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SystemdName {
     slice: String,
@@ -23,14 +30,16 @@ impl SystemdName {
     /// A unit from the three parts of its path.
     ///
     /// # Errors
-    /// A name that systemd would refuse, or a slice that is not written `a-b-c.slice`.
+    /// A name that systemd would refuse, or a slice that is neither empty, nor `-`, nor written `a-b-c.slice`.
     pub fn new(slice: &str, prefix: &str, name: &str) -> Result<Self> {
+        let slice = if slice == "-" { ROOT_SLICE } else { slice };
         let made = Self { slice: slice.to_owned(), prefix: prefix.to_owned(), name: name.to_owned() };
         made.check().map_err(|why| Error::invalid(SETTING, &made, why))?;
         Ok(made)
     }
 
-    /// The slice: `kubepods-pod1.slice`; the root is `-.slice`.
+    /// The slice: `kubepods-pod1.slice`; the root is `-.slice`. Empty if the caller named none; the state of a sandbox
+    /// has the slice of the manager instead.
     pub fn slice(&self) -> &str {
         &self.slice
     }
@@ -61,19 +70,33 @@ impl SystemdName {
         self.name.ends_with(SLICE)
     }
 
+    /// This unit with the slice that the manager gives it, if none was named.
+    pub(crate) fn in_slice_of_manager(mut self, user: bool) -> Self {
+        if self.slice.is_empty() {
+            self.slice = if user { USER_SLICE } else { SYSTEM_SLICE }.to_owned();
+        }
+        self
+    }
+
+    /// The slice, `system.slice` if none was named.
+    fn slice_or_system(&self) -> &str {
+        if self.slice.is_empty() { SYSTEM_SLICE } else { &self.slice }
+    }
+
     /// The cgroup of the slice below systemd's root: `a-b.slice` is `a.slice/a-b.slice`. None for `-.slice`, the root.
+    /// If no slice was named, that of `system.slice`.
     pub fn slice_path(&self) -> Option<Subpath> {
-        let components = expand(&self.slice);
+        let components = expand(self.slice_or_system());
         (!components.is_empty()).then(|| Subpath::from_checked(&components))
     }
 
     /// The cgroup of the unit below systemd's root. A unit that is a slice lies where its own name says: systemd takes
-    /// no other slice for it.
+    /// no other slice for it. If no slice was named, it is `system.slice`.
     ///
     /// For names that resemble interface files (`memory.x`) versions of systemd differ; this is what 257 does. A unit
     /// that runs tells its cgroup itself (`ControlGroup`).
     pub fn cgroup(&self) -> Subpath {
-        let mut components = expand(if self.is_slice() { &self.name } else { &self.slice });
+        let mut components = expand(if self.is_slice() { &self.name } else { self.slice_or_system() });
         if !self.is_slice() {
             components.push(escape(&self.unit()));
         }
@@ -107,10 +130,12 @@ impl SystemdName {
     }
 
     fn check(&self) -> Result<(), String> {
-        check_slice(&self.slice)?;
+        if !self.slice.is_empty() {
+            check_slice(&self.slice)?;
+        }
         if self.is_slice() {
             check_slice(&self.name)?;
-            if self.name == "-.slice" {
+            if self.name == ROOT_SLICE {
                 return Err("\"-.slice\" is the root slice: it names no cgroup of its own".to_owned());
             }
             return check_unit(&self.prefix);
@@ -150,7 +175,10 @@ fn check_unit(unit: &str) -> Result<(), String> {
 
 fn check_slice(slice: &str) -> Result<(), String> {
     let Some(stem) = slice.strip_suffix(SLICE) else {
-        return Err(format!("the slice {slice:?} does not end in \".slice\""));
+        return Err(format!(
+            "expected slice:prefix:name with a slice such as machine.slice (empty: the manager's own, \"-\": the root \
+             slice), and the slice {slice:?} does not end in \".slice\""
+        ));
     };
     if slice.contains('/') {
         return Err(format!(
@@ -217,6 +245,9 @@ mod tests {
             (("a.slice", "", "vm1"), "vm1.scope", "a.slice/vm1.scope"),
             (("a-b-c.slice", "p", "x"), "p-x.scope", "a.slice/a-b.slice/a-b-c.slice/p-x.scope"),
             (("-.slice", "p", "x"), "p-x.scope", "p-x.scope"),
+            (("-", "p", "x"), "p-x.scope", "p-x.scope"),
+            (("", "p", "x"), "p-x.scope", "system.slice/p-x.scope"),
+            (("", "", "a.slice"), "a.slice", "a.slice"),
             (("a.slice", "cri", "a-pod1.slice"), "a-pod1.slice", "a.slice/a-pod1.slice"),
             (("a.slice", "p", "x.scope"), "p-x.scope.scope", "a.slice/p-x.scope.scope"),
         ] {
@@ -225,6 +256,16 @@ mod tests {
         }
         assert_eq!(name("-.slice", "", "x").slice_path(), None);
         assert_eq!(name("a-b.slice", "", "x").slice_path().unwrap().as_str(), "a.slice/a-b.slice");
+    }
+
+    #[test]
+    fn a_unit_without_a_slice_is_in_that_of_its_manager() {
+        for (user, slice) in [(false, "system.slice"), (true, "user.slice")] {
+            let unit = name("", "p", "x").in_slice_of_manager(user);
+            assert_eq!((unit.slice(), unit.cgroup().as_str()), (slice, &*format!("{slice}/p-x.scope")));
+            assert_eq!(name("a.slice", "p", "x").in_slice_of_manager(user).slice(), "a.slice");
+            assert_eq!(name("-", "p", "x").in_slice_of_manager(user).slice(), "-.slice");
+        }
     }
 
     #[test]
@@ -238,7 +279,7 @@ mod tests {
             ("/a.slice", "not a path"),
             ("a.slice/a-b.slice", "not a path"),
             ("a", "does not end in"),
-            ("", "does not end in"),
+            ("machine", "does not end in"),
             ("a@b.slice", "'@'"),
             ("ü.slice", "'ü'"),
         ] {

@@ -144,7 +144,7 @@ impl Sandbox {
         Ok(Box::new(State {
             version: STATE_VERSION,
             phase: Phase::Creating,
-            path: config.path.clone(),
+            path: host.with_slice(&config.path),
             cgroup,
             parent_is_default: matches!(config.path, CgroupPath::Relative(_)),
             mode: host.mode,
@@ -243,6 +243,7 @@ impl Sandbox {
         state.check()?;
         // What is written from now on is in this version's format.
         state.version = STATE_VERSION;
+        state.path = host.with_slice(&state.path);
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = open(host, &state)?;
         let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
