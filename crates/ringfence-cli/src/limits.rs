@@ -1,7 +1,6 @@
 //! What a sandbox should be: the options of `create`, `run` and `plan`, and the limits, which `set` has too.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -11,7 +10,7 @@ use ringfence::devices::DeviceKind;
 use ringfence::resources::{Cpu, SpecFile, parse_cpus, parse_limit};
 use ringfence::{
     CgroupPath, CpuSet, DeviceNode, DeviceRule, EachThread, Error, ErrorKind, Limit, Overhead, Pin, Profile,
-    Report, Resources, Result, SandboxConfig, SandboxId, ThreadNames, VcpuHints,
+    Report, Resources, Result, SandboxConfig, SandboxId, ThreadNames, VcpuHints, read_document,
 };
 
 use crate::context::{Context, Driver};
@@ -525,17 +524,15 @@ pub fn node_on(host: &ringfence::Host) -> impl Fn(&Path) -> Result<DeviceNode> {
 
 /// The text of a file, or of standard input for `-`.
 pub fn read(file: &Path) -> Result<String> {
-    let mut text = String::new();
-    let done = match file.to_str() {
-        Some("-") => std::io::stdin().read_to_string(&mut text).map(drop),
-        _ => std::fs::read_to_string(file).map(|content| text = content),
+    let read = if file.to_str() == Some("-") {
+        read_document(std::io::stdin().lock())
+    } else {
+        let opened = std::fs::File::open(file).map_err(|error| {
+            Error::new(ErrorKind::InvalidInput, format!("cannot read the file: {error}")).with_source(error)
+        });
+        opened.and_then(read_document)
     };
-    done.map_err(|error| {
-        Error::new(ErrorKind::InvalidInput, format!("cannot read the file: {error}"))
-            .with_path(file)
-            .with_source(error)
-    })?;
-    Ok(text)
+    read.map_err(|error| error.with_path(file))
 }
 
 /// Names the file of a document that is refused.

@@ -53,6 +53,7 @@ mod cgroup;
 mod convert;
 pub mod devices;
 pub mod doctor;
+mod document;
 mod driver;
 mod error;
 pub mod events;
@@ -87,6 +88,7 @@ testbed! {
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};
 pub use convert::UnitProperties;
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
+pub use document::{LONGEST_DOCUMENT, read_document};
 pub use error::{Error, ErrorKind, Result};
 pub use events::{Event, Events, PressureTrigger, What};
 pub use explain::Explanation;

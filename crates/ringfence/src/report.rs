@@ -1,13 +1,13 @@
 //! The report: what could not be done on this host, never dropped in silence.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 /// One thing that was asked for and not done, or done in another way than asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReportLine {
     /// The setting, in OCI's words (`memory.swappiness`).
     pub setting: Cow<'static, str>,
@@ -68,20 +68,17 @@ impl Report {
     /// Forgets what could not be done of settings that were `tried` again, and takes over what could not be done of them
     /// and of others now.
     pub(crate) fn supersede(&mut self, tried: &BTreeSet<Cow<'static, str>>, now: &Self) {
-        let again = |line: &ReportLine| {
-            tried.contains(&line.setting) || now.lines.iter().any(|new| new.setting == line.setting)
-        };
+        let named: HashSet<&str> = now.lines.iter().map(|new| &*new.setting).collect();
+        let again = |line: &ReportLine| tried.contains(&line.setting) || named.contains(&*line.setting);
         self.lines.retain(|line| line.note || !again(line));
         self.lines.extend(now.unsupported().cloned());
     }
 
     /// Takes over the lines of `other` that are not here yet.
     pub(crate) fn add_new(&mut self, other: &Self) {
-        for line in &other.lines {
-            if !self.lines.contains(line) {
-                self.lines.push(line.clone());
-            }
-        }
+        let mut known: HashSet<&ReportLine> = self.lines.iter().collect();
+        let new: Vec<_> = other.lines.iter().filter(|line| known.insert(line)).cloned().collect();
+        self.lines.extend(new);
     }
 
     /// Takes over the lines of `other`.

@@ -127,6 +127,97 @@ fn three_parts_without_a_slice_are_never_a_directory() {
 }
 
 #[test]
+fn documents_without_an_end_and_nested_without_an_end_are_refused() {
+    let sandbox = Sandbox::named("bounds");
+    let write = |name: &str, text: String| {
+        let file = sandbox.scratch.path().join(name);
+        fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let long = write("long", " ".repeat((16 << 20) + 1));
+    let deep = write("deep", format!("{{\"a\": {}{}}}", "[".repeat(200), "]".repeat(200)));
+    let names = write("names", format!("{}{}", "<a xmlns:b='c'>".repeat(4000), "</a>".repeat(4000)));
+    let convert = |from: &'static str| vec!["convert", "--to", "v2", "--from", from];
+    let id = &*sandbox.id;
+    let mut cases = Vec::new();
+    for (file, why) in [("/dev/zero", "16 MiB"), (&long, "16 MiB"), (&deep, "recursion limit")] {
+        for mut line in [
+            vec!["create", id, "--spec"],
+            vec!["create", id, "--resources"],
+            vec!["plan", id, "--spec"],
+            vec!["plan", id, "--resources"],
+            convert("oci"),
+        ] {
+            line.push(file);
+            cases.push((line, why));
+        }
+    }
+    for from in ["v1", "libvirt"] {
+        for file in ["/dev/zero", &long] {
+            cases.push(([convert(from), vec![file]].concat(), "16 MiB"));
+        }
+    }
+    for file in ["/dev/zero", &long] {
+        cases.push((vec!["plan", id, "--host", file], "16 MiB"));
+    }
+    cases.push(([convert("libvirt"), vec![&names]].concat(), "namespaces"));
+    for (line, why) in cases {
+        let done = finish(sandbox.ringfence(&line)).exits(BAD);
+        assert!(done.stderr.contains(why), "{line:?}: {}", done.stderr);
+        sandbox.is_gone();
+    }
+    let mut command = sandbox.ringfence(&["create", id, "--resources", "-"]);
+    command.stdin(fs::File::open("/dev/zero").unwrap());
+    let done = finish(command).exits(BAD);
+    assert!(done.stderr.contains("16 MiB"), "{}", done.stderr);
+    sandbox.is_gone();
+}
+
+#[test]
+fn a_state_without_an_end_is_an_error() {
+    let sandbox = Sandbox::named("endless");
+    sandbox.create(&[]);
+    let file = sandbox.state_dir().join(format!("{}.json", sandbox.id));
+    let state = fs::read(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+    let done = sandbox.attempt("show", &[]);
+    assert!(done.code == REFUSED && !done.stderr.is_empty(), "{done:?}");
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, &state).unwrap();
+    sandbox.does("rm", &[]);
+}
+
+#[test]
+fn a_hundred_thousand_unified_keys_and_device_rules_are_planned() {
+    let sandbox = Sandbox::named("many");
+    let file = sandbox.scratch.path().join("resources.json");
+    let path = file.to_str().unwrap();
+    let keys: Vec<String> = (0..100_000).map(|at| format!("\"memory.x{at}\": \"1\"")).collect();
+    fs::write(&file, format!("{{\"unified\": {{{}}}}}", keys.join(", "))).unwrap();
+    for host in ["v2", "v2+systemd"] {
+        let plan = sandbox.json("plan", &["--host", host, "--resources", path]);
+        let steps = plan["steps"].as_array().unwrap();
+        let is_one = |step: &&Value| step["path"].as_str().is_some_and(|path| path.contains("/memory.x"));
+        assert_eq!(steps.iter().filter(is_one).count(), 100_000, "{host}");
+    }
+    let rules: Vec<String> = (0..50_000)
+        .map(|at| {
+            let allow = format!(
+                "{{\"allow\": true, \"type\": \"c\", \"major\": 300, \"minor\": {}, \"access\": \"w\"}}",
+                60_000 - at
+            );
+            let deny = "{\"allow\": false, \"type\": \"c\", \"major\": 300, \"access\": \"r\"}";
+            format!("{allow}, {deny}")
+        })
+        .collect();
+    fs::write(&file, format!("{{\"devices\": [{}]}}", rules.join(", "))).unwrap();
+    let plan = sandbox.json("plan", &["--host", "v2", "--resources", path]);
+    let filter = plan["steps"].as_array().unwrap().iter().find(|step| step["op"] == "device_filter");
+    assert!(filter.unwrap()["exceptions"].as_array().unwrap().len() >= 50_000);
+}
+
+#[test]
 fn ids_that_are_no_ids() {
     let sandbox = Sandbox::named("ids");
     let long = "x".repeat(129);

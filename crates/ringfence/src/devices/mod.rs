@@ -6,6 +6,7 @@
 
 mod access;
 pub(crate) mod filter;
+mod index;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod kernel_list;
 mod needed;

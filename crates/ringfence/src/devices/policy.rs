@@ -4,8 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::index::Index;
 use super::{Access, DeviceKind, DeviceRule, Numbers, RuleKind};
 use crate::{Error, Report, Result};
+
+/// From how many rules on an index of the exceptions costs less than looking through all of them for each rule.
+const MANY_RULES: usize = 64;
+/// The most lines that one rule adds to a report about exceptions that are wider than it.
+pub(super) const MOST_WIDER: usize = 8;
 
 /// What happens to an access that no exception speaks of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -105,9 +111,7 @@ impl DevicePolicy {
     /// Errors: those of [`DevicePolicy::apply`].
     pub fn from_rules(rules: &[DeviceRule]) -> Result<(Self, Report)> {
         let (mut policy, mut report) = (Self::deny_all(), Report::default());
-        for rule in rules {
-            policy.apply(rule, &mut report)?;
-        }
+        policy.apply_all(rules, &mut report)?;
         Ok((policy, report))
     }
 
@@ -126,9 +130,8 @@ impl DevicePolicy {
         let (start, specific) = caller.split_at_checked(resets).unwrap_or((caller, &[]));
         let (mut policy, mut report) = (Self::deny_all(), Report::default());
         policy.exceptions.reserve(caller.len() + base.len());
-        for rule in start.iter().chain(base) {
-            policy.apply(rule, &mut report)?;
-        }
+        policy.apply_all(start, &mut report)?;
+        policy.apply_all(base, &mut report)?;
         policy.apply_specific(specific, required, &mut report)?;
         Ok((policy, report))
     }
@@ -159,9 +162,7 @@ impl DevicePolicy {
         required: &[DeviceRule],
         report: &mut Report,
     ) -> Result<()> {
-        for rule in specific {
-            self.apply(rule, report)?;
-        }
+        self.apply_all(specific, report)?;
         for need in required.iter().filter(|need| !self.check_rule(need).allowed) {
             let taken_by = specific.iter().rfind(|rule| !rule.allow && rule.overlaps(need));
             report.add(
@@ -170,6 +171,18 @@ impl DevicePolicy {
                 format!("obeyed, but the hypervisor profile requires {}", need.with_path()),
             );
         }
+        Ok(())
+    }
+
+    /// Applies rules in order, in a time that grows with their number and not with its square. After an error only some
+    /// may have been applied.
+    pub(super) fn apply_all(&mut self, rules: &[DeviceRule], report: &mut Report) -> Result<()> {
+        if rules.len() < MANY_RULES {
+            return rules.iter().try_for_each(|rule| self.apply(rule, report));
+        }
+        let mut index = Index::new(self.default, self.exceptions());
+        rules.iter().try_for_each(|rule| index.apply(rule, report))?;
+        (self.default, self.exceptions) = index.into_parts();
         Ok(())
     }
 
@@ -200,19 +213,7 @@ impl DevicePolicy {
         };
         let lies_within = |exception: &Exception| rule.numbers.contains(exception.numbers);
         let wider: Vec<_> = self.exceptions().filter(|one| touches(one) && !lies_within(one)).collect();
-        let done = if rule.allow { "denied" } else { "allowed" };
-        let read_write = rule.access.minus(Access::MKNOD);
-        if let Some(wide) =
-            wider.iter().find(|wide| read_write.is_some_and(|cut| cut.intersects(wide.access)))
-        {
-            let allowed = format!(
-                "{wide} is {done}, and no cgroup can take a part out of it: name the whole of it, or only its parts"
-            );
-            return Err(Error::invalid("devices", rule.sentence(), allowed));
-        }
-        for wide in wider {
-            report.add("devices", rule.sentence(), format!("mknod stays {done}, by the wider {wide}"));
-        }
+        report_wider(&wider, rule, report)?;
         self.exceptions.retain_mut(|exception| {
             if !(touches(exception) && lies_within(exception)) {
                 return true;
@@ -352,9 +353,32 @@ impl From<Json> for DevicePolicy {
     fn from(json: Json) -> Self {
         let mut policy =
             Self { default: json.default, exceptions: Vec::with_capacity(json.exceptions.len()) };
-        json.exceptions.into_iter().for_each(|exception| policy.insert(exception));
+        let mut exceptions = json.exceptions;
+        // In order, each is inserted behind all others.
+        exceptions.sort_by_key(|exception| exception.place());
+        exceptions.into_iter().for_each(|exception| policy.insert(exception));
         policy
     }
+}
+
+/// Reports the exceptions, in their order, of which a rule would have to take a part: an error unless that is only mknod.
+pub(super) fn report_wider(wider: &[Exception], rule: &DeviceRule, report: &mut Report) -> Result<()> {
+    let done = if rule.allow { "denied" } else { "allowed" };
+    let read_write = rule.access.minus(Access::MKNOD);
+    let is_cut = |wide: &&Exception| read_write.is_some_and(|cut| cut.intersects(wide.access));
+    if let Some(wide) = wider.iter().find(is_cut) {
+        let allowed = format!(
+            "{wide} is {done}, and no cgroup can take a part out of it: name the whole of it, or only its parts"
+        );
+        return Err(Error::invalid("devices", rule.sentence(), allowed));
+    }
+    for wide in wider.iter().take(MOST_WIDER) {
+        report.add("devices", rule.sentence(), format!("mknod stays {done}, by the wider {wide}"));
+    }
+    if wider.len() > MOST_WIDER {
+        report.add("devices", rule.sentence(), format!("mknod stays {done}, by more rules that are wider"));
+    }
+    Ok(())
 }
 
 /// Numbers in JSON: a number or `"*"`.

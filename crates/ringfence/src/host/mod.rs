@@ -34,6 +34,7 @@ pub use controller::Controller;
 pub use delegation::Delegation;
 
 use crate::devices::DeviceKind;
+use crate::document::check_length;
 use crate::path::Subpath;
 use crate::resources::{CpuSet, HugePageSize};
 use crate::{Error, Result};
@@ -202,6 +203,7 @@ impl Host {
     /// The text is no such JSON, or says something that no host can be: a page size that is no power of two, a
     /// hierarchy at a relative path or twice, a size that no huge page has.
     pub fn from_json(text: &str) -> Result<Self> {
+        check_length(text).map_err(|error| error.with_setting("host"))?;
         let host: Self = serde_json::from_str(text).map_err(|error| {
             Error::new(crate::ErrorKind::InvalidInput, format!("not the JSON of a host: {error}"))
                 .with_setting("host")

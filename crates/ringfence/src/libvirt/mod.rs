@@ -3,6 +3,7 @@
 //! <https://libvirt.org/formatdomain.html>: `cputune`, `memtune`, `blkiotune`, `numatune`, and what `vcpu` says of CPUs.
 
 mod bandwidth;
+mod bounds;
 mod section;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,11 +14,9 @@ use roxmltree::{Document, Node, ParsingOptions};
 use self::bandwidth::Bandwidth;
 use self::section::{Section, child, set, text, whole};
 use crate::devices::DeviceNumber;
+use crate::document;
 use crate::resources::{Cpu, CpuSet, Limit, Resources};
 use crate::{EachThread, Error, ErrorKind, Report, Result};
-
-/// The longest document that is read, in bytes: a domain has some 10 KiB.
-const LONGEST: usize = 1 << 20;
 
 /// From here on a size is no limit (`VIR_DOMAIN_MEMORY_PARAM_UNLIMITED`, in bytes).
 const UNLIMITED: u64 = ((1 << 53) - 1) << 10;
@@ -50,10 +49,11 @@ impl LibvirtDomain {
     /// `memtune.hard_limit`.
     pub fn from_xml(xml: &str, device: impl Fn(&Path) -> Option<DeviceNumber>) -> Result<(Self, Report)> {
         let refused = |why: String| Error::new(ErrorKind::InvalidInput, why);
-        if xml.len() > LONGEST {
-            return Err(refused(format!("a domain is no longer than {LONGEST} bytes")));
-        }
-        let options = ParsingOptions { allow_dtd: false, ..ParsingOptions::default() };
+        document::check_length(xml)
+            .and_then(|()| bounds::check(xml))
+            .map_err(|error| refused(format!("this is not the XML of a domain: {}", error.message())))?;
+        let options =
+            ParsingOptions { allow_dtd: false, nodes_limit: bounds::MOST_NODES, ..ParsingOptions::default() };
         let document = Document::parse_with_options(xml, options)
             .map_err(|error| refused(format!("this is not the XML of a domain: {error}")))?;
         let root = document.root_element();

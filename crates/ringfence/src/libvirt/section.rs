@@ -122,13 +122,15 @@ fn unit_of(unit: &str) -> Option<u64> {
 /// A list such as `1-4,^3,6`, in which `^` takes a number out again.
 pub(super) fn set(setting: &str, list: &str) -> Result<CpuSet> {
     let refused = |why: &'static str| Error::invalid(setting.to_owned(), list, why);
+    CpuSet::check_length(list).map_err(|error| error.with_setting(setting.to_owned()))?;
     let mut set = CpuSet::new();
     for part in list.split(',').map(str::trim) {
         let is_plain = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
         if let Some(number) = part.strip_prefix('^') {
             let number = whole(number).filter(|_| !number.is_empty());
             let number = number.ok_or_else(|| refused("^ takes one number out, as in 1-4,^3"))?;
-            set = CpuSet::from_numbers(set.iter().filter(|known| u64::from(*known) != number))?;
+            let one = u32::try_from(number).ok().and_then(|number| CpuSet::from_numbers([number]).ok());
+            set = one.map_or_else(|| set.clone(), |one| set.difference(&one));
         } else {
             if !is_plain(part) || part.is_empty() {
                 return Err(refused("takes numbers and ranges, such as 1-4,^3,6"));

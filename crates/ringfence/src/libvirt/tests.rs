@@ -30,6 +30,24 @@ fn cpus(text: &str) -> CpuSet {
 }
 
 #[test]
+fn namespaces_levels_and_attributes_without_end_are_refused_before_parsing() {
+    let xmlns = format!("{}{}", "<a xmlns:b='c'>".repeat(4000), "</a>".repeat(4000));
+    let attributes: String = (0..20_000).map(|at| format!(" a{at}=''")).collect();
+    for (inside, why) in [
+        (xmlns, "namespaces"),
+        (format!("<a{attributes}/>"), "attributes"),
+        (format!("{}{}", "<a>".repeat(50_000), "</a>".repeat(50_000)), "levels"),
+    ] {
+        let xml = format!("<domain>{inside}</domain>");
+        let error = LibvirtDomain::from_xml(&xml, |_| None).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let long = format!("<domain>{}</domain>", " ".repeat(crate::LONGEST_DOCUMENT));
+    let error = LibvirtDomain::from_xml(&long, |_| None).unwrap_err();
+    assert!(error.to_string().contains("16 MiB"), "{error}");
+}
+
+#[test]
 fn a_whole_domain_becomes_resources() {
     let xml = "<?xml version='1.0'?>
         <domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' type='kvm'>
@@ -233,7 +251,7 @@ fn what_libvirt_would_not_take_is_refused_by_name() {
 #[test]
 fn what_is_no_domain_is_refused_and_one_inside_of_a_status_is_read() {
     let bomb = "<!DOCTYPE d [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;&a;&a;'>]><domain>&b;</domain>";
-    let long = format!("<domain>{}</domain>", " ".repeat(LONGEST));
+    let long = format!("<domain>{}</domain>", " ".repeat(crate::LONGEST_DOCUMENT));
     let deep = format!("{}{}", "<a>".repeat(100_000), "</a>".repeat(100_000));
     for text in
         ["", "{}", "<domain>", "<domain></network>", "<network/>", "<domain>&b;</domain>", bomb, &long, &deep]

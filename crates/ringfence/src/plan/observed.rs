@@ -1,6 +1,7 @@
 //! What the planner asks: what the files of cgroups hold now.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::Dir;
@@ -37,7 +38,8 @@ pub(crate) const UNREAD: &Read<'static> = &|_| Ok(None);
 /// What was asked for: each file once.
 pub(super) struct Observed<'a> {
     read: &'a Read<'a>,
-    found: RefCell<Vec<Found>>,
+    /// By the name of the file.
+    found: RefCell<BTreeMap<String, Vec<Found>>>,
     /// The first file that could not be read.
     failure: Cell<Option<Error>>,
 }
@@ -45,7 +47,6 @@ pub(super) struct Observed<'a> {
 struct Found {
     hierarchy: usize,
     path: String,
-    file: String,
     content: Option<Rc<str>>,
 }
 
@@ -67,16 +68,15 @@ impl<'a> Observed<'a> {
         });
         let content: Option<Rc<str>> = content.map(Rc::from);
         let FileAt { hierarchy, path, name, .. } = file;
-        let (path, file, there) = (path.to_owned(), name.to_owned(), content.clone());
-        self.found.borrow_mut().push(Found { hierarchy, path, file, content: there });
+        let found = Found { hierarchy, path: path.to_owned(), content: content.clone() };
+        self.found.borrow_mut().entry(name.to_owned()).or_default().push(found);
         content
     }
 
     fn known(&self, FileAt { hierarchy, path, name, .. }: &FileAt<'_>) -> Option<Option<Rc<str>>> {
         let found = self.found.borrow();
-        let is_it =
-            |found: &&Found| found.hierarchy == *hierarchy && found.file == *name && found.path == *path;
-        found.iter().find(is_it).map(|found| found.content.clone())
+        let is_it = |found: &&Found| found.hierarchy == *hierarchy && found.path == *path;
+        found.get(*name)?.iter().find(is_it).map(|found| found.content.clone())
     }
 
     /// Whether the file was looked at, and is there.

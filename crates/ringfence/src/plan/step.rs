@@ -1,7 +1,7 @@
 //! The ordered steps of a plan: what is done, how it is verified, what each refusal means, and how it is undone.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -161,6 +161,18 @@ pub struct Step {
 }
 
 impl Step {
+    /// Hierarchy, directory and file of which it is; equal for equal steps.
+    fn place(&self) -> (usize, &str, &str) {
+        match &self.action {
+            Action::MakeDir { dir, .. }
+            | Action::EnableControllers { dir, .. }
+            | Action::DeviceFilter { dir, .. }
+            | Action::Delegate { dir, .. } => (dir.hierarchy, &dir.path, ""),
+            Action::Write { dir, file, .. } => (dir.hierarchy, &dir.path, file),
+            _ => (usize::MAX, "", ""),
+        }
+    }
+
     pub(crate) fn new(action: Action) -> Self {
         Self { action, setting: None, verify: Verify::Accepted, reactions: Vec::new(), undo: Undo::Nothing }
     }
@@ -207,8 +219,12 @@ impl Plan {
 
     /// Goes on with the steps of another plan that are not among these: ancestors in common are made once.
     pub(crate) fn append(&mut self, other: Self) {
+        let owned =
+            |(hierarchy, path, file): (usize, &str, &str)| (hierarchy, path.to_owned(), file.to_owned());
+        let places: HashSet<_> = self.steps.iter().map(|step| owned(step.place())).collect();
         for step in other.steps {
-            if !self.steps.contains(&step) {
+            // Few places are in common, so that few steps are compared with all others.
+            if !(places.contains(&owned(step.place())) && self.steps.contains(&step)) {
                 self.steps.push(step);
             }
         }

@@ -13,6 +13,7 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
         let error = Error::new(ErrorKind::Unsupported, why);
         Err(error.with_setting(format!("unified.{key}")).with_value(value))
     };
+    replace_derived(draft);
     for (key, value) in draft.named {
         let Some((index, hierarchy)) = draft.host.unified() else {
             return refuse(
@@ -41,12 +42,7 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
             Some(_) if FIELDS.contains(&key.as_str()) => continue,
             Some(_) => {}
         }
-        // What was derived for other lines of the same file stays.
         let keyed = is_keyed(key);
-        draft.steps.retain(|step| match &step.action {
-            Action::Write { dir, file, .. } => dir.hierarchy != index || file != key || keyed,
-            _ => true,
-        });
         // Such a file takes one of its lines at a time.
         for line in value.lines().filter(|line| !line.trim().is_empty()) {
             let step = draft.write(index, format!("unified.{key}"), key.clone(), line);
@@ -67,4 +63,21 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Drops what was derived for files that are written here, in one pass over the steps. What was derived for other lines of
+/// the same file stays.
+fn replace_derived(draft: &mut Draft<'_>) {
+    let Some((index, _)) = draft.host.unified() else { return };
+    let (host, path, named) = (draft.host, draft.want.path, draft.named);
+    let is_written_here = |file: &str| {
+        named.contains_key(file)
+            && !is_keyed(file)
+            && !FIELDS.contains(&file)
+            && controller_of(file).is_some_and(|controller| !host.withholds(controller, path))
+    };
+    draft.steps.retain(|step| match &step.action {
+        Action::Write { dir, file, .. } => dir.hierarchy != index || !is_written_here(file),
+        _ => true,
+    });
 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Error, Result, text};
 
+/// Bytes of the longest list: all even numbers, or any others, take a quarter of it.
+const LONGEST_LIST: usize = 128 << 10;
+
 /// A set of CPUs or memory nodes: numbers from 0 to [`CpuSet::LAST`].
 ///
 /// Written and read in the kernel's list format (`Documentation/admin-guide/kernel-parameters.rst`, "cpu lists"):
@@ -126,6 +129,15 @@ impl CpuSet {
         self.read(list).is_ok()
     }
 
+    /// Refuses a text that is longer than any list has to be: each of its items may stand for thousands of numbers.
+    pub(crate) fn check_length(list: &str) -> Result<()> {
+        if list.len() <= LONGEST_LIST {
+            return Ok(());
+        }
+        let start: String = list.chars().take(24).collect();
+        Err(Error::invalid("list", format!("{start}…"), format!("a list has at most {LONGEST_LIST} bytes")))
+    }
+
     /// Allocates nothing but the words that are missing.
     fn read(&mut self, list: &str) -> Result<(), Flaw> {
         self.words.clear();
@@ -212,6 +224,7 @@ impl FromStr for CpuSet {
     /// Reads a list as the kernel does (`bitmap_parselist`), except `all` and `N`, which mean something else on every
     /// host. A text without numbers is the empty set.
     fn from_str(text: &str) -> Result<Self> {
+        Self::check_length(text)?;
         let mut set = Self::new();
         set.read(text).map_err(|flaw| flaw.error(text))?;
         Ok(set)
@@ -263,6 +276,15 @@ mod tests {
 
     fn set(text: &str) -> CpuSet {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_list_that_is_longer_than_any_has_to_be_is_refused() {
+        let even: Vec<String> = (0..=CpuSet::LAST).step_by(2).map(|number| number.to_string()).collect();
+        let even: CpuSet = even.join(",").parse().unwrap();
+        assert_eq!(even.iter().count(), 4096);
+        let error = "0-8191,".repeat(100_000).parse::<CpuSet>().unwrap_err();
+        assert!(error.to_string().contains("131072 bytes") && error.to_string().len() < 200, "{error}");
     }
 
     #[test]

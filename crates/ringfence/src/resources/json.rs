@@ -9,6 +9,7 @@ use serde_ignored::Path;
 use serde_json::Value;
 
 use super::oci;
+use crate::document::check_length;
 use crate::{Error, ErrorKind, Result};
 
 /// A field that nobody read, and what it holds.
@@ -20,6 +21,7 @@ pub(super) type Unread = (Place, Value);
 /// Bad JSON, and a field with a value that it cannot take. Setting and value of the error are the field's; the message
 /// gives the line and the column.
 pub(super) fn read<T: DeserializeOwned + Default>(text: &str) -> Result<(T, Vec<Unread>)> {
+    check_length(text)?;
     let mut json = serde_json::Deserializer::from_str(text);
     let read = noting_unread(&mut json).and_then(|read| json.end().map(|()| read));
     let (value, unread) = read.map_err(|error| refused(text, &error))?;

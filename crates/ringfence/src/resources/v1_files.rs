@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::{HugePageSize, Limit, Resources};
 use crate::devices::{DeviceNumber, DeviceRule};
+use crate::document::check_length;
 use crate::interface;
 use crate::{Error, ErrorKind, Report, Result};
 
@@ -20,6 +21,7 @@ impl Resources {
     /// # Errors
     /// A value that the file cannot hold: the error names the file.
     pub fn from_v1_files(text: &str) -> Result<(Self, Report)> {
+        check_length(text)?;
         let (mut resources, mut others) = (Self::default(), BTreeSet::new());
         for (file, value) in lines(text)?.into_iter().filter(|(_, value)| !value.trim().is_empty()) {
             let known = resources.take_v1(&file, value.trim());

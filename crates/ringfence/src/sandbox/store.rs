@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::ownership::is_ours;
 use super::{Begun, ChangeOptions, Claim, Part, Sandbox, State, TakenCpus};
+use crate::document::read_document;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{LastWord, announce};
 use crate::host::Host;
@@ -370,12 +371,14 @@ fn retried<T>(mut act: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T>
 fn load(directory: &Path, id: &SandboxId) -> Result<Option<State>> {
     is_ours(directory)?;
     let path = directory.join(format!("{id}.json"));
-    let text = match fs::read(&path) {
-        Ok(text) => text,
+    let text = match fs::File::open(&path) {
+        Ok(file) => read_document(file).map_err(|error| {
+            Error::new(ErrorKind::State, error.message().to_owned()).with_path(&path).with_source(error)
+        })?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("cannot read the state", &path, error)),
     };
-    let state: State = serde_json::from_slice(&text).map_err(|error| {
+    let state: State = serde_json::from_str(&text).map_err(|error| {
         let why = format!(
             "the state of the sandbox cannot be read ({error}); remove the file to forget the sandbox"
         );

@@ -237,7 +237,53 @@ fn the_json_has_stars_for_wildcards() {
     }
 }
 
+#[test]
+fn a_hundred_thousand_rules_are_applied_in_one_pass() {
+    // Each denies what the one before allowed, from the highest number down, beside ten thousands that stay.
+    let number = |at: u32| (Some(at % 1000), Some(100_000 - at));
+    let many = (0..100_000_u32).flat_map(|at| {
+        let (major, minor) = number(at);
+        let access = if at % 2 == 0 { Access::WRITE } else { Access::READ };
+        let allow = DeviceRule::allow(DeviceKind::Char, major, minor, access);
+        let every = DeviceRule::allow(DeviceKind::Char, None, None, Access::READ);
+        [allow, DeviceRule { allow: false, ..every }]
+    });
+    let many: Vec<_> = many.collect();
+    let (policy, report) = DevicePolicy::from_rules(&many).unwrap();
+    assert!(report.is_empty());
+    assert_eq!(policy.exceptions().count(), 50_000);
+    let mut json = serde_json::to_value(&policy).unwrap();
+    json["exceptions"].as_array_mut().unwrap().reverse();
+    assert_eq!(serde_json::from_value::<DevicePolicy>(json).unwrap(), policy);
+}
+
+#[test]
+fn a_rule_reports_no_more_than_a_few_wider_ones() {
+    let wide = (0..100).map(|minor| DeviceRule::allow(DeviceKind::Char, None, Some(minor), Access::MKNOD));
+    let deny = DeviceRule::allow(DeviceKind::Char, Some(1), None, Access::ALL);
+    let rules: Vec<_> = wide.chain([DeviceRule { allow: false, ..deny }]).collect();
+    let (_, report) = DevicePolicy::from_rules(&rules).unwrap();
+    let (mut one_by_one, mut again) = (DevicePolicy::deny_all(), Report::default());
+    rules.iter().for_each(|rule| one_by_one.apply(rule, &mut again).unwrap());
+    assert_eq!((report.lines().len(), &report), (MOST_WIDER + 1, &again));
+}
+
 proptest! {
+    #[test]
+    fn many_rules_at_once_are_the_same_as_one_after_another(rules in any_rules()) {
+        let (mut policy, mut report) = (DevicePolicy::deny_all(), Report::default());
+        let mut index = Index::new(Verdict::Deny, std::iter::empty());
+        let mut of_index = Report::default();
+        for rule in rules {
+            let done = policy.apply(&rule, &mut report).map_err(|error| error.to_string());
+            let same = index.apply(&rule, &mut of_index).map_err(|error| error.to_string());
+            prop_assert_eq!(done, same, "{}", rule);
+            prop_assert_eq!(&report, &of_index);
+        }
+        let (default, exceptions) = index.into_parts();
+        prop_assert_eq!(DevicePolicy { default, exceptions }, policy);
+    }
+
     #[test]
     fn a_policy_comes_back_from_its_rules_and_its_json(rules in any_rules()) {
         let policy = expressible(&rules);
