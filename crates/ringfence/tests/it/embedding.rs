@@ -5,7 +5,8 @@
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::support::{Guarded, by_systemd, name, path, runs_alone, skip, test_path, times};
+use crate::support::soak::times;
+use crate::support::{Guarded, by_systemd, name, path, runs_alone, skip, test_path};
 use ringfence::{Cgroup, Command, Host, Resources, Result, SandboxConfig, null};
 
 testbed! {

@@ -12,6 +12,7 @@ mod support;
 
 mod ancestors;
 mod budget;
+mod caller_inside;
 mod changes;
 mod claims;
 mod crowd;
@@ -20,7 +21,6 @@ mod descriptors;
 mod embedding;
 mod events;
 mod example;
-mod caller_inside;
 mod library;
 mod parts;
 mod resources;
