@@ -217,7 +217,7 @@ fn a_hundred_thousand_unified_keys_and_device_rules_are_planned() {
     fs::write(&file, format!("{{\"devices\": [{}]}}", rules.join(", "))).unwrap();
     let plan = sandbox.json("plan", &["--host", "v2", "--resources", path]);
     let filter = plan["steps"].as_array().unwrap().iter().find(|step| step["op"] == "device_filter");
-    assert!(filter.unwrap()["exceptions"].as_array().unwrap().len() >= 50_000);
+    assert!(filter.unwrap()["exceptions"].as_array().unwrap().len() >= many / 2);
 }
 
 #[test]
