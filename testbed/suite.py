@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -45,6 +47,8 @@ class Suite:
     cells: tuple[tuple[str, str], ...]
     gate: tuple[tuple[str, str], ...]
     soak: tuple[tuple[str, str], ...]
+    # It changes its guest for whoever comes after it, or cannot bear what others changed.
+    has_own_guest: bool
 
     @property
     def executable(self) -> tuple[str, str]:
@@ -150,7 +154,9 @@ def suites_of(workspace: Path) -> list[Suite]:
             gate = _cells(said["gate"], source, drivers) if "gate" in said else tuple(
                 cell for cell in _cells("host trixie", source, drivers) if cell in cells)
             soak = _cells(said.get("soak", ""), source, drivers)
-            suites.append(Suite(package["name"], kind, name, cells, gate, soak))
+            if (guest := said.get("guest", "shared")) not in ("shared", "own"):
+                raise WorkspaceError(f"{source}: guest: {guest}: expected own or shared")
+            suites.append(Suite(package["name"], kind, name, cells, gate, soak, guest == "own"))
     if len(suites) != len({suite.name for suite in suites}):
         raise WorkspaceError("two modules of tests have one name")
     return suites
@@ -201,13 +207,8 @@ def make_job_disk(path: Path, files: dict[str, Path]) -> Path:
     """What guests find in /run/job."""
     with tempfile.TemporaryDirectory(prefix="ringfence-job.") as scratch:
         for name, file in files.items():
-            os.symlink(file.absolute(), Path(scratch) / name)
-        # mke2fs copies links as links.
-        whole = Path(scratch) / "job"
-        whole.mkdir()
-        for name in files:
-            subprocess.run(["cp", "--reflink=auto", "-L", Path(scratch) / name, whole / name], check=True)
-        machine.make_disk(path, machine.JOB_DISK_MIB, whole)
+            shutil.copy(file, Path(scratch) / name)
+        machine.make_disk(path, machine.JOB_DISK_MIB, Path(scratch))
     return path
 
 
@@ -231,10 +232,11 @@ class HostSession:
     async def __aexit__(self, *_) -> None:
         pass
 
-    async def run(self, words: list[str], environment: dict[str, str], timeout: float, show: Callable) -> JobResult:
+    async def run(self, command_line: str, timeout: float, show: Callable[[bytes], None]) -> JobResult:
+        """As in a guest: `machine.Session.run`."""
         started = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            *words, env=os.environ | environment, start_new_session=True,
+            "sh", "-c", command_line, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         verdict = Verdict.HUNG
         try:
@@ -246,7 +248,7 @@ class HostSession:
             pass
         finally:
             if process.returncode is None:
-                os.killpg(process.pid, machine.signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         return JobResult(verdict, time.monotonic() - started, process.returncode, "")
 
@@ -328,8 +330,7 @@ class Run:
             self._waiting.setdefault(cell.mode, []).append(cell)
         self._host_is_free = True
         self.outcomes: list[Outcome] = []
-        # What is told of each mode: the seconds of its cells, one beside the other.
-        self._number, self._total = 0, len(cells)
+        self._total = len(cells)
 
     async def all(self, jobs: int) -> None:
         """Runs every cell, some guests at a time; a guest takes one cell after the other until one fails."""
@@ -358,33 +359,38 @@ class Run:
     async def _work(self) -> None:
         while mode := self._next_mode():
             async with self._session(mode) as session:
-                while self._waiting[mode]:
-                    cell = self._waiting[mode].pop(0)
+                is_fresh = True
+                while cell := self._take(mode, is_fresh):
                     outcome = await self._run(session, cell)
                     self._tell(outcome)
-                    if mode != HOST and outcome.result.verdict is not Verdict.PASSED:
+                    is_fresh = False
+                    if mode != HOST and (cell.suite.has_own_guest or outcome.result.verdict is not Verdict.PASSED):
                         break
+
+    def _take(self, mode: str, is_fresh: bool) -> Cell | None:
+        """The next cell for this machine, or for a guest in which others may have run."""
+        waiting = self._waiting[mode]
+        fits = (cell for cell in waiting if is_fresh or mode == HOST or not cell.suite.has_own_guest)
+        if cell := next(fits, None):
+            waiting.remove(cell)
+        return cell
 
     async def _run(self, session, cell: Cell) -> Outcome:
         harness = Harness(cell.name, self._verbose)
         environment = {"RINGFENCE_TEST_DRIVER": cell.driver, **self._environment}
-        if cell.mode == HOST:
-            program = str(self._built.executables[cell.suite.executable])
-            words = cell.suite.program(program, cell.driver, self._arguments)
-            result = await session.run(words, environment, self._timeout, harness.show)
-        else:
-            words = cell.suite.program(f"/run/job/{file_in_guest(cell.suite.executable)}", cell.driver, self._arguments)
-            settings = (f"{name}={value}" for name, value in environment.items())
-            line = in_guest(cell.mode, shlex.join(["exec", "env", *settings, *words]))
-            result = await session.run(line, self._timeout, harness.show)
+        is_host = cell.mode == HOST
+        executable = cell.suite.executable
+        program = str(self._built.executables[executable]) if is_host else f"/run/job/{file_in_guest(executable)}"
+        settings = (f"{name}={value}" for name, value in environment.items())
+        line = shlex.join(["exec", "env", *settings, *cell.suite.program(program, cell.driver, self._arguments)])
+        result = await session.run(line if is_host else in_guest(cell.mode, line), self._timeout, harness.show)
         self._durations.note(cell.name, result.seconds)
         return harness.outcome(cell, result)
 
     def _tell(self, outcome: Outcome) -> None:
-        self._number += 1
         self.outcomes.append(outcome)
         result, cell = outcome.result, outcome.cell
-        print(f"[{self._number:3}/{self._total}] {result.verdict.value} {cell.mode:12} {cell.row:24} {result.seconds:6.1f} s  "
+        print(f"[{len(self.outcomes):3}/{self._total}] {result.verdict.value} {cell.mode:12} {cell.row:24} {result.seconds:6.1f} s  "
               f"{outcome.passed} passed{f', {len(outcome.skipped)} skipped' if outcome.skipped else ''}", flush=True)
         for failure in outcome.failures:
             print("\n".join([f"    {failure.test}", *(f"        {line}" for line in failure.lines)]), flush=True)

@@ -83,6 +83,7 @@ mod threads;
 testbed! {
     modes: "all rdma rdma-v1";
     drivers: "cgroupfs systemd";
+    guest: "own";
 }
 
 pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaining, STATISTICS, Task, null};

@@ -16,7 +16,9 @@ use crate::support::{
     until,
 };
 
-testbed! {}
+testbed! {
+    guest: "own";
+}
 
 #[test]
 fn in_a_delegated_subtree_every_command_works_without_privileges() {

@@ -15,7 +15,9 @@ use crate::support::{self, Sandbox, finish, hierarchies, is_alive, until};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, XattrFlags};
 use serde_json::Value;
 
-testbed! {}
+testbed! {
+    guest: "own";
+}
 
 const USER: u32 = 1000;
 

@@ -16,6 +16,8 @@ use crate::support::{
 testbed! {
     modes: "systemd";
     gate: "trixie";
+    // What this kernel has no file for changes with the modules that other tests load.
+    guest: "own";
 }
 
 #[test]

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 testbed! {
     drivers: "cgroupfs systemd";
+    guest: "own";
 }
 
 fn done(program: &str, arguments: &[&str]) {

@@ -15,6 +15,7 @@ use crate::support::{
 testbed! {
     modes: "systemd";
     gate: "trixie";
+    guest: "own";
 }
 
 const UID: u32 = 1000;

@@ -19,6 +19,8 @@ testbed! {
     // Where there is an RDMA device too.
     modes: "all rdma rdma-v1";
     drivers: "cgroupfs systemd";
+    // Loads modules of the kernel, which bring files with them.
+    guest: "own";
 }
 
 /// Two disks, the same for all tests: some of them bring more.

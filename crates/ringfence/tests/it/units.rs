@@ -15,6 +15,7 @@ testbed! {
     modes: "systemd";
     gate: "trixie";
     soak: "systemd";
+    guest: "own";
 }
 
 const SOON: Duration = Duration::from_secs(60);

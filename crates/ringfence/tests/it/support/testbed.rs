@@ -5,5 +5,6 @@ macro_rules! testbed {
         $(drivers: $drivers:literal;)?
         $(gate: $gate:literal;)?
         $(soak: $soak:literal;)?
+        $(guest: $guest:literal;)?
     ) => {};
 }
