@@ -28,7 +28,7 @@ def page(rows: list[list[str]], outcomes: list, seconds: float) -> str:
         "",
         f"{sum(outcome.passed for outcome in outcomes)} tests passed, "
         f"{sum(len(outcome.failures) for outcome in outcomes)} failed.",
-        *(f"- {failure.test} in {outcome.cell.name}: {failure.command()}" for outcome in failed for failure in outcome.failures),
+        *(f"- {failure.test} in {outcome.cell.name}: {failure.command(soak=False)}" for outcome in failed for failure in outcome.failures),
     ]
     return "\n".join(lines) + "\n"
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import machine
-from cache import Durations, console_log
+from cache import Durations, console_log, say
 from machine import JobResult, Verdict
 from modes import GATE_V1, GROUPS, HOST, MODES
 
 COMMAND = "ringfence"
-CONSOLE_LINES = 60
+# A guest that QEMU does not restore is tried again, so often in a run.
+MOST_NOT_RESTORED = 3
 # The driver that every test is for; and another one, by which a test asks to be run once more.
 DRIVER, SYSTEMD = DRIVERS = ("cgroupfs", "systemd")
 # The modules of a library's unit tests that need a kernel, or a systemd to themselves: on v1 it removes every empty cgroup of
@@ -89,10 +90,10 @@ class Failure:
     # What it said of it, without backtraces.
     lines: tuple[str, ...]
 
-    def command(self) -> str:
+    def command(self, soak: bool) -> str:
         """Runs it alone."""
         driver = f" --driver {self.cell.driver}" if self.cell.driver != DRIVER else ""
-        return (f"testbed/testbed run --mode {self.cell.mode}{driver} --test {self.cell.suite.name}"
+        return (f"testbed/testbed run{' --soak' if soak else ''} --mode {self.cell.mode}{driver} --test {self.cell.suite.name}"
                 f"{f' -- {self.test}' if self.test else ''}")
 
 
@@ -357,15 +358,26 @@ class Run:
             self._host_is_free = True
 
     async def _work(self) -> None:
+        not_restored = 0
         while mode := self._next_mode():
-            async with self._session(mode) as session:
-                is_fresh = True
-                while cell := self._take(mode, is_fresh):
-                    outcome = await self._run(session, cell)
-                    self._tell(outcome)
-                    is_fresh = False
-                    if mode != HOST and (cell.suite.has_own_guest or outcome.result.verdict is not Verdict.PASSED):
-                        break
+            try:
+                async with self._session(mode) as session:
+                    await self._use(session, mode)
+            except machine.GuestError as error:
+                not_restored += 1
+                if not_restored == MOST_NOT_RESTORED:
+                    raise
+                say(f"{mode}: {error}; trying another guest")
+
+    async def _use(self, session, mode: str) -> None:
+        """Runs one cell after the other, until none fits what the session is by then."""
+        is_fresh = True
+        while cell := self._take(mode, is_fresh):
+            outcome = await self._run(session, cell)
+            self._tell(outcome)
+            is_fresh = False
+            if mode != HOST and (cell.suite.has_own_guest or outcome.result.verdict is not Verdict.PASSED):
+                break
 
     def _take(self, mode: str, is_fresh: bool) -> Cell | None:
         """The next cell for this machine, or for a guest in which others may have run."""
@@ -423,7 +435,7 @@ def in_columns(rows: list[list[str]]) -> str:
 SUMMARY_LINES, LINES_OF_A_FAILURE, WIDTH = 26, 6, 240
 
 
-def summary(outcomes: list[Outcome], not_run: int) -> str:
+def summary(outcomes: list[Outcome], not_run: int, soak: bool) -> str:
     """Each test that failed with the command that repeats it alone, and the counts."""
     failures = [failure for outcome in outcomes for failure in outcome.failures]
     lines, more = [], 0
@@ -431,7 +443,7 @@ def summary(outcomes: list[Outcome], not_run: int) -> str:
         cell = failure.cell
         said = [line[:WIDTH] for line in failure.lines[:LINES_OF_A_FAILURE]]
         text = [f"FAILED: {failure.test or cell.suite.name} in {cell.mode} under {cell.driver}",
-                *(f"    {line}" for line in said), f"    again: {failure.command()}"]
+                *(f"    {line}" for line in said), f"    again: {failure.command(soak)}"]
         if lines and len(lines) + len(text) > SUMMARY_LINES:
             more += 1
         else:
