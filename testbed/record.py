@@ -1,11 +1,11 @@
-"""The page that says how the last whole run of the matrix went."""
+"""The page that says how the last run of the matrix went."""
 
 import datetime
 import platform
 import subprocess
 
 from machine import Verdict
-from modes import HOST, MODES
+from modes import GROUPS, HOST, MODES
 
 
 def page(rows: list[list[str]], outcomes: list, seconds: float) -> str:
@@ -14,7 +14,7 @@ def page(rows: list[list[str]], outcomes: list, seconds: float) -> str:
     header, *body = rows
     failed = [outcome for outcome in outcomes if outcome.result.verdict is not Verdict.PASSED]
     lines = [
-        "# The last whole run of the matrix",
+        "# The last run of the matrix",
         "",
         f"{datetime.date.today()}, commit {commit or 'unknown'}, {seconds / 60:.0f} minutes on {platform.machine()} "
         f"with Linux {platform.release()}. `make matrix` writes this page.",
@@ -23,6 +23,7 @@ def page(rows: list[list[str]], outcomes: list, seconds: float) -> str:
         "units of systemd. `-` is where a module of tests does not run, as it says itself.",
         "",
         *(f"- `{mode}`: {MODES[mode].description}" for mode in header[1:] if mode != HOST),
+        *(f"- `{mode}`: not run" for mode in GROUPS["all"] if mode not in header),
         "",
         *_table(header, body),
         "",
