@@ -31,7 +31,7 @@ const SI_KERNEL: i32 = 0x80;
 #[derive(Debug)]
 pub struct Supervisor {
     signals: SignalFd,
-    /// What this process was started with.
+    /// The signal mask that this process was started with.
     blocked_before: SigSet,
 }
 

@@ -10,6 +10,8 @@ use crate::support::{Sandbox, finish, is_alive, is_on_v1, send, skip, until};
 use serde_json::Value;
 
 testbed! {
+    // Guests without systemd have no loop device.
+    modes: "host systemd";
     drivers: "cgroupfs systemd";
     guest: "own";
 }

@@ -47,7 +47,7 @@ impl AllBlocked {
         SignalSet::ALL.block().map(|before| Self { before })
     }
 
-    /// What the thread blocked before.
+    /// The signals that the thread blocked before.
     pub(crate) fn before(&self) -> SignalSet {
         self.before
     }

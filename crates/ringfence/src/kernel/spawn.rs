@@ -65,7 +65,7 @@ enum Waits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Fork,
-    /// It was made, and no descriptor of it was to be had.
+    /// The child was made, and no pidfd for it could be opened.
     Pidfd,
     Join,
     Stdio,

@@ -1,4 +1,4 @@
-//! What is refused of an XML document before it is parsed: whatever would make parsing it take more than linear time.
+//! Limits of an XML document, checked before it is parsed: more would make parsing take more than linear time.
 
 use crate::document::DEEPEST;
 use crate::{Error, ErrorKind, Result};
@@ -41,7 +41,7 @@ pub(super) fn check(xml: &str) -> Result<()> {
     Ok(())
 }
 
-/// What stands between `<` and `>`.
+/// The text between `<` and `>`.
 struct Tag<'x> {
     attributes: usize,
     is_closed: bool,
