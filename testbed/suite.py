@@ -422,7 +422,7 @@ def table(outcomes: list[Outcome]) -> list[list[str]]:
         return f"{failed}{outcome.passed}, {result.seconds:.0f} s"
 
     times = [sum(outcome.result.seconds for (_, mode), outcome in cells.items() if mode == one) for one in modes]
-    return [["", *modes], *([row, *(text(row, mode) for mode in modes)] for row in rows),
+    return [["tests", *modes], *([row, *(text(row, mode) for mode in modes)] for row in rows),
             ["all", *(f"{seconds / 60:.1f} min" for seconds in times)]]
 
 
