@@ -9,7 +9,7 @@
 //! | destroy | of an empty cgroup |
 //!
 //! The managers take turns, a whole life each. What they are compared with is bare system calls without a check or a way
-//! back; beside them stand those with the checks that `crates/ringfence/tests/budget.rs` spells out.
+//! back; beside them stand those with the checks that `crates/ringfence/tests/it/budget.rs` spells out.
 
 use std::time::{Duration, Instant};
 

@@ -13,7 +13,7 @@ mod scale;
 mod start;
 mod stats;
 // What the budgets of the library are counted with.
-#[path = "../../crates/ringfence/tests/support/strace.rs"]
+#[path = "../../crates/ringfence/tests/it/support/strace.rs"]
 mod strace;
 mod table;
 mod units;

@@ -1,5 +1,5 @@
 //! The floor of what Ringfence promises: the calls of `bare.rs`, and those without which no promise could be kept, one by
-//! one as `crates/ringfence/tests/budget.rs` spells them out. It acts on no answer.
+//! one as `crates/ringfence/tests/it/budget.rs` spells them out. It acts on no answer.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd as _, OwnedFd};
