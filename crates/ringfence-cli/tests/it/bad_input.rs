@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use crate::support::soak::is_emulated;
+use crate::support::soak::in_testbed;
 use crate::support::{Done, Sandbox, by_systemd, directories_named, finish, mode};
 use serde_json::Value;
 
@@ -192,7 +192,7 @@ fn a_state_without_an_end_is_an_error() {
 #[test]
 fn a_hundred_thousand_unified_keys_and_device_rules_are_planned() {
     // What takes a second on a machine takes half a minute where it is emulated.
-    let many = if is_emulated() { 10_000 } else { 100_000 };
+    let many = if in_testbed() { 10_000 } else { 100_000 };
     let sandbox = Sandbox::named("many");
     let file = sandbox.scratch.path().join("resources.json");
     let path = file.to_str().unwrap();

@@ -244,7 +244,7 @@ fn without_cgroups_the_advice_makes_it_usable() {
 #[test]
 fn a_hypervisor_is_tried_by_making_a_virtual_machine() {
     // In the testbed the module waits to be loaded.
-    if std::env::var_os("RINGFENCE_TESTBED_MODE").is_some() {
+    if crate::support::soak::in_testbed() {
         _ = Command::new("modprobe").arg("kvm_amd").status();
     }
     let found = finding(&doctor(&[]), "virtualization");

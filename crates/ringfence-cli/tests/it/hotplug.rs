@@ -180,7 +180,7 @@ fn a_claim_is_there_before_the_first_process_is() {
 
 /// Whether this is a guest of the testbed, where disks may be made.
 fn is_testbed() -> bool {
-    std::env::var_os("RINGFENCE_TESTBED_MODE").is_some()
+    crate::support::soak::in_testbed()
 }
 
 fn say(program: &str, arguments: &[&str]) -> Option<String> {

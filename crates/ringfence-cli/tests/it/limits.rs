@@ -169,7 +169,7 @@ fn a_limit_of_huge_pages_refuses_the_page() {
     const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
     const BUS_ERROR: i32 = 128 + 7;
     let pool = |file: &str| fs::read_to_string(format!("{POOL}/{file}")).ok()?.trim().parse::<u64>().ok();
-    let testbed = std::env::var_os("RINGFENCE_TESTBED_MODE").is_some();
+    let testbed = crate::support::soak::in_testbed();
     if testbed {
         fs::write(format!("{POOL}/nr_hugepages"), "16").unwrap();
     }

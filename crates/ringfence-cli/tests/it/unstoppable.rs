@@ -50,7 +50,7 @@ impl Drop for Stuck<'_> {
 
 #[test]
 fn where_one_task_cannot_be_stopped_all_run_on() {
-    if std::env::var_os("RINGFENCE_TESTBED_MODE").is_none() {
+    if !crate::support::soak::in_testbed() {
         return skip("it freezes a file system: in the testbed");
     }
     let sandbox = Sandbox::named("stuck");

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 
-use crate::support::soak::{is_emulated, is_soak};
+use crate::support::soak::{in_testbed, is_soak};
 use crate::support::{self, PATIENCE, Sandbox, driver, finish, hierarchies, hold, send, until, wait};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -98,7 +98,7 @@ fn run(sandbox: &Sandbox, id: &str, options: &[&str], program: &[&str]) -> Comma
 
 /// A hundred in a soak and on a machine; fewer where it is emulated.
 fn how_many() -> u32 {
-    if is_emulated() && !is_soak() { 16 } else { 100 }
+    if in_testbed() && !is_soak() { 16 } else { 100 }
 }
 
 #[test]

@@ -209,7 +209,7 @@ impl Cgroup {
 
     /// Removes the cgroup in every hierarchy; the caller says what becomes of processes that are still inside.
     ///
-    /// What is gone already is skipped. A failure in one hierarchy does not stop the others. The calling process is never
+    /// A hierarchy from which the cgroup is gone is skipped. A failure in one hierarchy does not stop the others. The calling process is never
     /// killed: where it is inside, it is moved out last, as by [`Remaining::Drain`].
     ///
     /// # Errors

@@ -42,7 +42,7 @@ fn module(arguments: &[&str]) -> bool {
 
 /// Whether this is a machine of the tests' own, with which they may do as they like.
 fn is_testbed() -> bool {
-    std::env::var_os("RINGFENCE_TESTBED_MODE").is_some()
+    crate::support::soak::in_testbed()
 }
 
 /// A setting, and what its file holds: the controller, and file and value on v1 and on v2; no file: it is reported.

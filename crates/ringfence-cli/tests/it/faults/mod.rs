@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Mutex;
 
-use crate::support::soak::{is_emulated, is_soak};
+use crate::support::soak::{in_testbed, is_soak};
 use crate::support::{self, by_systemd, mode};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -41,10 +41,9 @@ fn machine() {
 
 /// A few of the calls of an operation, where there is no time for all; under emulation each takes a second.
 fn few(trial: Trial) -> Tally {
-    trial.sample(match (is_soak(), is_emulated()) {
+    trial.sample(match (is_soak(), in_testbed()) {
         (false, true) => 1,
-        (true, true) => 6,
-        (false, false) => 6,
+        (true, true) | (false, false) => 6,
         (true, false) => 40,
     })
 }
@@ -96,7 +95,7 @@ fn try_all(one: fn(Trial) -> Tally) {
     row(&mut table, "all", &all);
     tell(&table);
     keeper.does("rm", &[]);
-    if std::env::var_os("RINGFENCE_TESTBED_MODE").is_some() {
+    if crate::support::soak::in_testbed() {
         // Nobody else is here.
         assert_eq!(support::directories_named("ringfence"), [] as [std::path::PathBuf; 0]);
     }
