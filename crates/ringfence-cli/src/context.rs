@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, ValueEnum};
-use ringfence::{
-    Entry, Error, ErrorKind, Host, Phase, Plan, Result, Sandbox, SandboxId, State, Store, Unsupported,
-};
+use ringfence::{Entry, Error, ErrorKind, Host, Plan, Result, Sandbox, SandboxId, State, Store, Unsupported};
 
 use crate::exit::Exit;
 use crate::output::{Color, Format, Output};
@@ -163,8 +161,8 @@ impl Context {
     /// A sandbox that is whole, under its lock; a change that was interrupted is taken back first.
     pub fn open(&self, host: &Host, id: &SandboxId) -> Result<(Entry, Sandbox)> {
         let (entry, state) = self.lock(host, id)?;
-        if state.phase != Phase::Ready {
-            return Err(Error::new(ErrorKind::State, unfinished(state.phase)).with_value(id));
+        if let Some(why) = state.phase.interrupted() {
+            return Err(Error::new(ErrorKind::State, why).with_value(id));
         }
         let sandbox = Sandbox::restore(host, state)?;
         let settled = entry.settle(&sandbox)?;
@@ -200,19 +198,6 @@ impl Context {
             }
         }
         Ok(())
-    }
-}
-
-/// What is wrong with a sandbox of which nobody holds the lock and which is not ready.
-pub fn unfinished(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Creating => {
-            "its creation was interrupted: `ringfence rm` or `ringfence gc --apply` removes what is left"
-        }
-        Phase::Removing => {
-            "its removal was interrupted: `ringfence rm` or `ringfence gc --apply` removes what is left"
-        }
-        Phase::Ready => "it is ready",
     }
 }
 

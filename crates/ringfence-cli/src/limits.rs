@@ -82,6 +82,10 @@ pub struct Creation {
     /// root, or of that cgroup, to a leaf, so that limits are possible
     #[arg(long)]
     pub evacuate: bool,
+
+    /// Allow a path inside another sandbox's cgroup, which is then not removed before this one
+    #[arg(long)]
+    pub allow_nested: bool,
 }
 
 /// How the threads of the guest's CPUs are found.
@@ -187,7 +191,8 @@ impl Creation {
 
     /// The first of these options that was given.
     pub fn given(&self) -> Option<&'static str> {
-        let Self { path, parent, name_prefix, profile, overhead, vcpus, pin, owner, evacuate } = self;
+        let Self { path, parent, name_prefix, profile, overhead, vcpus, pin, owner, evacuate, allow_nested } =
+            self;
         let VcpuOptions { vcpus, qmp, vmm } = vcpus;
         let given = [
             ("--path", path.is_some()),
@@ -201,6 +206,7 @@ impl Creation {
             ("--pin", pin.is_some()),
             ("--owner", owner.is_some()),
             ("--evacuate", *evacuate),
+            ("--allow-nested", *allow_nested),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
     }
@@ -418,6 +424,7 @@ impl Wanted {
             .each_thread(self.limits.each())
             .vcpu_hints(self.creation.vcpus.hints())
             .evacuate(self.creation.evacuate)
+            .allow_nested(self.creation.allow_nested)
             .unsupported(context.unsupported());
         if let Some(overhead) = &self.creation.overhead {
             config = config.overhead(overhead.clone());

@@ -82,6 +82,7 @@ enum Command {
     #[command(visible_alias = "resume")]
     Thaw(commands::freeze::Thaw),
     Kill(commands::kill::Kill),
+    Repair(commands::repair::Repair),
     Rm(commands::rm::Rm),
     Gc(commands::gc::Gc),
     Plan(commands::plan::Plan),
@@ -112,6 +113,7 @@ impl Command {
             Self::Freeze(freeze) => freeze.run(context),
             Self::Thaw(thaw) => thaw.run(context),
             Self::Kill(kill) => kill.run(context),
+            Self::Repair(repair) => repair.run(context),
             Self::Rm(rm) => rm.run(context),
             Self::Gc(gc) => gc.run(context),
             Self::Plan(plan) => plan.run(context),

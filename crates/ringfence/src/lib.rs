@@ -102,8 +102,9 @@ pub use plan::{Owner, Plan, Step, Unsupported};
 pub use report::{Report, ReportLine};
 pub use resources::{CpuSet, Limit, Resources};
 pub use sandbox::{
-    Begun, ChangeOptions, Claim, Difference, EachThread, Entry, Hold, Leftover, Overhead, Part, Phase, Pin,
-    Placed, STATE_VERSION, Sandbox, SandboxConfig, State, Status, Store, TakenCpus, VcpuHints,
+    Begun, ChangeOptions, Claim, Collected, Difference, EachThread, Entry, GcAction, GcOptions, Hold,
+    Leftover, Overhead, Part, Phase, Pin, Placed, STATE_VERSION, Sandbox, SandboxConfig, State, Status,
+    Store, TakenCpus, VcpuHints,
 };
 pub use stats::StatsReader;
 pub use threads::{

@@ -17,6 +17,7 @@ pub mod kill;
 pub mod ls;
 pub mod plan;
 pub mod ps;
+pub mod repair;
 pub mod rm;
 pub mod run;
 pub mod set;

@@ -1,12 +1,10 @@
 //! `rm`: removes a sandbox, in whatever state it is.
 
-use std::time::Duration;
-
 use clap::Args;
-use ringfence::{Entry, ErrorKind, Host, Outcome, Phase, Remaining, Result, Sandbox, SandboxId, State};
+use ringfence::{Outcome, Remaining, Result, SandboxId};
 use serde::Serialize;
 
-use crate::context::{Context, alive};
+use crate::context::Context;
 use crate::exit::Exit;
 use crate::supervise::outlive_session;
 
@@ -46,39 +44,9 @@ impl Rm {
             (_, true) => Remaining::Drain,
             _ => Remaining::Refuse,
         };
-        let outcome = remove_recorded(context, &host, entry, state, remaining)?;
+        let outcome = entry.remove_recorded(&host, state, remaining, context.global.timeout)?;
+        context.output.report(&outcome.report);
         context.output.done(&Removed { id: &self.id, outcome }, "")?;
         Ok(Exit::Done)
-    }
-}
-
-/// Removes what is left of a recorded sandbox: all of it, a half, or the record alone.
-pub fn remove_recorded(
-    context: &Context,
-    host: &Host,
-    entry: Entry,
-    state: State,
-    remaining: Remaining,
-) -> Result<Outcome> {
-    match alive(host, &state)? {
-        Some(sandbox) => remove(entry, &sandbox, remaining, context.global.timeout),
-        None => entry.remove().map(|()| Outcome::default()),
-    }
-}
-
-/// Removes a sandbox and its record, written ahead.
-pub fn remove(entry: Entry, sandbox: &Sandbox, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
-    let before = sandbox.state();
-    entry.tell_watchers_of(sandbox);
-    entry.save(&State { phase: Phase::Removing, ..before.clone() })?;
-    match sandbox.destroy(remaining, timeout) {
-        Ok(outcome) => entry.remove().map(|()| outcome),
-        Err(error) => {
-            // Refused because of live processes: nothing has changed.
-            if remaining == Remaining::Refuse && error.kind() == ErrorKind::Busy {
-                entry.save(&before)?;
-            }
-            Err(error)
-        }
     }
 }

@@ -11,7 +11,7 @@ use ringfence::{
 };
 use serde_json::json;
 
-use crate::commands::{classify, create, rm};
+use crate::commands::{classify, create};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::limits::Wanted;
@@ -59,7 +59,7 @@ impl Run {
         let (child, held) = match started {
             Ok(started) => started,
             Err(error) => {
-                rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout)?;
+                entry.remove_with(&sandbox, Remaining::Kill, context.global.timeout)?;
                 return Err(error);
             }
         };
@@ -130,7 +130,7 @@ impl Run {
             return entry.save(&state).map(|()| None);
         }
         drop(sandbox);
-        let outcome = rm::remove_recorded(context, host, entry, state, Remaining::Kill)?;
+        let outcome = entry.remove_recorded(host, state, Remaining::Kill, context.global.timeout)?;
         Ok(outcome.events.oom_kill)
     }
 

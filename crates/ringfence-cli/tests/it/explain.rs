@@ -62,7 +62,7 @@ impl Parent {
     fn create(&self, sandbox: &Sandbox, options: &[&str]) -> String {
         let path = format!("{}/{}", self.path(), sandbox.directory);
         let given = self.slice.as_ref().map(|slice| sandbox.path_in(slice));
-        sandbox.create(&[options, &["--path", given.as_ref().unwrap_or(&path)]].concat());
+        sandbox.create(&[options, &["--allow-nested", "--path", given.as_ref().unwrap_or(&path)]].concat());
         path
     }
 

@@ -242,7 +242,7 @@ fn a_claim_that_the_parent_refuses_leaves_the_list_and_the_state_as_they_were() 
     }
     let parent = Sandbox::parent("above", &["--profile", "none", "--device-allow", "c 1:11 r"]);
     let sandbox = Sandbox::named("below");
-    sandbox.create(&["--profile", "none", "--path", &sandbox.path_in(&parent)]);
+    sandbox.create(&["--profile", "none", "--allow-nested", "--path", &sandbox.path_in(&parent)]);
     let before = (sandbox.json("devices ls", &[]), sandbox.file("devices.list"));
     let refused = sandbox.attempt("devices allow", &["c 1:11 r", "c 10:229 rw", "--claim", "both"]).exits(1);
     assert!(refused.stderr.contains("parent"), "{refused:?}");

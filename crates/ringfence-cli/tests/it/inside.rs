@@ -31,7 +31,8 @@ impl Place {
         let name = parent.id.rsplit('-').next().unwrap();
         let sandbox = Sandbox::named(&format!("inside-{name}"));
         let path = sandbox.path_in(parent);
-        let pid = sandbox.detached(&[self.options, &["--path", &path]].concat(), "exec sleep 1000");
+        let pid = sandbox
+            .detached(&[self.options, &["--allow-nested", "--path", &path]].concat(), "exec sleep 1000");
         (sandbox, pid)
     }
 

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::support::{
-    self, Sandbox, by_systemd, directories_named, driver, finish, hierarchies, hold, is_alive, send, skip,
+    self, Sandbox, by_systemd, directories_named, driver, finish, hierarchies, hold, is_alive, send,
     units_named, until, wait,
 };
 use rustix::process::Signal;
@@ -93,21 +93,6 @@ fn a_sandbox_is_created_listed_shown_and_removed() {
     sandbox.does("rm", &[]);
     sandbox.is_gone();
     assert_eq!(finish(sandbox.ringfence(&["-o", "json", "ls"])).exits(0).json(), Value::Array(Vec::new()));
-}
-
-#[test]
-fn a_parent_that_the_caller_named_outlives_the_sandbox() {
-    if by_systemd() {
-        return skip("a slice goes when systemd says so");
-    }
-    let sandbox = Sandbox::named("only-child");
-    let parent = format!("{}-parent", sandbox.id);
-    sandbox.create(&["--path", &format!("/{parent}/{}", sandbox.id)]);
-    sandbox.does("rm", &[]);
-    sandbox.is_gone();
-    let parents = directories_named(&parent);
-    assert_eq!(parents.len(), hierarchies().len(), "others may count on it");
-    parents.iter().for_each(|parent| fs::remove_dir(parent).unwrap());
 }
 
 #[test]
@@ -305,7 +290,7 @@ fn freezing_stops_everything_and_thawing_lets_it_go_on() {
 fn rm_refuses_what_lives_kills_it_or_drains_it_as_told() {
     let parent = Sandbox::parent("drain-parent", &["--pids", "50", "--memory", "256M"]);
     let sandbox = Sandbox::named("drained");
-    let pid = sandbox.detached(&["--path", &sandbox.path_in(&parent)], "exec sleep 1000");
+    let pid = sandbox.detached(&["--allow-nested", "--path", &sandbox.path_in(&parent)], "exec sleep 1000");
     let _reaped = Reaped(pid);
 
     let error = sandbox.attempt_json("rm", &[]).exits(5).error();

@@ -24,6 +24,7 @@ mod inside;
 mod lifecycle;
 mod limits;
 mod overhead;
+mod ownership;
 mod parent;
 mod plan;
 mod plan_elsewhere;

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde::{Serialize, Serializer};
 
 use crate::cgroup::freeze::event;
-use crate::cgroup::mark::mark_drained;
+use crate::cgroup::mark::{ANCESTOR, mark_drained, mark_of};
 use crate::cgroup::signal::send_inside;
 use crate::cgroup::slice::stop_default_slice;
 use crate::cgroup::tree::clear_below;
@@ -26,6 +26,7 @@ use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
 use crate::path::{DRAINED, SystemdName};
 use crate::plan::{self, Dir};
+use crate::report::Report;
 use crate::systemd::Started;
 
 /// By which the scopes of drained processes are known.
@@ -52,6 +53,9 @@ pub struct Outcome {
     /// Directories that were removed.
     #[serde(serialize_with = "as_text")]
     pub removed: Vec<PathBuf>,
+    /// What could not be done, or recorded.
+    #[serde(skip_serializing_if = "Report::is_empty")]
+    pub report: Report,
     /// What the kernel had counted when everything inside was dead: nothing is known of it afterwards.
     #[serde(skip_serializing_if = "Counts::is_unknown")]
     pub events: Counts,
@@ -68,6 +72,7 @@ impl Outcome {
         self.moved.extend(other.moved);
         self.removed.extend(other.removed);
         self.events.add(&other.events);
+        self.report.append(other.report);
     }
 }
 
@@ -127,6 +132,7 @@ impl Cgroup {
     /// process is spared; while it is inside, the others are killed one by one, without freezing them.
     pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
         let deadline = Deadline::after(timeout);
+        self.refuse_nested()?;
         let mut outcome = Outcome::default();
         let failures = self.kill_until_empty(None, deadline, &mut outcome);
         Failures::or_outcome(failures, outcome).map(|outcome| outcome.killed)
@@ -134,6 +140,7 @@ impl Cgroup {
 
     /// [`Cgroup::kill`] for all but one.
     pub(crate) fn kill_others(&self, spared: u32, timeout: Duration) -> Result<BTreeSet<u32>> {
+        self.refuse_nested()?;
         let mut outcome = Outcome::default();
         let failures = self.kill_until_empty(Some(spared), Deadline::after(timeout), &mut outcome);
         Failures::or_outcome(failures, outcome).map(|outcome| outcome.killed)
@@ -227,6 +234,7 @@ impl Cgroup {
         tell: &mut dyn FnMut(LastCounts),
     ) -> Result<Outcome> {
         let deadline = Deadline::after(timeout);
+        self.refuse_nested()?;
         let mut outcome = Outcome::default();
         let mut failures: Vec<Error> = Vec::new();
         // systemd may remove the cgroup behind the last process that is killed here.
@@ -267,7 +275,9 @@ impl Cgroup {
         }
         // In all hierarchies: one that was not there when the cgroup was opened may be by now.
         let all = if self.exists() { self.host.hierarchies.len() } else { 0 };
-        for dir in (0..all).map(|hierarchy| Dir::new(hierarchy, Arc::clone(&self.path))) {
+        let renamed = self.dirs.iter().map(|(dir, _)| dir.clone()).filter(|dir| dir.path != self.path);
+        let named = (0..all).map(|hierarchy| Dir::new(hierarchy, Arc::clone(&self.path)));
+        for dir in named.chain(renamed) {
             failures.extend(self.remove_tree(&dir, deadline, &mut outcome).err());
         }
         match &self.unit {
@@ -276,8 +286,7 @@ impl Cgroup {
                 stop_default_slice(&self.host, own.above().unwrap_or_default(), &mut outcome);
             }
             Some(_) => {}
-            None if self.parent_is_default => self.remove_empty_parent(&mut outcome),
-            None => {}
+            None => self.remove_made_ancestors(&mut outcome),
         }
         Failures::or_outcome(failures, outcome)
     }
@@ -497,17 +506,21 @@ impl Cgroup {
         let full = dir.full(&self.host);
         let failed = |errno| Error::kernel("cannot remove the cgroup", &full, errno);
         let mut dirs = Dirs::new(&self.host, self.dirs.clone());
-        let Some(parent) = dir.parent() else { return Ok(()) };
-        let parent = match dirs.get(&parent) {
+        let open = match (self.opened(dir), dirs.get(dir)) {
+            (Some(open), _) => Arc::clone(open),
+            (None, Ok(open)) if self.owns(dir, &open) => open,
+            // What has its name was made by somebody else.
+            (None, Ok(_) | Err(Errno::NOENT | Errno::NODEV)) => return Ok(()),
+            (None, Err(errno)) => return Err(failed(errno)),
+        };
+        let parent = match dirs.above(dir) {
             Ok(parent) => parent,
-            Err(Errno::NOENT) if !self.opened(dir).is_some_and(|open| open.has("cgroup.procs")) => {
-                return Ok(());
-            }
+            Err(Errno::NOENT) if !open.has("cgroup.procs") => return Ok(()),
             Err(errno) => return Err(failed(errno)),
         };
         let mut pause = Duration::from_micros(100);
         loop {
-            match parent.remove_dir(dir.name()) {
+            match parent.remove_same(dir.name(), &open) {
                 Ok(()) => {
                     outcome.removed.push(full);
                     return Ok(());
@@ -516,12 +529,10 @@ impl Cgroup {
                 Err(Errno::BUSY | Errno::NOTEMPTY) => {}
                 Err(errno) => return Err(failed(errno)),
             }
-            if let Ok(open) = dirs.get(dir) {
-                // Some of it, as long as the last processes are leaving; and it may be gone by now.
-                _ = clear_below(&open, |names| {
-                    outcome.removed.push(full.join(names.iter().collect::<PathBuf>()))
-                });
-            }
+            // Some of it, as long as the last processes are leaving; and it may be gone by now.
+            _ = clear_below(&open, |names| {
+                outcome.removed.push(full.join(names.iter().collect::<PathBuf>()))
+            });
             if deadline.is_over() {
                 return Err(failed(Errno::BUSY).with_kind(ErrorKind::Busy));
             }
@@ -530,38 +541,58 @@ impl Cgroup {
         }
     }
 
-    /// Removes the directories that are empty, and nothing in them.
-    pub(crate) fn remove_where_empty(&self) -> Outcome {
+    /// Removes its directories that carry no mark, as far as they are empty.
+    pub(crate) fn remove_unmarked(&self) -> Outcome {
         let mut outcome = Outcome::default();
         let mut dirs = Dirs::new(&self.host, Vec::new());
-        for (dir, _) in &self.dirs {
-            let Some(parent) = dir.parent().and_then(|parent| dirs.get(&parent).ok()) else { continue };
-            if parent.remove_dir(dir.name()).is_ok() {
+        for (dir, open) in self.dirs.iter().filter(|(_, open)| mark_of(open).is_none()) {
+            if dirs.above(dir).and_then(|above| above.remove_same(dir.name(), open)).is_ok() {
                 outcome.removed.push(dir.full(&self.host));
             }
-        }
-        if self.parent_is_default {
-            self.remove_empty_parent(&mut outcome);
         }
         outcome
     }
 
-    /// The default parent goes with its last cgroup, and with a leaf of drained processes that have ended; another cgroup
-    /// inside keeps it.
-    fn remove_empty_parent(&self, outcome: &mut Outcome) {
+    /// Removes the directories that are empty, and nothing in them.
+    pub(crate) fn remove_where_empty(&self) -> Outcome {
+        let mut outcome = Outcome::default();
+        let mut dirs = Dirs::new(&self.host, Vec::new());
+        for (dir, open) in &self.dirs {
+            let Ok(parent) = dirs.above(dir) else { continue };
+            if parent.remove_same(dir.name(), open).is_ok() {
+                outcome.removed.push(dir.full(&self.host));
+            }
+        }
+        self.remove_made_ancestors(&mut outcome);
+        outcome
+    }
+
+    /// Removes the directories above that were made on the way to a sandbox, as far as they are empty: bottom-up, until one is
+    /// in use or was made by somebody else. A leaf of drained processes that have ended goes with them.
+    fn remove_made_ancestors(&self, outcome: &mut Outcome) {
         // In all hierarchies: where the cgroup itself is missing, its parent may still be.
         for hierarchy in 0..self.host.hierarchies.len() {
-            let parent = Dir::new(hierarchy, Arc::clone(&self.path)).parent();
-            let Some(parent) = parent.filter(|parent| !parent.path.is_empty()) else { continue };
-            let Some(above) = parent.parent() else { continue };
             let mut dirs = Dirs::new(&self.host, Vec::new());
-            let Ok(above) = dirs.get(&above) else { continue };
-            let removed = above.remove_dir(parent.name()).or_else(|_| {
-                dirs.get(&parent)?.remove_dir(DRAINED)?;
-                above.remove_dir(parent.name())
-            });
-            if removed.is_ok() {
-                outcome.removed.push(parent.full(&self.host));
+            let mut dir = Dir::new(hierarchy, Arc::clone(&self.path));
+            while let Some(above) = dir.parent().filter(|above| !above.path.is_empty()) {
+                let Ok(open) = dirs.get(&above) else { break };
+                if mark_of(&open).is_none_or(|mark| mark != ANCESTOR) {
+                    break;
+                }
+                let Ok(parent) = dirs.above(&above) else { break };
+                let removed = parent.remove_same(above.name(), &open).or_else(|_| {
+                    let leaf = open.open_dir(DRAINED)?;
+                    if mark_of(&leaf).is_none_or(|mark| mark != DRAINED) {
+                        return Err(Errno::BUSY);
+                    }
+                    open.remove_same(DRAINED, &leaf)?;
+                    parent.remove_same(above.name(), &open)
+                });
+                if removed.is_err() {
+                    break;
+                }
+                outcome.removed.push(above.full(&self.host));
+                dir = above;
             }
         }
     }

@@ -5,6 +5,7 @@ mod command;
 mod destroy;
 mod freeze;
 pub(crate) mod mark;
+pub(crate) mod ownership;
 mod signal;
 mod slice;
 mod tasks;
@@ -78,8 +79,10 @@ pub struct Cgroup {
     share: Option<Share>,
     /// Made by us, or restored: processes inside are ours.
     pub(crate) ours: bool,
-    /// The parent is the default one, which goes with its last cgroup.
-    pub(crate) parent_is_default: bool,
+    /// The mark that its directories carry; none if it was opened by its path alone, whoever made it.
+    pub(crate) mark: Option<Arc<str>>,
+    /// Its directories that could not be marked when they were made: hierarchy and inode.
+    pub(crate) unmarked: Vec<(usize, u64)>,
     /// The unit of systemd that carries it.
     pub(crate) unit: Option<SystemdName>,
     /// Our device program (v2), as far as this process knows of one.
@@ -165,7 +168,8 @@ impl Cgroup {
         let path = &host.with_slice(path);
         let resolved = host.locate(path, None, None)?;
         let host = &host.as_seen_at(&resolved);
-        let description = format!("Ringfence cgroup {path}");
+        let mark = mark::new_cgroup_mark()?;
+        let description = format!("Ringfence cgroup {path} ({mark})");
         let unit = path.as_systemd().map(|name| UnitWant { name, description: &description });
         let devices = DeviceWant { before: None, policy: &policy, overriding: Override::Refuse };
         let nothing = Resources::default();
@@ -174,10 +178,10 @@ impl Cgroup {
             devices: Some(devices),
             statistics: STATISTICS,
             unit,
+            mark: Some(&mark),
             ..Want::change(&resolved, &nothing, resources)
         };
-        let (mut cgroup, created) = Self::create_as(host, &want, Processes::Running(pids))?;
-        cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
+        let (cgroup, created) = Self::create_as(host, &want, Processes::Running(pids))?;
         report.append(created);
         if !path.is_systemd()
             && let Err(error) = cgroup.join_all(pids)
@@ -210,6 +214,18 @@ impl Cgroup {
         }
         let in_default = want.unit.filter(|unit| unit.name.is_in_default_slice());
         let _kept = in_default.and_then(|_| slice::keep(host, want.path));
+        let slice = in_default.and_then(|_| slice::to_be_made(host, want.path));
+        let created = Self::create_again(host, want, processes, also)?;
+        slice.iter().for_each(|slice| slice::mark_made(host, slice));
+        Ok(created)
+    }
+
+    fn create_again(
+        host: &Host,
+        want: &Want<'_>,
+        processes: Processes<'_>,
+        also: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<(Self, Report)> {
         // Those that wait are killed where a unit that had started for them could not be had.
         let are_there = || processes.pids().iter().all(|pid| proc::is_running(*pid));
         for _ in 0..CREATE_RETRIES {
@@ -242,6 +258,11 @@ impl Cgroup {
         cgroup.ours = true;
         cgroup.unit = want.unit.map(|unit| unit.name.clone());
         cgroup.filter = Mutex::new(cgroup.kept(done.filter));
+        cgroup.mark = want.mark.map(Arc::from);
+        cgroup.mark_unit();
+        for (dir, made) in done.unmarked.iter().filter(|(dir, _)| *dir.path == *want.path) {
+            cgroup.unmarked.extend(made.inode().map(|inode| (dir.hierarchy, inode)));
+        }
         Ok((cgroup, report))
     }
 
@@ -257,7 +278,6 @@ impl Cgroup {
         }
         let mut cgroup = Self::open_at(host, &resolved)?;
         cgroup.unit = path.as_systemd().cloned();
-        cgroup.parent_is_default = matches!(path, CgroupPath::Relative(_));
         Ok(cgroup)
     }
 
@@ -290,7 +310,8 @@ impl Cgroup {
             dirs,
             share: None,
             ours: false,
-            parent_is_default: false,
+            mark: None,
+            unmarked: Vec::new(),
             unit: None,
             filter: Mutex::default(),
             started: Mutex::default(),
@@ -441,14 +462,6 @@ impl Cgroup {
         self.host.version_of(dir.hierarchy)
     }
 
-    /// Says on the directory whose it is.
-    pub(crate) fn mark(&self, text: &str) {
-        let hierarchy = mark::marked_hierarchy(&self.host);
-        if let Some((_, open)) = self.dirs.iter().find(|(dir, _)| dir.hierarchy == hierarchy) {
-            mark::mark(open, text);
-        }
-    }
-
     /// A directory of the cgroup, if it was there when the cgroup was opened.
     pub(crate) fn opened(&self, dir: &Dir) -> Option<&Arc<CgroupDir>> {
         self.dirs.iter().find(|(known, _)| known == dir).map(|(_, open)| open)
@@ -473,15 +486,18 @@ impl Cgroup {
 
     /// The place of a part, for whoever goes there: its directory in each hierarchy that has one, else that of the whole.
     pub(crate) fn seat(&self, part: &str) -> Result<Self> {
-        let parts = self.directories_of(part)?;
-        if parts.is_empty() {
-            return Err(Error::new(ErrorKind::NotFound, "this part of the sandbox is gone").with_value(part));
-        }
+        self.refuse_damaged()?;
         let mut seat = Self::for_now(self.host.clone(), Arc::clone(&self.path), self.dirs.clone());
         (seat.ours, seat.unit) = (true, self.unit.clone());
-        for (dir, open) in parts {
-            if let Some(place) = seat.dirs.iter_mut().find(|(known, _)| known.hierarchy == dir.hierarchy) {
-                *place = (dir, open);
+        for (dir, open) in &mut seat.dirs {
+            if !self.host.has_parts(dir.hierarchy) {
+                continue;
+            }
+            let place = Dir::new(dir.hierarchy, part);
+            match open.open_dir(self.below(part).unwrap_or_default()) {
+                Ok(opened) => (*dir, *open) = (place, Arc::new(opened)),
+                Err(Errno::NOENT) => return Err(ownership::damaged(&place, &self.host)),
+                Err(errno) => return Err(place.not_opened(&self.host, errno)),
             }
         }
         Ok(seat)
@@ -538,6 +554,7 @@ impl Cgroup {
     /// Whether a process may join it in passing.
     fn admits(&self, pid: u32, options: JoinOptions) -> Result<()> {
         self.refuse_slice()?;
+        self.refuse_damaged()?;
         if !self.exists() {
             let error = Error::new(ErrorKind::Unsupported, self.host.why_nothing());
             return Err(error.with_setting("pid").with_value(pid));
@@ -594,6 +611,7 @@ impl Cgroup {
     /// What could not be done, with the errno; a program that cannot be found or executed has a path and ENOENT or EACCES.
     pub fn spawn(&self, command: &Command) -> Result<Child> {
         self.refuse_slice()?;
+        self.refuse_damaged()?;
         self.refuse_frozen()?;
         // What is born inside was never among those that systemd may move.
         let may_be_born = self.host.capabilities.clone_into_cgroup && self.unified().is_some();
@@ -662,6 +680,7 @@ impl Cgroup {
     /// Not as sure as [`Cgroup::spawn`] where systemd has v1 hierarchies: should it happen to move the processes of the caller's
     /// own unit about at this moment, it may take the child along. What it has begun is waited for here.
     pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
+        self.refuse_damaged()?;
         self.refuse_frozen()?;
         if self.unit_with_v1().is_some() {
             self.host.manager()?.settle()?;

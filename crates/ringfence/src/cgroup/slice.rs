@@ -11,7 +11,8 @@ use std::time::Duration;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::Outcome;
+use super::ownership::keeps_units;
+use super::{Outcome, mark};
 use crate::driver::dirs::Dirs;
 use crate::host::Host;
 use crate::kernel::dir::CgroupDir;
@@ -43,8 +44,31 @@ fn lock(host: &Host, slice: &str, how: FlockOperation) -> Option<OwnedFd> {
     }
 }
 
-/// Stops the slice if no unit is left in it: alone, so that none goes with it. In hierarchies that systemd does not know its
-/// directory is ours.
+/// The slice of a unit, by the unit's path, where it is not there yet: systemd starts it with the unit.
+pub(super) fn to_be_made<'p>(host: &Host, unit: &'p str) -> Option<&'p str> {
+    let slice = unit.rsplit_once('/')?.0;
+    let is_there = units_directories(host, slice).any(|dir| host.open(dir.hierarchy, &dir.path).is_ok());
+    (!is_there).then_some(slice)
+}
+
+/// Marks a slice that systemd started for a unit of ours, so that it is stopped with its last unit. One that was there
+/// before is an operator's, with its limits, and stays.
+pub(super) fn mark_made(host: &Host, slice: &str) {
+    for dir in units_directories(host, slice) {
+        if let Ok(open) = host.open(dir.hierarchy, &dir.path) {
+            _ = mark::mark(&open, mark::ANCESTOR);
+        }
+    }
+}
+
+/// The directories of a unit in the hierarchies in which systemd keeps all of its units.
+fn units_directories(host: &Host, path: &str) -> impl Iterator<Item = Dir> {
+    let known = host.hierarchies.iter().enumerate();
+    known.filter(|(_, known)| keeps_units(known)).map(move |(index, _)| Dir::new(index, path))
+}
+
+/// Stops the slice if it was started for units of ours and none is left in it: alone, so that none goes with it. In
+/// hierarchies that systemd does not know, its directory is ours where it is marked.
 pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome) {
     // Without it, a unit starts in it, which ends it later.
     let Some(_alone) = lock(host, path, FlockOperation::NonBlockingLockExclusive) else {
@@ -56,19 +80,21 @@ pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome)
         let chosen = known.filter(move |(_, hierarchy)| plan::is_managed(hierarchy) == is_managed);
         chosen.map(|(index, _)| Dir::new(index, path))
     };
+    let is_ours = |dir: &CgroupDir| mark::mark_of(dir).is_some_and(|mark| mark == mark::ANCESTOR);
     let there: Vec<_> = slices(true).filter_map(|slice| dirs.get(&slice).ok()).collect();
     let has_units = |slice: &Arc<CgroupDir>| slice.children().is_ok_and(|children| !children.is_empty());
     if there.iter().any(has_units) {
         return;
     }
-    if !there.is_empty()
+    if there.iter().any(|slice| is_ours(slice))
         && let Ok(manager) = host.manager()
     {
         _ = manager.stop(DEFAULT_SLICE, true);
     }
     for slice in slices(false) {
         let Some(above) = slice.parent().and_then(|above| dirs.get(&above).ok()) else { continue };
-        if above.remove_dir(slice.name()).is_ok() {
+        let Ok(open) = dirs.get(&slice) else { continue };
+        if is_ours(&open) && above.remove_same(slice.name(), &open).is_ok() {
             outcome.removed.push(slice.full(host));
         }
     }

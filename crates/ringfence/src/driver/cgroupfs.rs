@@ -13,6 +13,7 @@ use super::dirs::Dirs;
 use super::refusal;
 use super::systemd::Processes;
 use super::undo::Log;
+use crate::cgroup::mark;
 use crate::devices::filter::{DeviceFilter, Earlier};
 use crate::devices::{program, transition};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +39,8 @@ pub(crate) struct Done {
     pub(crate) report: Report,
     /// Our device program, if the plan attached one.
     pub(crate) filter: Option<DeviceFilter>,
+    /// Directories that were made, and could not be marked.
+    pub(crate) unmarked: Vec<(Dir, Arc<CgroupDir>)>,
 }
 
 /// Carries the plan out, then does `also`; what takes it back goes `ahead`. On failure everything that the plan did is undone, and the error is that of the
@@ -58,10 +61,10 @@ pub(crate) fn carry_out_and(
             record(begun)?;
         }
     }
-    let (log, report) = Default::default();
-    let mut run = Run { plan, dirs, earlier, processes, ahead, log, report };
+    let (log, report, unmarked) = Default::default();
+    let mut run = Run { plan, dirs, earlier, processes, ahead, log, report, unmarked };
     let Err(error) = run.steps().and_then(|()| also(run.dirs)) else {
-        return Ok(Done { report: run.report, filter: run.log.into_filter() });
+        return Ok(Done { report: run.report, filter: run.log.into_filter(), unmarked: run.unmarked });
     };
     let Run { dirs, log, .. } = run;
     let failures = log.undo(dirs);
@@ -80,6 +83,7 @@ pub(super) struct Run<'a, 'h> {
     ahead: Ahead<'a>,
     pub(super) log: Log,
     pub(super) report: Report,
+    unmarked: Vec<(Dir, Arc<CgroupDir>)>,
 }
 
 impl Run<'_, '_> {
@@ -146,13 +150,53 @@ impl Run<'_, '_> {
             return Ok(());
         }
         match self.dirs.above(dir).and_then(|above| above.make_dir(dir.name())) {
-            Ok(()) => {
-                self.log.dir(dir, ancestor);
-                Ok(())
-            }
-            Err(Errno::EXIST) if ancestor => Ok(()),
-            Err(errno) => Err(refusal::of_directory(&dir.full(host), errno)),
+            Ok(()) => {}
+            Err(Errno::EXIST) if ancestor => return Ok(()),
+            Err(errno) => return Err(refusal::of_directory(&dir.full(host), errno)),
         }
+        let made = self.open(dir)?;
+        self.log.dir(dir, &made, ancestor);
+        let text = if ancestor { Some(mark::ANCESTOR) } else { self.plan.mark.as_deref() };
+        match text.map_or(Ok(true), |text| mark::mark(&made, text)) {
+            Ok(true) => {}
+            Ok(false) => self.unmarked.push((dir.clone(), Arc::clone(&made))),
+            // Another creation was faster; both ancestors are the same.
+            Err(Errno::EXIST) if ancestor => {}
+            Err(errno) => return Err(refusal::of_directory(&dir.full(host), errno)),
+        }
+        if ancestor { Ok(()) } else { self.refuse_nested(dir, &made) }
+    }
+
+    /// Refuses a new directory inside another sandbox's, or one in which somebody else has made one already: everything that
+    /// is done to the outer one would be done to the inner one. Seen when the new one is marked: of two that are made at once,
+    /// one inside the other, the later mark sees the earlier.
+    fn refuse_nested(&mut self, dir: &Dir, made: &CgroupDir) -> Result<()> {
+        let Some(own) = self.plan.mark.clone() else { return Ok(()) };
+        let host = self.dirs.host;
+        let refused =
+            |why, dir: &Dir| Err(Error::new(ErrorKind::AlreadyExists, why).with_path(dir.full(host)));
+        let is_used = made.children().map(|children| !children.is_empty());
+        if is_used.map_err(|errno| refusal::of_directory(&dir.full(host), errno))? {
+            return refused("somebody else made a cgroup inside at this moment", dir);
+        }
+        if self.plan.allow_nested || !mark::is_of_sandbox(&own) {
+            return Ok(());
+        }
+        // What is delegated to us is somebody else's, and ours to use.
+        let base = host.base_of(&dir.path);
+        let mut here = dir.parent();
+        while let Some(above) = here.filter(|above| above.path.len() > base.len()) {
+            match self.dirs.get(&above).ok().and_then(|open| mark::mark_of(&open)) {
+                // A part of it.
+                Some(mark) if *mark == *own => break,
+                Some(mark) if mark::is_of_sandbox(&mark) => {
+                    let why = "this is the cgroup of another sandbox, and choose a path elsewhere, or allow it (--allow-nested)";
+                    return refused(why, &above);
+                }
+                _ => here = above.parent(),
+            }
+        }
+        Ok(())
     }
 
     fn enable(

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -14,6 +15,7 @@ use crate::devices::filter::DeviceFilter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::interface::holds;
+use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::{self, ProcessIdentity};
 use crate::plan::{self, Action, Dir, Told, Undo};
 use crate::systemd::property::Property;
@@ -93,7 +95,7 @@ pub(super) struct Log(Vec<Done>);
 type Writes = Vec<(Cow<'static, str>, String)>;
 
 enum Done {
-    Made { dir: Dir, ancestor: bool },
+    Made { dir: Dir, made: Arc<CgroupDir>, ancestor: bool },
     Wrote(Dir, Writes),
     Filtered(Dir, DeviceFilter),
     Told { unit: String, back: Vec<Property>, files: Vec<(Dir, Writes)> },
@@ -101,8 +103,8 @@ enum Done {
 }
 
 impl Log {
-    pub(super) fn dir(&mut self, dir: &Dir, ancestor: bool) {
-        self.0.push(Done::Made { dir: dir.clone(), ancestor });
+    pub(super) fn dir(&mut self, dir: &Dir, made: &Arc<CgroupDir>, ancestor: bool) {
+        self.0.push(Done::Made { dir: dir.clone(), made: Arc::clone(made), ancestor });
     }
 
     pub(super) fn write(&mut self, dir: &Dir, undo: &Undo) {
@@ -141,7 +143,9 @@ impl Log {
         let mut failures = Vec::new();
         for done in self.0.into_iter().rev() {
             match done {
-                Done::Made { dir, ancestor } => failures.extend(remove(dirs, &dir, ancestor)),
+                Done::Made { dir, made, ancestor } => {
+                    failures.extend(remove(dirs, &dir, Some(&made), ancestor));
+                }
                 Done::Wrote(dir, writes) => failures.extend(write_back(dirs, &dir, writes)),
                 Done::Told { unit, back, files } => {
                     let told = dirs.host.manager().and_then(|manager| {
@@ -215,14 +219,21 @@ fn stop(host: &Host, unit: &str, kill: bool, origins: &[Origin]) -> Result<()> {
 fn remove_rest(dirs: &mut Dirs<'_>, path: &str) {
     let host = dirs.host;
     for (index, _) in host.hierarchies.iter().enumerate().filter(|(_, known)| plan::is_managed(known)) {
-        _ = remove(dirs, &Dir::new(index, path), false);
+        _ = remove(dirs, &Dir::new(index, path), None, false);
     }
 }
 
-/// An ancestor that another sandbox has come to use stays. A cgroup that was made a moment ago may be busy for another.
-fn remove(dirs: &mut Dirs<'_>, dir: &Dir, ancestor: bool) -> Option<Error> {
+/// Removes a directory, if it still is the one that was `made`. An ancestor that another sandbox has come to use stays. A
+/// cgroup that was made a moment ago may be busy for another.
+fn remove(dirs: &mut Dirs<'_>, dir: &Dir, made: Option<&CgroupDir>, ancestor: bool) -> Option<Error> {
     let parent = dirs.above(dir);
-    let remove = || parent.as_ref().map_err(|errno| *errno).and_then(|parent| parent.remove_dir(dir.name()));
+    let remove = || {
+        let parent = parent.as_ref().map_err(|errno| *errno)?;
+        match made {
+            Some(made) => parent.remove_same(dir.name(), made),
+            None => parent.remove_dir(dir.name()),
+        }
+    };
     let mut result = remove();
     for _ in 0..20 {
         if result != Err(Errno::BUSY) || ancestor {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::LastCounts;
 use crate::path::SandboxId;
+use crate::sandbox::Store;
 
 /// In the state directory: a file for each process that watches.
 const WATCHERS: &str = "watchers";
@@ -165,7 +166,7 @@ impl Drop for Spool {
         if let Some(directory) = self.path.parent() {
             _ = fs::remove_dir(directory);
         }
-        _ = fs::remove_dir(&self.state_directory);
+        Store::new(&self.state_directory).remove_if_unused();
     }
 }
 

@@ -157,6 +157,27 @@ impl CgroupDir {
         if id == 0 { Err(Errno::SRCH) } else { self.write(list, &id.to_string()) }
     }
 
+    /// Renames a child directory (v1 alone allows it).
+    pub(crate) fn rename(&self, name: &str, to: &str) -> Result<()> {
+        let here = self.descriptor()?;
+        rustix::fs::renameat(&here, name, &here, to)
+    }
+
+    /// Removes a child directory, if the name still leads to `child`.
+    ///
+    /// Between the comparison and rmdir(2) somebody can remove it and make another one of the name, which is then removed if
+    /// it is empty: the kernel removes by name alone.
+    ///
+    /// # Errors
+    /// `ENOENT`: the child is gone, whatever has its name now.
+    pub(crate) fn remove_same(&self, name: impl AsRef<OsStr>, child: &Self) -> Result<()> {
+        let named = rustix::fs::statat(self.descriptor()?, name.as_ref(), AtFlags::SYMLINK_NOFOLLOW)?;
+        if named.st_ino != child.inode()? {
+            return Err(Errno::NOENT);
+        }
+        self.remove_dir(name)
+    }
+
     /// Gives this directory itself (`.`), or a file in it, to a user and a group.
     pub(crate) fn give(&self, file: &str, uid: u32, gid: u32) -> Result<()> {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));

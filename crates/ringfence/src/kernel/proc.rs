@@ -40,7 +40,7 @@ impl ProcessIdentity {
 }
 
 /// It is read once.
-fn boot_id() -> Option<&'static str> {
+pub(crate) fn boot_id() -> Option<&'static str> {
     static BOOT_ID: OnceLock<String> = OnceLock::new();
     if BOOT_ID.get().is_none() {
         let text = read_text("/proc/sys/kernel/random/boot_id")?;

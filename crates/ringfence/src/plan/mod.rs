@@ -30,6 +30,7 @@ pub use step::{Plan, Step};
 pub(crate) use systemd::{Told, UnitWant, in_order_of_leaving, is_managed, properties_of, scope};
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
@@ -111,6 +112,8 @@ pub(crate) struct Want<'a> {
     pub(crate) force: bool,
     /// Move processes out of a namespace root that holds some, so that it can enable controllers.
     pub(crate) evacuate: bool,
+    /// The cgroup may be inside another sandbox's.
+    pub(crate) allow_nested: bool,
     /// Controllers that statistics need, beside those that carry limits (v2).
     pub(crate) statistics: &'a [Controller],
     /// The user to whom the new cgroup is delegated.
@@ -119,6 +122,8 @@ pub(crate) struct Want<'a> {
     pub(crate) parts: &'a [PartWant],
     /// The cgroup of which this is a threaded part itself.
     pub(crate) threads_of: Option<&'a str>,
+    /// The mark of the directories that are made.
+    pub(crate) mark: Option<&'a str>,
     pub(crate) unsupported: Unsupported,
 }
 
@@ -169,10 +174,12 @@ impl<'a> Want<'a> {
             burst_by_default: false,
             force: false,
             evacuate: false,
+            allow_nested: false,
             statistics: &[],
             owner: None,
             parts: &[],
             threads_of: None,
+            mark: None,
             unsupported: Unsupported::Report,
         }
     }
@@ -189,6 +196,8 @@ pub(crate) fn plan(host: &Host, want: &Want<'_>, read: &Read<'_>) -> Result<Plan
         report,
         unsupported: want.unsupported,
         by_systemd: want.unit.is_some(),
+        mark: want.mark.map(Arc::from),
+        allow_nested: want.allow_nested || want.unit.is_some(),
     })
 }
 

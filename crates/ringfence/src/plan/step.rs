@@ -204,6 +204,10 @@ pub struct Plan {
     pub(crate) unsupported: Unsupported,
     /// A unit of systemd carries the cgroup.
     pub(crate) by_systemd: bool,
+    /// The mark of the directories that are made.
+    pub(crate) mark: Option<Arc<str>>,
+    /// The cgroup may be inside another sandbox's.
+    pub(crate) allow_nested: bool,
 }
 
 impl Plan {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Pin;
 use super::layout::EachThread;
 use super::state::{Anew, State};
-use super::{Pin, Store};
 use crate::cgroup::STATISTICS;
 use crate::devices::Profile;
 use crate::error::{Error, ErrorKind, Result};
@@ -180,9 +180,9 @@ pub struct SandboxConfig {
     name_prefix: Option<String>,
     pub(crate) unread: Report,
     evacuate: bool,
+    allow_nested: bool,
     pub(crate) owner: Option<Owner>,
     statistics: Vec<Controller>,
-    pub(crate) mark: Option<String>,
     pub(crate) override_device_programs: bool,
 }
 
@@ -203,9 +203,9 @@ impl SandboxConfig {
             name_prefix: None,
             unread: Report::default(),
             evacuate: false,
+            allow_nested: false,
             owner: None,
             statistics: STATISTICS.to_vec(),
-            mark: None,
             override_device_programs: false,
         }
     }
@@ -280,6 +280,14 @@ impl SandboxConfig {
         self
     }
 
+    /// Allows the cgroup to be inside another sandbox's: what is killed or frozen there is killed and frozen here too, and the
+    /// outer one is not removed while this one is there. Without it such a path is an error. Units of systemd in a slice that
+    /// is a sandbox need no permission.
+    pub fn allow_nested(mut self, allow: bool) -> Self {
+        self.allow_nested = allow;
+        self
+    }
+
     /// Delegates the new cgroup: the user may make cgroups below it, and share out among them what it has; its own limits
     /// stay out of reach. Theirs become the directory and, on v2, the files of `/sys/kernel/cgroup/delegate`; on v1
     /// `cgroup.procs` and `tasks`. Takes CAP_CHOWN.
@@ -305,12 +313,6 @@ impl SandboxConfig {
     /// same, which is then the only one that is asked. Reported. Without this it is an error.
     pub fn override_device_programs(mut self, allow: bool) -> Self {
         self.override_device_programs = allow;
-        self
-    }
-
-    /// Marks the cgroup as kept in this store, so that [`Store::leftovers`] finds it if its state is lost.
-    pub fn kept_in(mut self, store: &Store) -> Self {
-        self.mark = Some(store.mark());
         self
     }
 
@@ -372,6 +374,7 @@ impl SandboxConfig {
     pub(super) fn want<'a>(&'a self, state: &'a State, anew: &'a Anew<'_>) -> Want<'a> {
         Want {
             evacuate: self.evacuate,
+            allow_nested: self.allow_nested,
             statistics: &self.statistics,
             unsupported: self.unsupported,
             ..state.want(anew)

@@ -5,13 +5,16 @@ mod change;
 mod claims;
 mod config;
 mod diff;
+mod gc;
 mod layout;
 mod leftovers;
-mod ownership;
+mod lifecycle;
 mod pinning;
 mod processes;
+mod repair;
 mod separate;
 mod state;
+mod state_dir;
 mod store;
 mod threads;
 
@@ -28,16 +31,18 @@ pub use change::ChangeOptions;
 pub use claims::Claim;
 pub use config::{Overhead, SandboxConfig, VcpuHints};
 pub use diff::Difference;
+pub use gc::{Collected, GcAction, GcOptions};
 pub use layout::{EachThread, Part};
 pub use leftovers::Leftover;
 pub use pinning::{Pin, TakenCpus};
 pub use processes::Hold;
 use processes::part_path;
 use separate::Second;
-pub use state::{Phase, STATE_VERSION, State};
+pub use state::{Phase, STATE_VERSION, State, Unmarked};
 pub use store::{Entry, Store};
 pub use threads::Placed;
 
+use crate::cgroup::mark::new_mark;
 use crate::cgroup::{Cgroup, Filter, Outcome, Remaining, stop_default_slice};
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::systemd::Processes;
@@ -47,8 +52,7 @@ use crate::explain::{Explanation, Key};
 use crate::host::Host;
 use crate::kernel::poll::Deadline;
 use crate::kernel::proc::ProcessIdentity;
-use crate::path::CgroupPath;
-use crate::plan::{Plan, Unsupported, Want};
+use crate::plan::{Dir, Plan, Unsupported, Want};
 use crate::report::Report;
 use crate::stats::StatsReader;
 
@@ -64,6 +68,8 @@ pub enum Status {
     Running,
     /// All that is inside is stopped.
     Frozen,
+    /// A directory of it is missing in some hierarchy: nothing can start or join until it is repaired.
+    Damaged,
     /// Its cgroup is gone.
     Gone,
 }
@@ -76,6 +82,7 @@ impl fmt::Display for Status {
             Self::Empty => "empty",
             Self::Running => "running",
             Self::Frozen => "frozen",
+            Self::Damaged => "damaged",
             Self::Gone => "gone",
         })
     }
@@ -146,7 +153,6 @@ impl Sandbox {
             phase: Phase::Creating,
             path: host.with_slice(&config.path),
             cgroup,
-            parent_is_default: matches!(config.path, CgroupPath::Relative(_)),
             mode: host.mode,
             resources: config.resources.clone(),
             profile: config.profile,
@@ -170,10 +176,13 @@ impl Sandbox {
             started: Vec::new(),
             report,
             owner: config.owner,
-            mark: config.mark.clone(),
+            mark: Some(new_mark(None)?),
+            unmarked: None,
             placeholder: None,
             apart: None,
             begun: None,
+            killing: false,
+            ancestors: Vec::new(),
             unknown: BTreeMap::new(),
         }))
     }
@@ -186,9 +195,13 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if there is such a cgroup; otherwise the setting that failed.
     pub fn create(host: &Host, config: &SandboxConfig) -> Result<(Self, Report)> {
-        let mut state = Self::intent(host, config)?;
-        state.apart = None;
-        let mut second = Second::of(host, config, &state.overhead);
+        Self::create_as(host, config, Self::intent(host, config)?)
+    }
+
+    /// [`Sandbox::create`] of what was recorded as intended.
+    pub(crate) fn create_as(host: &Host, config: &SandboxConfig, mut state: State) -> Result<(Self, Report)> {
+        let apart = state.apart.take();
+        let mut second = Second::of(host, config, apart);
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = match state.path.as_systemd().filter(|unit| !unit.is_slice()) {
             Some(unit) => {
@@ -206,15 +219,15 @@ impl Sandbox {
                     Cgroup::create_and(host, &config.want(&state, &anew), Processes::NONE, &mut || {
                         second.make()
                     });
-                let (mut cgroup, created) = made.inspect_err(|_| second.unmake())?;
-                cgroup.parent_is_default = state.parent_is_default;
-                state.mark.iter().for_each(|mark| cgroup.mark(mark));
+                let (cgroup, created) = made.inspect_err(|_| second.unmake())?;
+                state.unmarked = Unmarked::of(&cgroup);
                 state.device_program = cgroup.filter_id();
                 state.report.append(created);
                 Some(Arc::new(cgroup))
             }
         };
         state.phase = Phase::Ready;
+        state.ancestors = Vec::new();
         let (host, unsupported, apart) = (host.clone(), config.unsupported, second.made);
         let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
         let made = Self { host, cgroup, state, unsupported, apart, hearers: Hearers::default() };
@@ -290,7 +303,7 @@ impl Sandbox {
         let anew = state.anew();
         let want = Want { unsupported: self.unsupported, ..state.want(&anew) };
         let (cgroup, report) = Cgroup::create_as(&self.host, &want, processes)?;
-        state.mark.iter().for_each(|mark| cgroup.mark(mark));
+        state.unmarked = Unmarked::of(&cgroup);
         state.device_program = cgroup.filter_id();
         state.report.supersede(&BTreeSet::new(), &report);
         let cgroup = Arc::new(cgroup);
@@ -330,6 +343,7 @@ impl Sandbox {
         let absent = || if self.is_gone() { Status::Gone } else { Status::Planned };
         let Some(cgroup) = self.present(&self.locked())? else { return Ok(absent()) };
         let present = || match cgroup.is_frozen()? {
+            _ if !self.damage(&cgroup).is_empty() => Ok(Status::Damaged),
             true => Ok(Status::Frozen),
             false if cgroup.processes()?.is_empty() => Ok(Status::Empty),
             false => Ok(Status::Running),
@@ -339,6 +353,12 @@ impl Sandbox {
             Err(_) if !cgroup.is_there() => Ok(absent()),
             status => status,
         }
+    }
+
+    /// What of it is missing: directories of the whole or of its parts, each in one hierarchy.
+    fn damage(&self, cgroup: &Cgroup) -> Vec<Dir> {
+        let parts = self.locked().parts.values().cloned().collect::<Vec<_>>();
+        cgroup.damage(parts.iter().map(String::as_str))
     }
 
     /// The device policy in force.
@@ -435,6 +455,22 @@ impl Sandbox {
         }
     }
 
+    /// Refuses a removal that could not be begun: other sandboxes are nested inside, or processes live that are to be refused.
+    pub(crate) fn allows_removal(&self, remaining: Remaining) -> Result<()> {
+        for one in std::iter::once(self).chain(self.apart.as_deref()) {
+            let state = one.locked();
+            if let Some(cgroup) = one.present(&state)? {
+                cgroup.refuse_nested()?;
+                let held = state.held_by();
+                if remaining == Remaining::Refuse && cgroup.processes()?.iter().any(|pid| Some(*pid) != held)
+                {
+                    cgroup.refuse_living()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn own_destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
         let mut state = self.locked();
         let cgroup = match self.present(&state)? {
@@ -456,6 +492,7 @@ impl Sandbox {
             }
             return Ok(outcome);
         };
+        let cgroup = cgroup.with_renamed();
         let deadline = Deadline::after(timeout);
         let mut killed = BTreeSet::new();
         let remaining = match (remaining, state.held_by()) {
@@ -508,8 +545,13 @@ fn open_leftover(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
         opened => opened?,
     };
     cgroup.ours = true;
-    cgroup.parent_is_default = state.parent_is_default;
     cgroup.unit = state.path.as_systemd().cloned();
+    cgroup.mark = state.mark.as_deref().map(Arc::from);
+    cgroup.unmarked = state.unmarked.as_ref().map(|unmarked| unmarked.on(host)).unwrap_or_default();
+    cgroup.keep_own();
+    if !cgroup.exists() && !state.cgroup.is_empty() {
+        return Ok(None);
+    }
     cgroup.started = Mutex::new(state.started.clone());
     if let Some(id) = state.device_program {
         cgroup.filter = Mutex::new(Filter::Id(id));

@@ -25,18 +25,24 @@ const ONE_DOMAIN: &str = "on cgroup v2 the threads of a process cannot be in dif
 pub(super) struct Second<'a> {
     host: &'a Host,
     config: Option<Box<SandboxConfig>>,
+    state: Option<Box<State>>,
     pub(super) made: Option<Box<Sandbox>>,
 }
 
 impl<'a> Second<'a> {
-    pub(super) fn of(host: &'a Host, config: &SandboxConfig, overhead: &Overhead) -> Self {
-        Self { host, config: config.apart(overhead), made: None }
+    pub(super) fn of(host: &'a Host, config: &SandboxConfig, state: Option<Box<State>>) -> Self {
+        let config = state
+            .as_ref()
+            .and_then(|_| config.overhead_at().ok())
+            .and_then(|overhead| config.apart(&overhead));
+        Self { host, config, state, made: None }
     }
 
     /// Makes it, if there is to be one, and it is not made yet.
     pub(super) fn make(&mut self) -> Result<()> {
-        if let (Some(config), None) = (&self.config, &self.made) {
-            let (made, _) = Sandbox::create(self.host, config).map_err(about_overhead)?;
+        if let (Some(config), Some(state), None) = (&self.config, &self.state, &self.made) {
+            let state = State::clone(state);
+            let (made, _) = Sandbox::create_as(self.host, config, state).map_err(about_overhead)?;
             self.made = Some(Box::new(made));
         }
         Ok(())
@@ -71,7 +77,8 @@ impl SandboxConfig {
     /// The state of the separate overhead, beside that of the sandbox.
     fn apart_of(&self, host: &Host, state: &State) -> Result<Option<Box<State>>> {
         let Some(config) = self.apart(&state.overhead) else { return Ok(None) };
-        let apart = Sandbox::own_intent(host, &config)?;
+        let mut apart = Sandbox::own_intent(host, &config)?;
+        apart.mark.clone_from(&state.mark);
         let is_below = |below: &str, above: &str| {
             below.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{self, EachThread, Shares};
 use super::{Begun, Overhead, Part, Pin, VcpuHints};
+use crate::cgroup::Cgroup;
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::Mode;
-use crate::kernel::proc::ProcessIdentity;
+use crate::host::{Host, Mode};
+use crate::kernel::proc::{self, ProcessIdentity};
 use crate::path::{CgroupPath, Subpath};
 use crate::plan::{DeviceWant, Owner, PartWant, UnitWant, Want};
 use crate::report::Report;
@@ -19,8 +20,8 @@ use crate::resources::Resources;
 use crate::systemd::OURS;
 
 /// The version of the format that is written. States of version 1 are read: they have no limits of block devices, huge
-/// pages, network and RDMA, and no bursts by default.
-pub const STATE_VERSION: u32 = 2;
+/// pages, network and RDMA, and no bursts by default. Sandboxes of version 2 and before are marked in one hierarchy alone.
+pub const STATE_VERSION: u32 = 3;
 
 /// How far a sandbox has come; written before and after the kernel is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,8 +47,6 @@ pub struct State {
     pub path: CgroupPath,
     /// The path below the root of each hierarchy; empty for a sandbox without a cgroup, where none is delegated.
     pub cgroup: String,
-    /// The parent is the default one, which goes with its last sandbox.
-    pub parent_is_default: bool,
     /// The host's mode when it was made.
     pub mode: Mode,
     /// What is wanted, the caller's device rules included.
@@ -109,9 +108,13 @@ pub struct State {
     /// Whom the cgroup is delegated to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
-    /// Said on its cgroup, so that it is known for ours if the state is lost.
+    /// The extended attribute on its directories: the identities of the store and of this creation, `STORE/CREATION`. What
+    /// carries another mark, or none, is not this sandbox's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
+    /// Where directories cannot be marked: by which they are known instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmarked: Option<Unmarked>,
     /// The process that keeps a scope of systemd alive while nothing else runs inside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placeholder: Option<ProcessIdentity>,
@@ -122,9 +125,44 @@ pub struct State {
     /// takes it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begun: Option<Begun>,
+    /// Directories above that were not there when its creation began: it makes them, and a crash may leave them unmarked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<String>,
+    /// Its removal was begun with killing what is inside; without, it goes on only if nothing is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub killing: bool,
     /// Fields that this version does not know: they are kept as they are for the one that wrote them.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// Directories that could not be marked, since the kernel or a lack of privilege allows no extended attributes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmarked {
+    /// `/proc/sys/kernel/random/boot_id` of the boot in which they were made.
+    boot_id: String,
+    /// Hierarchy, as `/proc/PID/cgroup` calls it → inode.
+    inodes: BTreeMap<String, u64>,
+}
+
+impl Unmarked {
+    /// Of a cgroup that was just made.
+    pub(super) fn of(cgroup: &Cgroup) -> Option<Self> {
+        let name =
+            |(index, inode): &(usize, u64)| Some((cgroup.host.hierarchies.get(*index)?.called(), *inode));
+        let inodes: BTreeMap<_, _> = cgroup.unmarked.iter().filter_map(name).collect();
+        let boot_id = proc::boot_id().filter(|_| !inodes.is_empty())?.to_owned();
+        Some(Self { boot_id, inodes })
+    }
+
+    /// The same by the indices of hierarchies; none after another boot.
+    pub(super) fn on(&self, host: &Host) -> Vec<(usize, u64)> {
+        if proc::boot_id() != Some(&*self.boot_id) {
+            return Vec::new();
+        }
+        let known = host.hierarchies.iter().enumerate();
+        known.filter_map(|(index, known)| Some((index, *self.inodes.get(&known.called())?))).collect()
+    }
 }
 
 /// What the planner is told beside a state: that nothing was wanted before, and by what a unit is known again.
@@ -140,6 +178,12 @@ impl State {
     /// The PID of what keeps a scope alive, while it does.
     pub(super) fn held_by(&self) -> Option<u32> {
         self.placeholder.as_ref().filter(|process| process.is_alive()).map(|process| process.pid)
+    }
+
+    /// The units of systemd that carry it and its separate overhead.
+    pub(super) fn units(&self) -> Vec<String> {
+        let both = std::iter::once(self).chain(self.apart.as_deref());
+        both.filter_map(|one| Some(one.path.as_systemd()?.unit())).collect()
     }
 
     /// The paths of the parts, and of the overhead where it is separate.
@@ -190,6 +234,7 @@ impl State {
             burst_by_default: self.burst_by_default,
             unit: self.unit(anew),
             owner: self.owner,
+            mark: self.mark.as_deref(),
             parts: &anew.parts,
             ..Want::change(&self.cgroup, Resources::nothing(), &anew.whole)
         }

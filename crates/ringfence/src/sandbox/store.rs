@@ -1,19 +1,19 @@
 //! The states of sandboxes in a directory: one file and one lock each.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
-use super::ownership::is_ours;
+use super::state_dir::StateDir;
 use super::{Begun, ChangeOptions, Claim, Part, Sandbox, State, TakenCpus};
+use crate::cgroup::mark::Identity;
 use crate::document::read_document;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{LastWord, announce};
@@ -26,8 +26,11 @@ use crate::resources::Resources;
 /// Many that wait are not to keep the one from working that they wait for.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
-const CANNOT_MAKE: &str = "cannot make the state directory: choose another one (--state-dir; without privileges it is in \
-                           $XDG_RUNTIME_DIR)";
+/// How long another process may hold the lock on the whole directory, where nothing depends on having it.
+const LONGEST_LOCK: Duration = Duration::from_secs(1);
+
+/// The name of the link that holds the store's random identity. Files of sandboxes end in `.json`, `.lock` or `.tmp`.
+const IDENTITY: &str = ".identity";
 
 /// A directory of states, readable by its owner alone. A state is replaced by a rename, never written in place.
 #[derive(Debug, Clone)]
@@ -38,9 +41,11 @@ pub struct Store {
 /// A sandbox under its lock: no other process acts on it until this is dropped.
 #[derive(Debug)]
 pub struct Entry {
-    directory: PathBuf,
+    directory: Arc<StateDir>,
     id: SandboxId,
     lock: File,
+    /// Whether its record was removed in due form.
+    is_forgotten: AtomicBool,
 }
 
 impl Store {
@@ -57,42 +62,38 @@ impl Store {
     /// Locks a sandbox, whether there is a state of it or not.
     ///
     /// # Errors
-    /// [`ErrorKind::Locked`] when another process holds it for longer than `timeout`.
+    /// [`ErrorKind::Locked`] when another process holds it for longer than `timeout`; [`ErrorKind::State`] if somebody else
+    /// could exchange the directory.
     pub fn lock(&self, id: &SandboxId, timeout: Duration) -> Result<Entry> {
-        let path = self.directory.join(format!("{id}.lock"));
+        let name = format!("{id}.lock");
         let (deadline, mut pause) = (Deadline::after(timeout), Duration::from_millis(2));
-        is_ours(&self.directory)?;
         loop {
-            match DirBuilder::new().recursive(true).mode(0o700).create(&self.directory) {
-                // It was there, and the last entry's process removed it before it was seen to be a directory.
-                Err(error)
-                    if error.kind() == std::io::ErrorKind::AlreadyExists
-                        && self.directory.symlink_metadata().is_err()
-                        && !deadline.is_over() =>
-                {
-                    continue;
-                }
-                made => made.map_err(|error| io_error(CANNOT_MAKE, &self.directory, error))?,
-            }
-            let file = match File::options().create(true).truncate(false).write(true).mode(0o600).open(&path)
-            {
-                // The last entry's process has just removed the directory.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !deadline.is_over() => continue,
-                opened => opened.map_err(|error| io_error("cannot open the lock", &path, error))?,
+            let directory = StateDir::make(&self.directory)?;
+            let file = match open_lock(&directory, &name) {
+                // The last entry's process has just removed the lock, or the directory.
+                Err(Errno::NOENT | Errno::EXIST) if !deadline.is_over() => continue,
+                opened => opened.map_err(|errno| directory.failed("cannot open the lock", &name, errno))?,
             };
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) if is_still(&file, &path) => {
-                    return Ok(Entry { directory: self.directory.clone(), id: id.clone(), lock: file });
+                Ok(()) if is_still(&file, &directory, &name) => {
+                    let directory = Arc::new(directory);
+                    return Ok(Entry {
+                        directory,
+                        id: id.clone(),
+                        lock: file,
+                        is_forgotten: AtomicBool::new(false),
+                    });
                 }
                 // The one before us removed the sandbox and the lock with it.
                 Ok(()) => continue,
                 Err(Errno::INTR) => continue,
                 Err(Errno::WOULDBLOCK) => {}
-                Err(errno) => return Err(Error::kernel("cannot lock", &path, errno)),
+                Err(errno) => return Err(directory.failed("cannot lock", &name, errno)),
             }
             if deadline.is_over() {
                 let why = format!("another process is at work on this sandbox; not free within {timeout:?}");
-                return Err(Error::new(ErrorKind::Locked, why).with_value(id).with_path(&path));
+                let path = self.directory.join(&name);
+                return Err(Error::new(ErrorKind::Locked, why).with_value(id).with_path(path));
             }
             deadline.sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -101,49 +102,98 @@ impl Store {
 
     /// The state of a sandbox, as it was last written. Needs no lock: a state is always whole.
     pub fn load(&self, id: &SandboxId) -> Result<Option<State>> {
-        load(&self.directory, id)
+        StateDir::open(&self.directory)?.map_or(Ok(None), |directory| load(&directory, id))
     }
 
     /// The sandboxes of which there is a state, in order.
     pub fn ids(&self) -> Result<Vec<SandboxId>> {
-        self.named("json")
+        StateDir::open(&self.directory)?.map_or(Ok(Vec::new()), |directory| ids(&directory, "json"))
+    }
+
+    /// The random identity by which this store's sandboxes are marked; `None` for a store without any.
+    pub(super) fn identity(&self) -> Result<Option<Identity>> {
+        let Some(directory) = StateDir::open(&self.directory)? else { return Ok(None) };
+        let decided = directory.decided(IDENTITY);
+        let text = decided.map_err(|errno| directory.failed("cannot read the identity", IDENTITY, errno))?;
+        text.map(|text| text.parse()).transpose()
+    }
+
+    /// Removes the directory, if nothing of a sandbox is in it.
+    pub(crate) fn remove_if_unused(&self) {
+        if let Ok(Some(directory)) = StateDir::open(&self.directory) {
+            directory.remove_if_unused();
+        }
     }
 
     /// Removes locks and halves of states that killed processes left.
     pub fn sweep(&self) -> Result<()> {
-        let left: BTreeSet<_> = self.named("lock")?.into_iter().chain(self.named("tmp")?).collect();
+        let Some(directory) = StateDir::open(&self.directory)? else { return Ok(()) };
+        let mut left = ids(&directory, "lock")?;
+        left.extend(ids(&directory, "tmp")?);
+        left.sort();
+        left.dedup();
         for id in left {
             match self.lock(&id, Duration::ZERO) {
                 // Where there is no state, dropping it removes the rest.
-                Ok(entry) => _ = fs::remove_file(entry.temporary()),
+                Ok(entry) => _ = entry.directory.remove(&entry.temporary()),
                 Err(error) if error.kind() == ErrorKind::Locked => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
+}
 
-    fn named(&self, suffix: &str) -> Result<Vec<SandboxId>> {
-        is_ours(&self.directory)?;
-        let entries = match fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(io_error("cannot list the state directory", &self.directory, error)),
-        };
-        let mut ids = Vec::new();
-        for entry in entries {
-            let entry =
-                entry.map_err(|error| io_error("cannot list the state directory", &self.directory, error))?;
-            if let Some(id) =
-                entry.file_name().to_str().and_then(|name| name.strip_suffix(suffix)?.strip_suffix('.'))
-                && let Ok(id) = id.parse()
-            {
-                ids.push(id);
-            }
-        }
-        ids.sort();
-        Ok(ids)
+impl StateDir {
+    fn failed(&self, what: &'static str, name: &str, errno: Errno) -> Error {
+        Error::kernel(what, self.path().join(name), errno).with_kind(ErrorKind::State)
     }
+
+    /// A lock on the directory itself, for what concerns all sandboxes.
+    fn lock_all(&self, how: FlockOperation) -> Result<File, Errno> {
+        let file = self.to_lock()?;
+        rustix::fs::flock(&file, how).map(|()| file)
+    }
+
+    /// Removes the directory and the identity of the store, if nothing else is in it. Whoever takes the identity at this
+    /// moment has a lock file in it.
+    fn remove_if_unused(&self) {
+        let deadline = Deadline::after(LONGEST_LOCK);
+        let _alone = loop {
+            match self.lock_all(FlockOperation::NonBlockingLockExclusive) {
+                Ok(locked) => break locked,
+                Err(Errno::WOULDBLOCK | Errno::INTR) if !deadline.is_over() => {
+                    deadline.sleep(Duration::from_millis(1));
+                }
+                Err(_) => return,
+            }
+        };
+        if self.names().is_ok_and(|names| names.iter().all(|name| name == IDENTITY.as_bytes())) {
+            _ = self.remove(IDENTITY);
+            self.remove_itself();
+        }
+    }
+}
+
+/// Opens the lock of a sandbox, or makes it.
+fn open_lock(directory: &StateDir, name: &str) -> Result<File, Errno> {
+    match directory.open_file(name, OFlags::WRONLY) {
+        Err(Errno::NOENT) => directory.make_file(name),
+        opened => opened,
+    }
+}
+
+/// The IDs of which there is a file with this suffix.
+fn ids(directory: &StateDir, suffix: &str) -> Result<Vec<SandboxId>> {
+    let names = directory.names();
+    let names = names.map_err(|errno| directory.failed("cannot list the state directory", "", errno))?;
+    let id = |name: Vec<u8>| {
+        let name = String::from_utf8(name).ok()?;
+        name.strip_suffix(suffix)?.strip_suffix('.')?.parse().ok()
+    };
+    let mut ids: Vec<SandboxId> = names.into_iter().filter_map(id).collect();
+    ids.sort();
+    Ok(ids)
 }
 
 impl Entry {
@@ -157,30 +207,77 @@ impl Entry {
         load(&self.directory, &self.id)
     }
 
-    fn temporary(&self) -> PathBuf {
-        self.directory.join(format!("{}.tmp", self.id))
+    fn named(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.id)
+    }
+
+    fn temporary(&self) -> String {
+        self.named("tmp")
     }
 
     /// Writes the state: to a temporary file, synced, then renamed over the old one.
     pub fn save(&self, state: &State) -> Result<()> {
-        let temporary = self.temporary();
-        let path = self.directory.join(format!("{}.json", self.id));
-        let failed = |error: std::io::Error| io_error("cannot write the state", &path, error);
-        let text = serde_json::to_vec_pretty(state).map_err(|error| failed(error.into()))?;
-        let directory = retried(|| File::open(&self.directory)).map_err(failed)?;
-        let write = || {
-            let mut options = File::options();
-            options.create(true).truncate(true).write(true).mode(0o600);
-            let mut file = retried(|| options.open(&temporary))?;
-            file.write_all(&text)?;
-            retried(|| file.sync_all())?;
-            fs::rename(&temporary, &path)
+        let name = self.named("json");
+        let failed = |error: std::io::Error| {
+            io_error("cannot write the state", &self.directory.path().join(&name), error)
         };
-        write().map_err(|error| {
-            _ = fs::remove_file(&temporary);
-            failed(error)
-        })?;
-        retried(|| directory.sync_all()).map_err(failed)
+        let text = serde_json::to_vec_pretty(state).map_err(|error| failed(error.into()))?;
+        self.directory.replace(&name, &self.temporary(), &text).map_err(failed)
+    }
+
+    /// The random identity of the store, made with its first sandbox.
+    pub(super) fn identity(&self) -> Result<Identity> {
+        let failed = |errno| self.directory.failed("cannot make the identity of the store", IDENTITY, errno);
+        // It is not removed meanwhile, nor later, since the lock file of this entry is there.
+        let lock = loop {
+            match self.directory.lock_all(FlockOperation::NonBlockingLockShared) {
+                Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(Duration::from_millis(1)),
+                locked => break locked.map_err(failed)?,
+            }
+        };
+        let new = Identity::random()?;
+        let decided = self.directory.decide(IDENTITY, &new.to_string()).map_err(failed)?;
+        drop(lock);
+        match decided {
+            Ok(()) => Ok(new),
+            Err(there) => there.parse(),
+        }
+    }
+
+    /// Claims a unit of systemd for this sandbox, before it starts, by a link of the unit's name that leads to the ID: no
+    /// other sandbox of the store can have it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] if another sandbox has it.
+    pub(super) fn claim_unit(&self, unit: &str) -> Result<()> {
+        let failed = |errno| self.directory.failed("cannot record the unit", unit, errno);
+        loop {
+            let decided = self.directory.decide(unit, self.id.as_str()).map_err(failed)?;
+            let Err(owner) = decided else { return Ok(()) };
+            if owner == self.id.as_str() {
+                return Ok(());
+            }
+            let other = owner.parse().ok();
+            let other = other.map(|id: SandboxId| load(&self.directory, &id)).transpose()?.flatten();
+            if other.is_some_and(|state| state.units().contains(&unit.to_owned())) {
+                let why = format!("this unit is of the sandbox {owner:?}: choose another path");
+                return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(unit));
+            }
+            // Its creator died before it was recorded, or after it was forgotten.
+            let _alone = self.directory.lock_all(FlockOperation::LockExclusive).map_err(failed)?;
+            if self.directory.decided(unit).map_err(failed)? == Some(owner) {
+                self.directory.remove(unit).map_err(failed)?;
+            }
+        }
+    }
+
+    /// Gives the units of a sandbox back that is forgotten.
+    pub(super) fn release_units(&self, units: &[String]) {
+        for unit in units {
+            if self.directory.decided(unit).is_ok_and(|owner| owner.as_deref() == Some(self.id.as_str())) {
+                _ = self.directory.remove(unit);
+            }
+        }
     }
 
     /// [`Sandbox::change_with`], recorded before the kernel is changed and after: whenever this process may die, the
@@ -272,7 +369,7 @@ impl Entry {
     /// The CPUs to which vCPUs of the other sandboxes are pinned.
     pub fn taken_cpus(&self, host: &Host) -> Result<TakenCpus> {
         let mut taken = TakenCpus::new();
-        for id in Store::new(&self.directory).ids()?.into_iter().filter(|id| *id != self.id) {
+        for id in ids(&self.directory, "json")?.into_iter().filter(|id| *id != self.id) {
             let Some(state) = load(&self.directory, &id)? else { continue };
             let Some(pin) = state.pin.filter(|_| !state.pinned.is_empty()) else { continue };
             let cpus = match Sandbox::restore(host, state).and_then(|sandbox| sandbox.pinned_cpus()) {
@@ -287,18 +384,16 @@ impl Entry {
     /// A lock on the directory itself.
     fn lock_all(&self, timeout: Duration) -> Result<File> {
         let deadline = Deadline::after(timeout);
-        let directory = File::open(&self.directory)
-            .map_err(|error| io_error("cannot open the state directory", &self.directory, error))?;
         loop {
-            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(directory),
+            match self.directory.lock_all(FlockOperation::NonBlockingLockExclusive) {
+                Ok(locked) => return Ok(locked),
                 Err(Errno::INTR) => continue,
                 Err(Errno::WOULDBLOCK) if !deadline.is_over() => {}
                 Err(Errno::WOULDBLOCK) => {
                     let why = format!("another process chooses CPUs; not done within {timeout:?}");
-                    return Err(Error::new(ErrorKind::Locked, why).with_path(&self.directory));
+                    return Err(Error::new(ErrorKind::Locked, why).with_path(self.directory.path()));
                 }
-                Err(errno) => return Err(Error::kernel("cannot lock", &self.directory, errno)),
+                Err(errno) => return Err(self.directory.failed("cannot lock", "", errno)),
             }
             deadline.sleep(Duration::from_millis(2));
         }
@@ -306,32 +401,39 @@ impl Entry {
 
     /// From now on those that watch the store are told what was counted in the sandbox, before its cgroup is removed.
     pub fn tell_watchers_of(&self, sandbox: &Sandbox) {
-        let (directory, id) = (self.directory.clone(), self.id.clone());
+        let (directory, id) = (Arc::clone(&self.directory), self.id.clone());
         sandbox.before_removal(Arc::new(move |word| {
             // That it is removed is told with its state.
             if matches!(word, LastWord::Counted(_)) {
-                announce(&directory, &id, word);
+                announce(&directory.by_descriptor(), &id, word);
             }
         }));
     }
 
     /// Tells them what was counted until now, before the cgroup goes that nothing holds any more.
     pub fn tell_watchers_now(&self, sandbox: &Sandbox) {
-        sandbox.last_counts().for_each(|last| announce(&self.directory, &self.id, LastWord::Counted(last)));
+        let directory = self.directory.by_descriptor();
+        sandbox.last_counts().for_each(|last| announce(&directory, &self.id, LastWord::Counted(last)));
     }
 
     /// Removes the state, and tells those that watch the store; the lock goes when this is dropped.
     pub fn remove(self) -> Result<()> {
-        for suffix in ["json", "tmp"] {
-            let path = self.directory.join(format!("{}.{suffix}", self.id));
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(io_error("cannot remove the state", &path, error));
-                }
-                _ => {}
+        self.forget()
+    }
+
+    /// [`Entry::remove`], and keeps the lock.
+    pub(super) fn forget(&self) -> Result<()> {
+        // What cannot be read claims nothing that can be known.
+        let units = self.load().ok().flatten().map(|state| state.units()).unwrap_or_default();
+        for name in [self.named("json"), self.temporary()] {
+            match self.directory.remove(&name) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(self.directory.failed("cannot remove the state", &name, errno)),
             }
         }
-        announce(&self.directory, &self.id, LastWord::Removed);
+        self.release_units(&units);
+        self.is_forgotten.store(true, Ordering::Relaxed);
+        announce(&self.directory.by_descriptor(), &self.id, LastWord::Removed);
         Ok(())
     }
 }
@@ -339,44 +441,39 @@ impl Entry {
 /// An entry without a state leaves no lock behind, and the last one no directory.
 impl Drop for Entry {
     fn drop(&mut self) {
-        let lock = self.directory.join(format!("{}.lock", self.id));
-        let is_forgotten = matches!(self.directory.join(format!("{}.json", self.id)).try_exists(), Ok(false));
-        if is_forgotten && is_still(&self.lock, &lock) {
+        let lock = self.named("lock");
+        let has_none = self.directory.stat(&self.named("json")).is_err_and(|errno| errno == Errno::NOENT);
+        if has_none && is_still(&self.lock, &self.directory, &lock) {
             // One that was killed while it wrote its first state leaves the temporary file.
-            _ = fs::remove_file(self.temporary());
-            _ = fs::remove_file(lock);
-            _ = fs::remove_dir(&self.directory);
+            _ = self.directory.remove(&self.temporary());
+            _ = self.directory.remove(&lock);
+            if self.is_forgotten.load(Ordering::Relaxed) {
+                self.directory.remove_if_unused();
+            } else {
+                // Its record may have been lost, and by the store's identity what is left of it is found.
+                self.directory.remove_itself();
+            }
         }
     }
 }
 
-/// Whether the path still names this file.
-fn is_still(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+/// Whether the name still is that of this file.
+fn is_still(file: &File, directory: &StateDir, name: &str) -> bool {
+    match (rustix::fs::fstat(file.as_fd()), directory.stat(name)) {
+        (Ok(open), Ok(named)) => (open.st_dev, open.st_ino) == (named.st_dev, named.st_ino),
         _ => false,
     }
 }
 
-/// Again where a signal came in between.
-fn retried<T>(mut act: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
-    loop {
-        match act() {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-}
-
-fn load(directory: &Path, id: &SandboxId) -> Result<Option<State>> {
-    is_ours(directory)?;
-    let path = directory.join(format!("{id}.json"));
-    let text = match fs::File::open(&path) {
+fn load(directory: &StateDir, id: &SandboxId) -> Result<Option<State>> {
+    let name = format!("{id}.json");
+    let path = directory.path().join(&name);
+    let text = match directory.read(&name) {
         Ok(file) => read_document(file).map_err(|error| {
             Error::new(ErrorKind::State, error.message().to_owned()).with_path(&path).with_source(error)
         })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("cannot read the state", &path, error)),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(directory.failed("cannot read the state", &name, errno)),
     };
     let state: State = serde_json::from_str(&text).map_err(|error| {
         let why = format!(

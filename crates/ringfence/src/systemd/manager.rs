@@ -247,6 +247,16 @@ impl Manager {
         })
     }
 
+    /// The description of a unit; `None` if no such unit is loaded.
+    pub(crate) fn description(&self, unit: &str) -> Result<Option<String>> {
+        self.persistently(&format!("cannot look {unit} up"), |bus, deadline| {
+            let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
+                return Ok(None);
+            };
+            bus.property::<String>(object.as_str(), UNIT, "Description", deadline).map(Some)
+        })
+    }
+
     /// systemd's version, such as `257.9-1~deb13u1`.
     pub(crate) fn version(&self) -> Result<String> {
         self.persistently("cannot ask systemd for its version", |bus, deadline| {

@@ -60,6 +60,10 @@ impl Manager {
         unsupported()
     }
 
+    pub(crate) fn description(&self, _: &str) -> Result<Option<String>> {
+        unsupported()
+    }
+
     pub(crate) fn version(&self) -> Result<String> {
         unsupported()
     }

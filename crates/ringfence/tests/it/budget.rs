@@ -254,6 +254,7 @@ impl Machine {
         self.detect(minimum)
             .calls(self.all(), "open", "the root of each hierarchy, beneath which everything is opened")
             .calls(self.all(), "open", "the directory in each: what comes to this path later is another")
+            .calls(self.all(), "getxattr", "whether it was made by the same creation")
             .call("access", "whether it is there still")
     }
 
@@ -269,7 +270,10 @@ impl Machine {
         }
         minimum = minimum
             .calls(self.all(), "mkdir", "in each hierarchy: what is inside is counted, frozen, found in each")
-            .calls(self.all(), "open", "the directory in each: what comes to this path later is another");
+            .calls(self.all(), "open", "the directory in each: what comes to this path later is another")
+            .call("getrandom", "the identity of this creation")
+            .calls(self.all(), "setxattr", "the mark on each, by which its removal knows it")
+            .calls(self.all(), "fstat", "nobody else has made one inside before it was marked");
         if self.is_on_v1(Controller::Cpuset) {
             minimum = minimum.write("cpuset.cpus", "the parent's").write("cpuset.mems", "the parent's");
         }
@@ -397,7 +401,11 @@ impl Machine {
         } else {
             minimum.read("memory.events", "OOM kills: nobody can know of them behind the removal")
         };
-        minimum.read("pids.events", "forks that were refused").calls(self.all(), "rmdir", "each hierarchy")
+        minimum
+            .read("pids.events", "forks that were refused")
+            .calls(self.all(), "fstat", "whether other sandboxes are nested inside")
+            .calls(2 * self.all(), "stat", "whether the name still leads to the directory that was opened")
+            .calls(self.all(), "rmdir", "each hierarchy")
     }
 }
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use crate::support::soak::times;
 use crate::support::{Guarded, by_systemd, name, path, skip};
 use ringfence::{
-    Child, Command, DeviceRule, ErrorKind, Host, Profile, Resources, Sandbox, SandboxConfig, null,
+    Cgroup, Child, Command, DeviceRule, ErrorKind, Host, Profile, Remaining, Resources, Sandbox,
+    SandboxConfig, null,
 };
 
 testbed! {
@@ -171,15 +172,18 @@ fn a_claim_that_fails_leaves_everything_as_it_was() {
         return skip("a unit is in no scope");
     }
     // The kernel refuses what a parent denies, here the second of two.
-    let parent = none("parent").resources(Resources::new().devices([rule("c 1:11 r")]));
-    let parent = Guarded::make(&host, &parent);
-    let within = format!("/{}/{}", parent.state().cgroup, name("child"));
+    let above = format!("/{}", name("parent"));
+    let only = Resources::new().devices([rule("c 1:11 r")]);
+    let (parent, _) = Cgroup::create(&host, &above.parse().unwrap(), &only).unwrap();
+    let within = format!("{above}/{}", name("child"));
     let child = Guarded::make(&host, &SandboxConfig::new(within.parse().unwrap()).profile(Profile::None));
     let (state, files) = (child.state(), child.files());
     let error = child.claim_devices("two", &[rule("c 1:11 r"), rule("c 10:229 rw")]).unwrap_err();
     assert!(error.to_string().contains("parent"), "{error}");
     assert_eq!((child.state(), child.files()), (state, files));
     child.claim_devices("two", &[rule("c 1:11 r")]).unwrap();
+    drop(child);
+    parent.destroy(Remaining::Refuse, Duration::from_secs(10)).unwrap();
 }
 
 #[test]
