@@ -74,14 +74,23 @@ pub enum Foreign {
     Leave,
     /// Removes the leaf if it is empty, as systemd does on v1, whoever made it.
     RemoveLeaf,
+    /// Removes the parent if it is empty, whoever made it.
+    RemoveParent,
     /// Loses the record of the first ID.
     LoseRecord,
 }
 
 impl Foreign {
     /// Everything that the foreign manager can do.
-    pub const ALL: [Self; 6] =
-        [Self::MakeParent, Self::MakeLeaf, Self::Populate, Self::Leave, Self::RemoveLeaf, Self::LoseRecord];
+    pub const ALL: [Self; 7] = [
+        Self::MakeParent,
+        Self::MakeLeaf,
+        Self::Populate,
+        Self::Leave,
+        Self::RemoveLeaf,
+        Self::RemoveParent,
+        Self::LoseRecord,
+    ];
 
     const fn bit(self) -> u8 {
         1 << self as u8
@@ -194,6 +203,7 @@ impl Protocol {
                 is_there
             }
             Foreign::RemoveLeaf => state.is_empty(h, LEAF) && state.dirs[h][LEAF].take().is_some(),
+            Foreign::RemoveParent => state.is_empty(h, PARENT) && state.dirs[h][PARENT].take().is_some(),
             Foreign::LoseRecord if h > 0 || state.locks[0].is_some() => false,
             Foreign::LoseRecord => {
                 let record = state.records[0].take();

@@ -49,7 +49,11 @@ fn interference(rules: Rules) -> Protocol {
 
 fn repair(rules: Rules) -> Protocol {
     let repaired = Protocol::new(rules, &[CREATE, REPAIR, REMOVE, GC]);
-    Protocol { hierarchies: 2, ..repaired }.foreign(&[Foreign::RemoveLeaf, Foreign::MakeLeaf])
+    Protocol { hierarchies: 2, ..repaired }.foreign(&[
+        Foreign::RemoveLeaf,
+        Foreign::RemoveParent,
+        Foreign::MakeLeaf,
+    ])
 }
 
 fn damage(rules: Rules) -> Protocol {
@@ -119,6 +123,8 @@ fn new_rules_hold_for_one_path_inside_the_other() {
 #[test]
 fn new_rules_hold_for_adoption() {
     assert_holds(adoption(Rules::ALL), 20_000, &[RUNS, LOSES, KILLS, UNDONE]);
+    let two = Protocol { hierarchies: 2, ..adoption(Rules::ALL) };
+    assert_holds(two, 50_000, &[RUNS, LOSES, KILLS, UNDONE]);
 }
 
 #[test]
