@@ -29,6 +29,8 @@ pub struct Rules {
     pub look_around_after_mark: bool,
     /// A record says that directories are being made, until all are marked. Off: an unmarked directory is never ours.
     pub record_making: bool,
+    /// A creation keeps its record if somebody else has marked a directory that it has just made.
+    pub record_overtaken: bool,
     /// `repair` sets that flag, too, before it makes a directory.
     pub record_repair: bool,
     /// A record names the missing ancestors before mkdir makes them.
@@ -66,6 +68,7 @@ impl Rules {
         spawn_takes_lock: true,
         look_around_after_mark: true,
         record_making: true,
+        record_overtaken: true,
         record_repair: true,
         record_ancestors: true,
         removal_keeps_facts: true,
@@ -91,6 +94,7 @@ impl Rules {
         spawn_takes_lock: false,
         look_around_after_mark: false,
         record_making: false,
+        record_overtaken: false,
         record_repair: false,
         record_ancestors: false,
         removal_keeps_facts: false,

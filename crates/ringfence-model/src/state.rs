@@ -176,7 +176,7 @@ pub struct Actor {
     pub ancestor: [Inode; HIERARCHIES],
     /// The creation that it acts for.
     pub creation: Creation,
-    /// Whether something was seen that keeps the record.
+    /// Whether something was seen that keeps the record, or that keeps `making` in it.
     pub keep: bool,
     /// Which creations had a record when it read all of them.
     pub records: u8,

@@ -43,6 +43,11 @@ fn adoption(rules: Rules) -> Protocol {
     Protocol { has_leaf: true, ..adopters }.foreign(&[Foreign::Populate, Foreign::Leave])
 }
 
+fn adoption_of_a_new_directory(rules: Rules) -> Protocol {
+    let foreign = [&INTERFERE[..], &[Foreign::RemoveParent]].concat();
+    Protocol { has_leaf: true, ..Protocol::new(rules, &[ADOPT, CREATE_OTHER, REMOVE, GC]) }.foreign(&foreign)
+}
+
 fn interference(rules: Rules) -> Protocol {
     Protocol::new(rules, &[CREATE, CREATE_OTHER, REMOVE, GC]).foreign(&INTERFERE)
 }
@@ -123,6 +128,7 @@ fn new_rules_hold_for_one_path_inside_the_other() {
 #[test]
 fn new_rules_hold_for_adoption() {
     assert_holds(adoption(Rules::ALL), 20_000, &[RUNS, LOSES, KILLS, UNDONE]);
+    assert_holds(adoption_of_a_new_directory(Rules::ALL), 100_000, &[RUNS, LOSES, UNCLEAR, KILLS, UNDONE]);
     let two = Protocol { hierarchies: 2, ..adoption(Rules::ALL) };
     assert_holds(two, 50_000, &[RUNS, LOSES, KILLS, UNDONE]);
 }
@@ -207,6 +213,7 @@ needed! {
     spawn_has_to_wait_for_repair: spawn_takes_lock, repair, CONFINED;
     creation_has_to_look_around_after_it_marks: look_around_after_mark, nested, NO_FOREIGN_KILL;
     a_record_has_to_say_that_directories_are_being_made: record_making, race, ACCOUNTED;
+    a_record_has_to_stay_if_an_adoption_overtakes: record_overtaken, adoption_of_a_new_directory, ACCOUNTED;
     a_record_has_to_say_that_repair_makes_directories: record_repair, repair, ACCOUNTED;
     a_record_has_to_name_missing_ancestors: record_ancestors, race, ACCOUNTED;
     removal_has_to_keep_what_the_record_says: removal_keeps_facts, adoption, NO_FOREIGN_KILL;

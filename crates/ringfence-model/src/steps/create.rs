@@ -111,7 +111,10 @@ impl Turn<'_> {
                 dir.mark = Some(mark);
                 self.go(Step::LookAround);
             }
-            _ => {
+            other => {
+                // An adoption took our new directory. If it is given back, it has no mark: the record keeps it in view.
+                let is_overtaken = other.is_some() && self.protocol.rules.record_overtaken;
+                self.me().keep |= is_overtaken && !self.is_adopting();
                 self.me().leaf[h] = 0;
                 self.go(Step::UndoLeaf);
             }
@@ -199,12 +202,12 @@ impl Turn<'_> {
     }
 
     pub(super) fn undo_record(&mut self) {
-        let (slot, path, was_making) = (self.slot(), self.path(), self.me().keep);
+        let (slot, path, keep) = (self.slot(), self.path(), self.me().keep);
         if self.is_repairing() {
-            if let Some(record) = self.state.records[slot].as_mut().filter(|_| !was_making) {
+            if let Some(record) = self.state.records[slot].as_mut().filter(|_| !keep) {
                 (record.making, record.ancestors) = (false, 0);
             }
-        } else if !(0..self.protocol.hierarchies).any(|h| self.is_marked(h, path)) {
+        } else if !keep && !(0..self.protocol.hierarchies).any(|h| self.is_marked(h, path)) {
             self.state.records[slot] = None;
         }
         self.end(Step::Refused);
