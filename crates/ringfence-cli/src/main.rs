@@ -11,10 +11,12 @@ mod supervise;
 
 use std::error::Error as _;
 use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as UsageKind;
 use clap::{Parser, Subcommand};
+use ringfence::terminal::EscapedLines;
 use ringfence::{Error, ErrorKind, Result};
 
 use context::{Context, Global};
@@ -151,14 +153,15 @@ fn main() -> ExitCode {
 /// Says what is wrong with the command line, in the words of the library where it refused a value; or prints the help
 /// that was asked for.
 fn refuse(error: &clap::Error) -> Exit {
+    // A closed pipe is no error, and nobody is left to be told that stderr is closed.
     if !error.use_stderr() {
-        // A closed pipe is no error.
         _ = error.print();
         return Exit::Done;
     }
     let known = error.source().and_then(|source| source.downcast_ref::<Error>());
     match (known, wants_json(std::env::args_os())) {
-        (None, false) => _ = error.print(),
+        // Without colours: clap's own escape sequences could not be told from those of an argument.
+        (None, false) => _ = write!(io::stderr(), "{}", EscapedLines(&error.render().to_string())),
         (Some(known), json) => printer(json).error(known),
         (None, true) => printer(true).error(&Error::new(ErrorKind::InvalidInput, sentence(error))),
     }

@@ -1,5 +1,6 @@
 //! What is printed: results on stdout as tables or JSON, diagnostics on stderr.
 
+use std::borrow::Cow;
 use std::error::Error as _;
 use std::fmt::Display;
 use std::io::{self, ErrorKind as IoErrorKind, IsTerminal, Write};
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
+use ringfence::terminal::{Escaped, EscapedLines, escape_json};
 use ringfence::{Error, ErrorKind, Report, Result};
 use serde::Serialize;
 
@@ -79,37 +81,48 @@ impl Output {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// One thing.
+    /// One thing. Control characters of `text` are escaped, newlines excepted.
     pub fn object(&self, object: &impl Serialize, text: impl Display) -> Result<()> {
         match self.format() {
-            Format::Table => self.text(text),
-            Format::Json => self.text(pretty(object)?),
-            Format::Jsonl => self.text(line(object)?),
+            Format::Table => self.words(text),
+            Format::Json => self.print(&pretty(object)?),
+            Format::Jsonl => self.print(&line(object)?),
+        }
+    }
+
+    /// One thing that people see as tables, with an empty line between them.
+    pub fn tables(&self, object: &impl Serialize, tables: &[Table]) -> Result<()> {
+        match self.format() {
+            Format::Table => {
+                let tables: Vec<_> = tables.iter().map(|table| self.table(table)).collect();
+                self.print(&tables.join("\n"))
+            }
+            Format::Json | Format::Jsonl => self.object(object, ""),
         }
     }
 
     /// Many things of one kind.
     pub fn list<T: Serialize>(&self, list: &[T], table: impl FnOnce() -> Table) -> Result<()> {
         match self.format() {
-            Format::Table => self.text(self.table(&table())),
-            Format::Json => self.text(pretty(&list)?),
-            Format::Jsonl => list.iter().try_for_each(|item| self.text(line(item)?)),
+            Format::Table => self.print(&self.table(&table())),
+            Format::Json => self.print(&pretty(&list)?),
+            Format::Jsonl => list.iter().try_for_each(|item| self.print(&line(item)?)),
         }
     }
 
     /// A table as it looks on stdout.
-    pub fn table(&self, table: &Table) -> String {
+    fn table(&self, table: &Table) -> String {
         table.display(self.color.is_on(&io::stdout()))
     }
 
     /// One thing on one line of JSON.
     pub fn line(&self, object: &impl Serialize) -> Result<()> {
-        self.text(line(object)?)
+        self.print(&line(object)?)
     }
 
-    /// One line for people.
+    /// Lines for people, with control characters escaped.
     pub fn words(&self, words: impl Display) -> Result<()> {
-        self.text(words)
+        self.print(&EscapedLines(&words.to_string()).to_string())
     }
 
     /// What was done, in words where words are wanted.
@@ -120,11 +133,11 @@ impl Output {
         }
     }
 
-    fn text(&self, text: impl Display) -> Result<()> {
+    /// Writes to stdout as it is: the caller has escaped what comes from outside.
+    fn print(&self, text: &str) -> Result<()> {
         if self.is_closed() {
             return Ok(());
         }
-        let text = text.to_string();
         let newline = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
         let mut stdout = io::stdout().lock();
         match write!(stdout, "{text}{newline}").and_then(|()| stdout.flush()) {
@@ -157,15 +170,15 @@ impl Output {
             return;
         }
         for line in worth {
-            self.diagnostic(format_args!("{} = {}: {}", line.setting, line.value, line.why));
+            self.diagnostic(line);
         }
     }
 
-    /// A line on stderr.
+    /// A line on stderr, with control characters escaped.
     pub fn diagnostic(&self, words: impl Display) {
         let name = if self.color.is_on(&io::stderr()) { "\x1b[1;31mringfence:\x1b[0m" } else { "ringfence:" };
         // Nobody is left to be told that stderr is closed.
-        _ = writeln!(io::stderr(), "{name} {}", plain(&words.to_string()));
+        _ = writeln!(io::stderr(), "{name} {}", Escaped(&words.to_string()));
     }
 
     /// Something to know, on stderr, where stdout is for something else.
@@ -182,7 +195,7 @@ impl Output {
             Format::Table => {
                 self.diagnostic(error);
                 for cause in causes(error) {
-                    _ = writeln!(io::stderr(), "  caused by: {}", plain(&cause));
+                    _ = writeln!(io::stderr(), "  caused by: {}", Escaped(&cause));
                 }
             }
             Format::Json | Format::Jsonl => {
@@ -193,12 +206,20 @@ impl Output {
 }
 
 fn pretty(value: &impl Serialize) -> Result<String> {
-    serde_json::to_string_pretty(value).map_err(unprintable)
+    serde_json::to_string_pretty(value).map(exact).map_err(unprintable)
 }
 
 /// One line of JSON.
 fn line(value: &impl Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(unprintable)
+    serde_json::to_string(value).map(exact).map_err(unprintable)
+}
+
+/// The same JSON without what a terminal acts on.
+fn exact(json: String) -> String {
+    match escape_json(&json) {
+        Cow::Owned(escaped) => escaped,
+        Cow::Borrowed(_) => json,
+    }
 }
 
 fn unprintable(error: serde_json::Error) -> Error {
@@ -249,13 +270,8 @@ impl From<&Error> for Printed {
 fn causes(error: &Error) -> Vec<String> {
     let sentence = error.to_string();
     let chain = std::iter::successors(error.source(), |cause| (*cause).source());
-    chain.map(ToString::to_string).filter(|cause| !sentence.contains(cause)).collect()
-}
-
-/// A name that someone else chose (a process and a delegated cgroup have any they like) breaks no line and steers no terminal.
-fn plain(text: &str) -> String {
-    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
-    text.chars().map(escaped).collect()
+    let is_said = |cause: &String| sentence.contains(&Escaped(cause).to_string());
+    chain.map(ToString::to_string).filter(|cause| !is_said(cause)).collect()
 }
 
 /// Rows below a heading, in aligned columns.
@@ -270,7 +286,7 @@ impl Table {
     }
 
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.map(|cell| plain(&cell)).to_vec());
+        self.rows.push(cells.map(|cell| Escaped(&cell).to_string()).to_vec());
     }
 
     fn display(&self, color: bool) -> String {
@@ -338,10 +354,16 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_steers_no_terminal() {
+    fn control_characters_of_a_cell_are_escaped() {
         let mut table = Table::new(["NAME"]);
-        table.row(["a\u{1b}[2J\nb é".to_owned()]);
-        assert_eq!(table.display(false), "NAME\na\\u{1b}[2J\\nb é\n");
+        table.row(["a\u{1b}[2J\u{9b}\u{202e}\nb é".to_owned()]);
+        assert_eq!(table.display(false), "NAME\na\\u{1b}[2J\\u{9b}\\u{202e}\\nb é\n");
+    }
+
+    #[test]
+    fn control_characters_of_json_are_escaped() {
+        assert_eq!(line(&"\u{1b}\u{7f}\u{9b}\u{202e}é").unwrap(), r#""\u001b\u007f\u009b\u202eé""#);
+        assert_eq!(pretty(&["\u{9b}"]).unwrap(), "[\n  \"\\u009b\"\n]");
     }
 
     #[test]

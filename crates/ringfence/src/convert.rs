@@ -12,6 +12,7 @@ use crate::plan::{self, Action, UnitWant, Want};
 use crate::report::Report;
 use crate::resources::Resources;
 use crate::systemd::property::{Property, tell};
+use crate::terminal::Escaped;
 
 /// Limits as properties of a unit of systemd, by the names and in the units that they have on its bus
 /// (`org.freedesktop.systemd1`).
@@ -22,7 +23,7 @@ pub struct UnitProperties(Vec<Property>);
 
 impl fmt::Display for UnitProperties {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|property| writeln!(f, "{property}"))
+        self.0.iter().try_for_each(|property| writeln!(f, "{}", Escaped(&property.to_string())))
     }
 }
 

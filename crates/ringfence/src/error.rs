@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use crate::terminal::{Escaped, Escaper};
+
 /// What this library's functions return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -63,7 +65,8 @@ impl ErrorKind {
 
 /// What was being done, with which setting and value, at which file, and what the kernel said.
 ///
-/// `Display` is one sentence: `SETTING = VALUE: MESSAGE [PATH]: ERRNO`, with the parts that are known.
+/// `Display` is one sentence: `SETTING = VALUE: MESSAGE [PATH]: ERRNO`, with the parts that are known, and with control
+/// characters [escaped](crate::terminal).
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -183,7 +186,10 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+
         let inner = &self.0;
+        let mut f = Escaper(f);
         match (&inner.setting, &inner.value) {
             (Some(setting), Some(value)) => write!(f, "{setting} = {value:?}: ")?,
             (Some(setting), None) => write!(f, "{setting}: ")?,
@@ -205,7 +211,7 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {self}", self.0.kind)?;
         if let Some(source) = &self.0.source {
-            write!(f, " (caused by: {source})")?;
+            write!(f, " (caused by: {})", Escaped(&source.to_string()))?;
         }
         Ok(())
     }
@@ -234,5 +240,22 @@ mod tests {
             "{sentence}"
         );
         assert_eq!(error.errno(), Some(22));
+    }
+
+    #[test]
+    fn control_characters_are_escaped_in_the_sentence_and_exact_in_the_fields() {
+        let hostile = "\u{1b}[2J\n\u{202e}";
+        let error = Error::kernel(hostile, hostile, Errno::INVAL)
+            .with_setting(hostile)
+            .with_value(hostile)
+            .with_source(std::io::Error::other(hostile));
+        let escaped = r"\u{1b}[2J\n\u{202e}";
+        let (sentence, debug) = (error.to_string(), format!("{error:?}"));
+        assert_eq!((sentence.matches(escaped).count(), debug.matches(escaped).count()), (4, 5), "{debug}");
+        assert!(!debug.contains(['\u{1b}', '\n', '\u{202e}']), "{debug:?}");
+        assert_eq!(
+            (error.message(), error.setting(), error.value()),
+            (hostile, Some(hostile), Some(hostile))
+        );
     }
 }

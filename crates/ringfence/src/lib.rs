@@ -75,6 +75,7 @@ mod sandbox;
 mod skip;
 pub mod stats;
 mod systemd;
+pub mod terminal;
 mod text;
 mod threads;
 

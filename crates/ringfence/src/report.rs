@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::terminal::Escaped;
+
 /// One thing that was asked for and not done, or done in another way than asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReportLine {
@@ -18,6 +20,13 @@ pub struct ReportLine {
     /// Only worth knowing: strict mode minds it not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub note: bool,
+}
+
+/// `SETTING = VALUE: WHY`, with control characters [escaped](crate::terminal).
+impl fmt::Display for ReportLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}: {}", Escaped(&self.setting), Escaped(&self.value), Escaped(&self.why))
+    }
 }
 
 /// What could not be done on this host. Empty when everything was done as asked.
@@ -89,9 +98,19 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in &self.lines {
-            writeln!(f, "{} = {}: {}", line.setting, line.value, line.why)?;
-        }
-        Ok(())
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_report_is_one_line_without_control_characters() {
+        let mut report = Report::default();
+        report.add("unified.\u{1b}[2J", "1\nforged = 2", "why\u{9b}");
+        assert_eq!(report.to_string(), "unified.\\u{1b}[2J = 1\\nforged = 2: why\\u{9b}\n");
+        assert_eq!(report.lines()[0].value, "1\nforged = 2");
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use ringfence::devices::DeviceKind;
 use ringfence::resources::SpecFile;
+use ringfence::terminal::Escaped;
 use ringfence::{DeviceNode, DeviceNumber, LibvirtDomain, Report, Resources, Result};
 
 use crate::context::Context;
@@ -107,7 +108,7 @@ impl fmt::Display for Converted<'_> {
         let Self(resources) = self;
         for (file, value) in &resources.unified {
             for line in value.lines() {
-                writeln!(f, "{file} = {line}")?;
+                writeln!(f, "{} = {}", Escaped(file), Escaped(line))?;
             }
         }
         for rule in &resources.devices {

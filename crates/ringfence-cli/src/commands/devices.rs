@@ -152,7 +152,7 @@ fn list(context: &Context, id: &SandboxId) -> Result<Exit> {
             claimed.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", "),
         ]);
     }
-    context.output.object(&Listed { policy: &devices, claims: &claims }, context.output.table(&table))?;
+    context.output.tables(&Listed { policy: &devices, claims: &claims }, &[table])?;
     Ok(Exit::Done)
 }
 

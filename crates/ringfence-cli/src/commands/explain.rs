@@ -6,7 +6,7 @@ use ringfence::{Explanation, Limit, Part, Result, Sandbox, SandboxId};
 
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::output::{Table, bytes, or_dash};
+use crate::output::{Format, Table, bytes, or_dash};
 
 /// Explain a limit: the value in effect, and which cgroup on the way from the root decides it
 ///
@@ -34,13 +34,10 @@ impl Explain {
             Some(part) => sandbox.explain_part(part, &self.key)?,
             None => sandbox.explain(&self.key)?,
         };
-        let (answer, levels) = (answer(&explanation), levels(&explanation));
-        let (answer, levels) = (context.output.table(&answer), context.output.table(&levels));
-        let mut text = format!("{answer}\n{levels}");
-        if let Some(note) = note(explanation.ancestors) {
-            text += &format!("\nnote: {note}\n");
+        context.output.tables(&explanation, &[answer(&explanation), levels(&explanation)])?;
+        if let (Format::Table, Some(note)) = (context.output.format(), note(explanation.ancestors)) {
+            context.output.words(format_args!("\nnote: {note}"))?;
         }
-        context.output.object(&explanation, text)?;
         Ok(Exit::Done)
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use clap::Args;
+use ringfence::terminal::Escaped;
 use ringfence::{Host, Profile, Result, STATE_VERSION};
 use serde::Serialize;
 
@@ -51,18 +52,20 @@ impl fmt::Display for Printed {
             let heading = if number == 0 { "hierarchies" } else { "" };
             let names = hierarchy.controllers.iter().map(|controller| controller.as_str());
             let names = names.chain(hierarchy.name.as_deref()).collect::<Vec<_>>().join(",");
-            writeln!(f, "{heading:<13}{:<32} {names}", hierarchy.root.display())?;
+            let root = Escaped(&hierarchy.root.to_string_lossy()).to_string();
+            writeln!(f, "{heading:<13}{root:<32} {}", Escaped(&names))?;
         }
         if host.rootless {
             let delegated = host.delegation.as_ref().map(|delegation| format!("/{}", delegation.path));
-            writeln!(f, "{:<13}{}", "delegated", delegated.as_deref().unwrap_or("nothing"))?;
+            writeln!(f, "{:<13}{}", "delegated", Escaped(delegated.as_deref().unwrap_or("nothing")))?;
         }
         let able = serde_json::to_value(&host.capabilities).map_err(|_| fmt::Error)?;
         let able = able.as_object().into_iter().flatten().filter(|(_, able)| able.as_bool() == Some(true));
         let able: Vec<_> = able.map(|(name, _)| name.as_str()).collect();
         writeln!(f, "{:<13}{}", "kernel has", able.join(", "))?;
         for (number, path) in host.devices.keys().enumerate() {
-            writeln!(f, "{:<13}{}", if number == 0 { "devices" } else { "" }, path.display())?;
+            let heading = if number == 0 { "devices" } else { "" };
+            writeln!(f, "{heading:<13}{}", Escaped(&path.to_string_lossy()))?;
         }
         writeln!(f, "{:<13}{} (memory nodes {})", "CPUs", host.cpus, host.mems)
     }

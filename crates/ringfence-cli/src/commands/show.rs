@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use clap::Args;
+use ringfence::terminal::Escaped;
 use ringfence::{
     DevicePolicy, DeviceRule, Mode, Part, Phase, Pin, ProcessIdentity, Report, Resources, Result, Sandbox,
     SandboxId, State, Status,
@@ -145,17 +146,17 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<10}{}", "id", self.id)?;
         let path = self.path.as_deref().unwrap_or("-");
-        writeln!(f, "{:<10}{path} ({}, {})", "path", self.driver, self.host.mode.as_str())?;
+        writeln!(f, "{:<10}{} ({}, {})", "path", Escaped(path), self.driver, self.host.mode.as_str())?;
         writeln!(f, "{:<10}{}", "state", self.state)?;
         if let Some(Holder { pid, alive }) = self.holder {
             writeln!(f, "{:<10}{pid}{}", "holder", if alive { "" } else { " (dead)" })?;
         }
         for (number, (controller, directory)) in self.paths.iter().enumerate() {
             let heading = if number == 0 { "cgroups" } else { "" };
-            writeln!(f, "{heading:<10}{controller:<13} {}", directory.display())?;
+            writeln!(f, "{heading:<10}{controller:<13} {}", Escaped(&directory.to_string_lossy()))?;
         }
         for (part, path) in &self.parts {
-            writeln!(f, "{:<10}{part:<13} /{path}", "part")?;
+            writeln!(f, "{:<10}{part:<13} /{}", "part", Escaped(path))?;
         }
         if let Some(pin) = self.pin {
             let pins = if self.pinned.is_empty() { "none is pinned".to_owned() } else { pins(self.pinned) };
@@ -169,7 +170,7 @@ impl fmt::Display for Shown<'_> {
         }
         writeln!(f, "{:<10}{}", "devices", self.devices)?;
         for line in self.report.lines() {
-            writeln!(f, "{:<10}{} = {}: {}", "report", line.setting, line.value, line.why)?;
+            writeln!(f, "{:<10}{line}", "report")?;
         }
         Ok(())
     }

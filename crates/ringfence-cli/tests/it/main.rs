@@ -14,6 +14,7 @@ mod compare;
 mod containers;
 mod devices;
 mod doctor;
+mod escaping;
 mod explain;
 mod failures;
 #[cfg(target_arch = "x86_64")]

@@ -20,6 +20,7 @@ use crate::plan::{Owner, Unsupported};
 use crate::report::Report;
 use crate::resources::CpuSet;
 use crate::systemd::property::{Property, tell};
+use crate::terminal::Escaped;
 
 /// A cgroup in one hierarchy: the index of the hierarchy in [`HostFacts::hierarchies`](crate::HostFacts::hierarchies), and
 /// the path below its root.
@@ -194,7 +195,8 @@ impl Step {
 
 /// An ordered list of steps that create a cgroup or change one, and what cannot be done on this host.
 ///
-/// `Display` is for people; the serde form is the JSON of `ringfence plan`.
+/// `Display` is for people, a line for each step, with control characters [escaped](crate::terminal); the serde form is the
+/// JSON of `ringfence plan`.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub(crate) host: Host,
@@ -300,7 +302,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for step in &self.steps {
             let path = self.path(step);
-            let path = path.display();
+            let path = path.to_string_lossy();
+            let path = Escaped(&path);
             match &step.action {
                 Action::MakeDir { .. } => writeln!(f, "make_dir            {path}")?,
                 Action::EnableControllers { required, wanted, .. } => {
@@ -311,30 +314,27 @@ impl fmt::Display for Plan {
                     writeln!(f)?;
                 }
                 Action::Write { value, .. } => {
-                    writeln!(f, "write               {path} <- {}", value.trim_end())?
+                    writeln!(f, "write               {path} <- {}", Escaped(value.trim_end()))?
                 }
                 Action::DeviceFilter { policy, .. } => {
                     writeln!(f, "device_filter       {path} ({} exceptions)", policy.exceptions().count())?;
                 }
                 Action::StartUnit { unit, .. } => {
-                    writeln!(f, "start_unit          {unit} at {path}")?;
+                    writeln!(f, "start_unit          {} at {path}", Escaped(unit))?;
                     for property in step.properties() {
-                        writeln!(f, "                    {property}")?;
+                        writeln!(f, "                    {}", Escaped(&property.to_string()))?;
                     }
                 }
                 Action::SetProperties { unit, .. } => {
-                    writeln!(f, "set_properties      {unit}")?;
+                    writeln!(f, "set_properties      {}", Escaped(unit))?;
                     for property in step.properties() {
-                        writeln!(f, "                    {property}")?;
+                        writeln!(f, "                    {}", Escaped(&property.to_string()))?;
                     }
                 }
                 Action::Delegate { owner, .. } => writeln!(f, "delegate            {path} to {owner}")?,
             }
         }
-        for line in self.report.lines() {
-            writeln!(f, "report              {} = {}: {}", line.setting, line.value, line.why)?;
-        }
-        Ok(())
+        self.report.lines().iter().try_for_each(|line| writeln!(f, "report              {line}"))
     }
 }
 

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Resources, json, oci};
+use crate::terminal::escape_json;
 use crate::{Error, ErrorKind, Report, Result};
 
 /// What Ringfence takes from an OCI `config.json`.
@@ -34,9 +35,10 @@ impl Resources {
     /// # Errors
     /// None that is known of: all that can be held can be written.
     pub fn to_oci_json(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|error| {
+        let json = serde_json::to_string(self).map_err(|error| {
             Error::new(ErrorKind::InvalidInput, "the resources cannot be written as JSON").with_source(error)
-        })
+        })?;
+        Ok(escape_json(&json).into_owned())
     }
 }
 
