@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use ringfence::devices::DeviceKind;
 use ringfence::resources::SpecFile;
 use ringfence::terminal::Escaped;
-use ringfence::{DeviceNode, DeviceNumber, LibvirtDomain, Report, Resources, Result};
+use ringfence::{DeviceNode, DeviceNumber, Error, LibvirtDomain, Mode, Report, Resources, Result};
 
 use crate::context::Context;
 use crate::exit::Exit;
@@ -30,6 +30,11 @@ pub struct Convert {
     #[arg(long, value_name = "FORM", hide_possible_values = true)]
     to: To,
 
+    /// The cgroup version of the host that the domain of libvirt runs on, v1 (hybrid too) or v2: it decides the scale of its
+    /// shares, 1024 or 100 being the default [default: v1's scale, and a line on stderr where v2's is possible]
+    #[arg(long, value_name = "VERSION", hide_possible_values = true)]
+    libvirt_host: Option<LibvirtHost>,
+
     /// What to convert; - is standard input
     file: PathBuf,
 }
@@ -41,6 +46,12 @@ enum From {
     Libvirt,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LibvirtHost {
+    V1,
+    V2,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum To {
     V2,
@@ -50,11 +61,19 @@ enum To {
 
 impl Convert {
     pub fn run(&self, context: &Context) -> Result<Exit> {
+        let host = self.libvirt_host.map(|host| match host {
+            LibvirtHost::V1 => Mode::V1,
+            LibvirtHost::V2 => Mode::V2,
+        });
+        if let (Some(host), From::Oci | From::V1) = (host, self.from) {
+            let why = "is for domains of libvirt: needs --from libvirt";
+            return Err(Error::invalid("libvirt-host", host.as_str(), why));
+        }
         let text = read(&self.file)?;
         let given = match self.from {
             From::Oci => oci(&text),
             From::V1 => Resources::from_v1_files(&text),
-            From::Libvirt => LibvirtDomain::from_xml(&text, block_device).map(|(domain, report)| {
+            From::Libvirt => LibvirtDomain::from_xml_of(host, &text, block_device).map(|(domain, report)| {
                 (if self.to == To::Oci { domain.resources } else { domain.into_v2_resources() }, report)
             }),
         };

@@ -263,6 +263,26 @@ fn a_domain_of_libvirt_is_converted_and_what_it_cannot_become_is_told() {
         convert(&["-o", "json", "--strict"], "v2", domain).exits(1).error()["setting"],
         "cputune.emulator_quota"
     );
+    // The scale of shares is that of the domain's host, which is asked for.
+    assert!(convert(&[], "v2", domain).exits(0).stderr.contains("cputune.shares = 1024"));
+    let of_v2 = "<domain><vcpu placement='auto'>1</vcpu><cputune><shares>200</shares><quota>-1</quota>
+        <global_quota>150000</global_quota></cputune></domain>";
+    let on = |host: &str, to: &str, options: &[&str]| {
+        fs::write(&path, of_v2).unwrap();
+        let mut command = support::ringfence();
+        command.args(["-o", "json"]).args(options);
+        command.args(["convert", "--from", "libvirt", "--libvirt-host", host, "--to", to]).arg(&path);
+        finish(command)
+    };
+    let done = on("v2", "v2", &[]).exits(0);
+    let unified = &done.json()["unified"];
+    assert_eq!((&unified["cpu.weight"], &unified["cpu.max"]), (&json!("200"), &json!("150000 100000")));
+    assert!(done.stderr.contains("vcpu.placement") && !done.stderr.contains("shares"), "{}", done.stderr);
+    assert_eq!(on("v2", "oci", &[]).exits(0).json()["cpu"], json!({"shares": 2048, "quota": 150_000}));
+    assert_eq!(on("v1", "oci", &[]).exits(0).json()["cpu"]["shares"], 200);
+    assert_eq!(on("v2", "oci", &["--strict"]).exits(1).error()["setting"], "vcpu.placement");
+    on("v3", "oci", &[]).exits(2);
+
     let bad =
         convert(&["-o", "json"], "v2", "<domain><memtune><hard_limit>x</hard_limit></memtune></domain>")
             .exits(2);

@@ -11,6 +11,9 @@ use crate::resources::Limit;
 /// In µs, as libvirt has it: what the kernel can reckon with.
 pub(super) const LONGEST_QUOTA_US: u64 = (1 << 44) - 1;
 
+/// The kernel's, where a domain gives a quota alone.
+const DEFAULT_PERIOD_US: u64 = 100_000;
+
 /// CPU time per period, in µs.
 #[derive(Clone, Copy)]
 pub(super) struct Bandwidth {
@@ -37,11 +40,25 @@ impl Bandwidth {
         self.quota.is_some() || self.period.is_some()
     }
 
+    /// Whether it allows less CPU time than `other`.
+    pub(super) fn is_below(self, other: Self) -> bool {
+        let quota = |bandwidth: Self| match bandwidth.quota {
+            Some(Limit::Value(quota)) => Some(u128::from(quota)),
+            Some(Limit::Max) | None => None,
+        };
+        let period = |bandwidth: Self| u128::from(bandwidth.period.unwrap_or(DEFAULT_PERIOD_US));
+        match (quota(self), quota(other)) {
+            (Some(own), Some(others)) => own * period(other) < others * period(self),
+            (own, None) => own.is_some(),
+            (None, Some(_)) => false,
+        }
+    }
+
     /// As `--overhead-cpus` takes it, rounded up to six decimals.
     pub(super) fn cpus(self) -> String {
         let Some(Limit::Value(quota)) = self.quota else { return "max".to_owned() };
         let millionths =
-            (u128::from(quota) * 1_000_000).div_ceil(self.period.unwrap_or(100_000).max(1).into());
+            (u128::from(quota) * 1_000_000).div_ceil(self.period.unwrap_or(DEFAULT_PERIOD_US).max(1).into());
         let text = format!("{}.{:06}", millionths / 1_000_000, millionths % 1_000_000);
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
@@ -50,6 +67,6 @@ impl Bandwidth {
 impl fmt::Display for Bandwidth {
     /// As in `cpu.max`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.quota.unwrap_or(Limit::Max), self.period.unwrap_or(100_000))
+        write!(f, "{} {}", self.quota.unwrap_or(Limit::Max), self.period.unwrap_or(DEFAULT_PERIOD_US))
     }
 }

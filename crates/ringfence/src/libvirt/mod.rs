@@ -7,6 +7,7 @@ mod bounds;
 mod section;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use roxmltree::{Document, Node, ParsingOptions};
@@ -16,10 +17,16 @@ use self::section::{Section, child, set, text, whole};
 use crate::devices::DeviceNumber;
 use crate::document;
 use crate::resources::{Cpu, CpuSet, Limit, Resources};
-use crate::{EachThread, Error, ErrorKind, Report, Result};
+use crate::{EachThread, Error, ErrorKind, Mode, Report, Result};
 
 /// From here on a size is no limit (`VIR_DOMAIN_MEMORY_PARAM_UNLIMITED`, in bytes).
 const UNLIMITED: u64 = ((1 << 53) - 1) << 10;
+
+/// What libvirt takes for `cputune.shares` on cgroup v1; the kernel's default is 1024.
+const V1_SHARES: RangeInclusive<u64> = 2..=262_144;
+
+/// What libvirt takes for `cputune.shares` on cgroup v2; the kernel's default is 100.
+const V2_WEIGHTS: RangeInclusive<u64> = 1..=10_000;
 
 /// What libvirt's XML of a domain says of its resources.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +34,8 @@ pub struct LibvirtDomain {
     /// The virtual machine: memory, block devices, shares, memory nodes of the whole; quota, period and CPUs of all its
     /// vCPUs together.
     pub resources: Resources,
+    /// `shares` of a domain on cgroup v2, where libvirt writes them to `cpu.weight`. `resources` has them on OCI's scale.
+    pub cpu_weight: Option<u64>,
     /// What is not a vCPU (libvirt's emulator): quota, period and CPUs.
     pub overhead: Cpu,
     /// Limits of each vCPU and of each I/O thread by itself: `quota`, `iothread_quota`.
@@ -40,14 +49,40 @@ pub struct LibvirtDomain {
 }
 
 impl LibvirtDomain {
+    /// [`LibvirtDomain::from_xml_of`] a host that is not known: the report says what is assumed of it.
+    ///
+    /// # Errors
+    /// Those of [`LibvirtDomain::from_xml_of`].
+    pub fn from_xml(xml: &str, device: impl Fn(&Path) -> Option<DeviceNumber>) -> Result<(Self, Report)> {
+        Self::from_xml_of(None, xml, device)
+    }
+
     /// Reads a domain's XML, as `virsh dumpxml` prints it. `device` finds the device node at a path.
+    ///
+    /// `host` is the cgroup mode of the host that the domain runs on, which the XML does not say and which decides the scale
+    /// of `cputune.shares`: 2 to 262144 with a default of 1024 on v1 and hybrid hosts, 1 to 10000 with a default of 100 on v2.
+    /// Without it, shares that v1 has are read as v1's, and the report has a line.
     ///
     /// The report has what is no limit of a cgroup, or has no place in [`LibvirtDomain::resources`].
     ///
     /// # Errors
     /// It is no XML, or no domain; or a value that libvirt would not take: the error names its element, as in
     /// `memtune.hard_limit`.
-    pub fn from_xml(xml: &str, device: impl Fn(&Path) -> Option<DeviceNumber>) -> Result<(Self, Report)> {
+    ///
+    /// ```
+    /// use ringfence::{LibvirtDomain, Mode};
+    ///
+    /// let xml = "<domain><cputune><shares>200</shares></cputune></domain>";
+    /// let (domain, report) = LibvirtDomain::from_xml_of(Some(Mode::V2), xml, |_| None)?;
+    /// assert_eq!((domain.resources.cpu.shares, report.is_empty()), (Some(2048), true));
+    /// assert_eq!(domain.into_v2_resources().unified["cpu.weight"], "200");
+    /// # Ok::<(), ringfence::Error>(())
+    /// ```
+    pub fn from_xml_of(
+        host: Option<Mode>,
+        xml: &str,
+        device: impl Fn(&Path) -> Option<DeviceNumber>,
+    ) -> Result<(Self, Report)> {
         let refused = |why: String| Error::new(ErrorKind::InvalidInput, why);
         document::check_length(xml)
             .and_then(|()| bounds::check(xml))
@@ -64,7 +99,9 @@ impl LibvirtDomain {
         })?;
         let (mut read, mut report) = (Self::default(), Report::default());
         let places = read.vcpu(domain, &mut report)?;
+        let mut assumed = Report::default();
         if let Some(section) = Section::of(domain, "cputune")? {
+            read.shares(section, host, &mut assumed)?;
             read.bandwidth(section, &mut report)?;
             read.pins(section, &places, &mut report)?;
             report_others(section, &mut report);
@@ -88,13 +125,18 @@ impl LibvirtDomain {
                 "where the sandbox is to be is said with --path",
             );
         }
+        report.append(assumed);
         Ok((read, report))
     }
 
     /// The resources for a host of cgroup v2, where libvirt's soft limit is `memory.high`, and not the protection
-    /// (`memory.low`) that OCI's reservation is.
+    /// (`memory.low`) that OCI's reservation is, and where shares of a v2 host are `cpu.weight` as they are.
     pub fn into_v2_resources(self) -> Resources {
         let mut resources = self.resources;
+        if let Some(weight) = self.cpu_weight {
+            resources.cpu.shares = None;
+            resources.unified.insert("cpu.weight".to_owned(), weight.to_string());
+        }
         if let Some(soft) = resources.memory.reservation.take() {
             resources.unified.insert("memory.high".to_owned(), soft.to_string());
         }
@@ -108,7 +150,7 @@ impl LibvirtDomain {
                 whole(text).and_then(|number| u32::try_from(number).ok()).filter(|number| *number > 0);
             number.ok_or_else(|| Error::invalid(setting, text, "takes a whole number from 1 on"))
         };
-        let most = vcpu.map_or(Ok(1), |vcpu| count("vcpu", text(vcpu)))?;
+        let most = vcpu.map_or(Ok(1), |vcpu| count("vcpu", &text(vcpu)))?;
         self.vcpus = most;
         if let Some(current) = vcpu.and_then(|vcpu| vcpu.attribute("current")) {
             self.vcpus = count("vcpu.current", current)?;
@@ -123,11 +165,21 @@ impl LibvirtDomain {
                 format!("there are {most} vCPUs at most"),
             ));
         }
+        let placement = vcpu.and_then(|vcpu| vcpu.attribute("placement")).unwrap_or("static");
+        match placement {
+            "static" => {}
+            "auto" => {
+                let why =
+                    "numad chooses the CPUs when libvirt starts the machine: pass those with --cpuset-cpus";
+                report.add("vcpu.placement", placement, why);
+            }
+            _ => return Err(Error::invalid("vcpu.placement", placement, "takes static or auto")),
+        }
         let mut default = None;
         if let Some(cpuset) = vcpu.and_then(|vcpu| vcpu.attribute("cpuset")) {
             let cpus = set("vcpu.cpuset", cpuset)?;
-            if vcpu.and_then(|vcpu| vcpu.attribute("placement")) == Some("auto") {
-                report.note("vcpu.cpuset", cpuset, "libvirt minds it not where the placement is automatic");
+            if placement == "auto" {
+                report.note("vcpu.cpuset", cpuset, "libvirt ignores it, because the placement is automatic");
             } else {
                 default = Some(cpus);
             }
@@ -135,42 +187,76 @@ impl LibvirtDomain {
         Ok(Places { most, default })
     }
 
-    /// `shares`, and the quotas: libvirt's is for each vCPU by itself, ours for all of them together.
+    /// `shares`, which libvirt writes as they are: to `cpu.shares` on v1, to `cpu.weight` on v2.
+    fn shares(&mut self, section: Section<'_>, host: Option<Mode>, report: &mut Report) -> Result<()> {
+        let is_v2 = host.map(|host| host == Mode::V2);
+        let allowed = match is_v2 {
+            Some(true) => V2_WEIGHTS,
+            Some(false) => V1_SHARES,
+            None => *V2_WEIGHTS.start()..=*V1_SHARES.end(),
+        };
+        let Some(shares) = section.number("shares", allowed)? else { return Ok(()) };
+        let is_v2 = is_v2.unwrap_or_else(|| {
+            let is_v2 = !V1_SHARES.contains(&shares);
+            if V1_SHARES.contains(&shares) && V2_WEIGHTS.contains(&shares) {
+                let why = "read as cgroup v1's (default 1024), and the XML does not say on which host it is: pass \
+                           --libvirt-host v1, or v2 if its default is 100";
+                report.add("cputune.shares", shares, why);
+            }
+            is_v2
+        });
+        self.cpu_weight = is_v2.then_some(shares);
+        // The same ratio to the default.
+        let to_oci = |weight: u64| (weight * 1024).div_ceil(100);
+        self.resources.cpu.shares = Some(if is_v2 { to_oci(shares) } else { shares });
+        Ok(())
+    }
+
+    /// The quotas. libvirt's `quota` is for each vCPU by itself, ours for all of them together; `global_quota` is for the
+    /// whole domain. The smaller one of both is what the vCPUs can have.
     fn bandwidth(&mut self, section: Section<'_>, report: &mut Report) -> Result<()> {
-        self.resources.cpu.shares = section.number("shares", 2..=262_144)?;
         let each = Bandwidth::read(section, "period", "quota")?;
         let global = Bandwidth::read(section, "global_period", "global_quota")?;
         let emulator = Bandwidth::read(section, "emulator_period", "emulator_quota")?;
         let io_thread = Bandwidth::read(section, "iothread_period", "iothread_quota")?;
-        let cpu = &mut self.resources.cpu;
-        (cpu.quota, cpu.period) = (each.quota, each.period);
+        let mut together = each;
         if let Some(Limit::Value(quota)) = each.quota {
-            let together =
-                quota.checked_mul(self.vcpus.into()).filter(|all| *all <= bandwidth::LONGEST_QUOTA_US);
-            let together = together.ok_or_else(|| {
+            let all = quota.checked_mul(self.vcpus.into()).filter(|all| *all <= bandwidth::LONGEST_QUOTA_US);
+            let all = all.ok_or_else(|| {
                 let why = format!("times {} vCPUs it is more than the kernel can reckon with", self.vcpus);
                 Error::invalid("cputune.quota", quota, why)
             })?;
-            cpu.quota = Some(Limit::Value(together));
+            together.quota = Some(Limit::Value(all));
             if self.vcpus > 1 {
                 let why = format!(
-                    "is for each vCPU: the {} of them have {together} together; --cpus-per-vcpu {} holds each to its own",
+                    "is for each vCPU: the {} of them have {all} together; --cpus-per-vcpu {} holds each to its own",
                     self.vcpus,
                     each.cpus()
                 );
                 report.note("cputune.quota", quota, why);
             }
         }
-        if global.says_something() && !each.says_something() {
-            (cpu.quota, cpu.period) = (global.quota, global.period);
-            if let Some(Limit::Value(_)) = global.quota {
+        let is_global = global.is_below(together) || global.says_something() && !each.says_something();
+        if let Some(Limit::Value(_)) = global.quota {
+            if is_global {
                 let why =
                     "is for the whole with --overhead together; else for the vCPUs, without the overhead";
                 report.note("cputune.global_quota", global, why);
+                if let Some(Limit::Value(_)) = each.quota {
+                    let why = format!(
+                        "is more than cputune.global_quota leaves: --cpus-per-vcpu {} holds each vCPU to its own",
+                        each.cpus()
+                    );
+                    report.note("cputune.quota", together, why);
+                }
+            } else {
+                let why = "the quota of the vCPUs is not above it and holds; the overhead is not held to the rest of it";
+                report.add("cputune.global_quota", global, why);
             }
-        } else if let Some(Limit::Value(_)) = global.quota {
-            report.add("cputune.global_quota", global, "has no place beside the quota of the vCPUs");
         }
+        let cpu = &mut self.resources.cpu;
+        let chosen = if is_global { global } else { together };
+        (cpu.quota, cpu.period) = (chosen.quota, chosen.period);
         (self.each.vcpu.cpu.quota, self.each.vcpu.cpu.period) = (each.quota, each.period);
         (self.each.iothread.cpu.quota, self.each.iothread.cpu.period) = (io_thread.quota, io_thread.period);
         (self.overhead.quota, self.overhead.period) = (emulator.quota, emulator.period);
@@ -272,7 +358,8 @@ impl LibvirtDomain {
             let number = |name: &'static str, most: u64| {
                 let setting = format!("blkiotune.device.{name}");
                 let least = if name == "weight" { 10 } else { 1 };
-                let found = child(node, name).map(|node| section::number(&setting, text(node), least..=most));
+                let found =
+                    child(node, name).map(|node| section::number(&setting, &text(node), least..=most));
                 Ok::<_, Error>(found.transpose()?.flatten())
             };
             let weight = number("weight", 1000)?;
@@ -286,7 +373,7 @@ impl LibvirtDomain {
                     report.add(format!("blkiotune.device.{name}"), text(unknown), "is not known");
                 }
             }
-            let Some(disk) = device(Path::new(path)) else {
+            let Some(disk) = device(Path::new(&path)) else {
                 report.add("blkiotune.device", path, "there is no block device at this path");
                 continue;
             };

@@ -53,14 +53,15 @@ impl<'d> Section<'d> {
     /// A whole number; 0 is as good as absent, as libvirt has it.
     pub(super) fn number(self, child: &'static str, allowed: RangeInclusive<u64>) -> Result<Option<u64>> {
         let Some(node) = self.one(child)? else { return Ok(None) };
-        number(&self.setting(child), text(node), allowed)
+        number(&self.setting(child), &text(node), allowed)
     }
 
     /// A size in bytes, of KiB unless it has a unit; 0 is as good as absent.
     pub(super) fn size(self, child: &'static str) -> Result<Option<u64>> {
         let Some(node) = self.one(child)? else { return Ok(None) };
-        let refused = |why: &'static str| Error::invalid(self.setting(child), text(node), why);
-        let number = whole(text(node)).ok_or_else(|| refused("takes a whole number"))?;
+        let text = text(node);
+        let refused = |why: &'static str| Error::invalid(self.setting(child), &text, why);
+        let number = whole(&text).ok_or_else(|| refused("takes a whole number"))?;
         let unit = match node.attribute("unit") {
             None => 1 << 10,
             Some(unit) => unit_of(unit)
@@ -80,9 +81,10 @@ pub(super) fn child<'d>(node: Node<'d, 'd>, name: &'static str) -> Option<Node<'
     elements(node, name).next()
 }
 
-/// What stands in an element.
-pub(super) fn text<'d>(node: Node<'d, 'd>) -> &'d str {
-    node.text().unwrap_or_default().trim()
+/// The whole text of an element, as XPath's `string()` has it: comments and processing instructions inside do not end it.
+pub(super) fn text(node: Node<'_, '_>) -> String {
+    let pieces = node.descendants().filter(Node::is_text).filter_map(|piece| piece.text());
+    pieces.collect::<String>().trim().to_owned()
 }
 
 /// Digits alone: `u64::from_str` would take a sign too.

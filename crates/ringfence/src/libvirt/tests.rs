@@ -9,7 +9,12 @@ fn device(path: &Path) -> Option<DeviceNumber> {
 }
 
 fn read(inside: &str) -> Result<(LibvirtDomain, Report)> {
-    LibvirtDomain::from_xml(&format!("<domain type='kvm'><name>x</name>{inside}</domain>"), device)
+    read_of(Some(Mode::V1), inside)
+}
+
+fn read_of(host: Option<Mode>, inside: &str) -> Result<(LibvirtDomain, Report)> {
+    let xml = format!("<domain type='kvm'><name>x</name>{inside}</domain>");
+    LibvirtDomain::from_xml_of(host, &xml, device)
 }
 
 fn resources(inside: &str) -> Resources {
@@ -67,7 +72,7 @@ fn a_whole_domain_becomes_resources() {
           <numatune><memory nodeset='0-1,^1'/></numatune>
           <qemu:commandline/>
         </domain>";
-    let (domain, report) = LibvirtDomain::from_xml(xml, device).unwrap();
+    let (domain, report) = LibvirtDomain::from_xml_of(Some(Mode::V1), xml, device).unwrap();
     assert_eq!(
         report.to_string(),
         "cputune.quota = 25000: is for each vCPU: the 2 of them have 50000 together; --cpus-per-vcpu 0.25 holds each to its own\n"
@@ -149,6 +154,106 @@ fn quotas_below_zero_are_none_and_zero_says_nothing() {
 }
 
 #[test]
+fn the_smaller_of_the_quota_of_the_vcpus_and_the_global_quota_counts() {
+    let vcpus = "<vcpu>2</vcpu>";
+    for (text, quota, period, lost) in [
+        // A quota of -1 leaves the global one.
+        ("<quota>-1</quota><global_quota>150000</global_quota>", Some(150_000), None, 0),
+        ("<quota>0</quota><global_quota>150000</global_quota>", Some(150_000), None, 0),
+        ("<period>50000</period><global_quota>150000</global_quota>", Some(150_000), None, 0),
+        (
+            "<quota>-1</quota><period>5000</period><global_quota>9000</global_quota><global_period>6000</global_period>",
+            Some(9000),
+            Some(6000),
+            0,
+        ),
+        // Both finite: twice 80 % against 150 %, twice 70 %, and 150 % in another period.
+        ("<quota>80000</quota><global_quota>150000</global_quota>", Some(150_000), None, 0),
+        ("<quota>70000</quota><global_quota>150000</global_quota>", Some(140_000), None, 1),
+        (
+            "<quota>8000</quota><period>10000</period><global_quota>30000</global_quota><global_period>20000</global_period>",
+            Some(30_000),
+            Some(20_000),
+            0,
+        ),
+        (
+            "<quota>7000</quota><period>10000</period><global_quota>30000</global_quota><global_period>20000</global_period>",
+            Some(14_000),
+            Some(10_000),
+            1,
+        ),
+        ("<quota>75000</quota><global_quota>150000</global_quota>", Some(150_000), None, 1),
+        ("<quota>75000</quota><global_quota>-1</global_quota>", Some(150_000), None, 0),
+    ] {
+        let text = format!("{vcpus}<cputune>{text}</cputune>");
+        let (domain, report) = read(&text).unwrap();
+        let cpu = &domain.resources.cpu;
+        assert_eq!((cpu.quota, cpu.period), (quota.map(Limit::Value), period), "{text}");
+        assert_eq!(report.unsupported().count(), lost, "{text}: {report}");
+    }
+    let (domain, _) = read("<cputune><quota>-1</quota><global_quota>9000</global_quota></cputune>").unwrap();
+    assert_eq!(domain.each.vcpu.cpu.quota, Some(Limit::Max));
+}
+
+#[test]
+fn shares_of_a_v2_host_keep_their_ratio_to_the_default() {
+    let shares = |shares: u64| format!("<cputune><shares>{shares}</shares></cputune>");
+    for (weight, oci) in [(1, 11), (50, 512), (100, 1024), (200, 2048), (10_000, 102_400)] {
+        let (domain, report) = read_of(Some(Mode::V2), &shares(weight)).unwrap();
+        assert!(report.is_empty(), "{report}");
+        assert_eq!(domain.resources, Resources::new().cpu_shares(oci), "{weight}");
+        let v2 = domain.into_v2_resources();
+        assert_eq!(v2, Resources::new().unified("cpu.weight", weight.to_string()));
+        assert_eq!(v2.to_v2().unwrap().0.unified["cpu.weight"], weight.to_string());
+    }
+    for (host, value, allowed) in [
+        (Some(Mode::V2), 10_001, "1 to 10000"),
+        (Some(Mode::V1), 1, "2 to 262144"),
+        (Some(Mode::Hybrid), 1, "2 to 262144"),
+        (None, 262_145, "1 to 262144"),
+    ] {
+        let error = read_of(host, &shares(value)).unwrap_err();
+        assert_eq!(error.setting(), Some("cputune.shares"));
+        assert!(error.message().contains(allowed), "{error}");
+    }
+}
+
+#[test]
+fn the_scale_of_shares_that_is_assumed_is_reported() {
+    for (value, weight, oci, lost) in [
+        (1, Some(1), 11, 0),
+        (2, None, 2, 1),
+        (200, None, 200, 1),
+        (10_000, None, 10_000, 1),
+        (20_000, None, 20_000, 0),
+    ] {
+        let text = format!("<cputune><shares>{value}</shares></cputune>");
+        let (domain, report) = read_of(None, &text).unwrap();
+        assert_eq!((domain.cpu_weight, domain.resources.cpu.shares), (weight, Some(oci)), "{value}");
+        assert_eq!(report.unsupported().count(), lost, "{value}: {report}");
+        assert!(lost == 0 || report.to_string().contains("--libvirt-host"), "{report}");
+    }
+    assert!(read_of(None, "<cputune><shares>0</shares></cputune>").unwrap().1.is_empty());
+}
+
+#[test]
+fn automatic_placement_of_vcpus_is_reported() {
+    assert_eq!(lost("<vcpu placement='auto'>2</vcpu>"), [("vcpu.placement".to_owned(), "auto".to_owned())]);
+    assert!(lost("<vcpu placement='static'>2</vcpu>").is_empty());
+}
+
+#[test]
+fn comments_inside_a_value_do_not_cut_it() {
+    let text = "<vcpu>1<!-- x -->2</vcpu><cputune><quota>1<!-- a -->00<?p?>00</quota><shares><![CDATA[51]]>2</shares></cputune>
+        <memtune><hard_limit unit='M'><!-- the limit -->1<!---->6</hard_limit></memtune>
+        <blkiotune><device><path>/dev/<!-- x -->sda</path><read_iops_sec>1<!-- x -->0</read_iops_sec></device></blkiotune>";
+    let (domain, _) = read(text).unwrap();
+    let expected =
+        Resources::new().cpu_quota(120_000).cpu_shares(512).memory_limit(16 << 20).io_read_iops(SDA, 10);
+    assert_eq!((domain.vcpus, domain.resources), (12, expected));
+}
+
+#[test]
 fn the_emulator_is_the_overhead() {
     let text = "<cputune><emulator_quota>50000</emulator_quota><emulator_period>200000</emulator_period>
         <iothread_quota>1000</iothread_quota><quota>2000</quota><global_quota>9000</global_quota></cputune>";
@@ -170,7 +275,7 @@ fn pins_become_the_cpus_of_all_vcpus_where_each_has_some() {
         ("<vcpu>2</vcpu>", pin(0, "0") + &pin(1, "1"), Some("0-1"), 2),
         ("<vcpu>2</vcpu>", pin(0, "0"), None, 1),
         ("<vcpu cpuset='4-5'>2</vcpu>", pin(0, "0"), Some("0,4-5"), 2),
-        ("<vcpu cpuset='4-5' placement='auto'>2</vcpu>", String::new(), None, 0),
+        ("<vcpu cpuset='4-5' placement='auto'>2</vcpu>", String::new(), None, 1),
         ("<vcpu>1</vcpu>", pin(0, "0") + &pin(1, "1"), Some("0"), 0),
         ("<vcpu>1</vcpu>", pin(0, "0") + "<emulatorpin cpuset='0'/>", Some("0"), 0),
         ("<vcpu>1</vcpu>", pin(0, "0") + "<emulatorpin cpuset='1'/>", Some("0"), 1),
@@ -240,6 +345,7 @@ fn what_libvirt_would_not_take_is_refused_by_name() {
         ("<vcpu>0</vcpu>", "vcpu", "0"),
         ("<vcpu>4294967296</vcpu>", "vcpu", "4294967296"),
         ("<vcpu current='3'>2</vcpu>", "vcpu.current", "3"),
+        ("<vcpu placement='numad'>2</vcpu>", "vcpu.placement", "numad"),
         ("<memtune/><memtune/>", "memtune", "memtune"),
     ] {
         let error = read(text).expect_err(text);
