@@ -1,8 +1,10 @@
 //! From the interface files of cgroup v1.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::{HugePageSize, Limit, Resources};
 use crate::devices::{DeviceNumber, DeviceRule};
@@ -19,13 +21,22 @@ impl Resources {
     /// denies everything.
     ///
     /// # Errors
-    /// A value that the file cannot hold: the error names the file.
+    /// A value that the file cannot hold: the error names the file. Lines of several cgroups, and two different values for
+    /// one file: the error names both.
     pub fn from_v1_files(text: &str) -> Result<(Self, Report)> {
         check_length(text)?;
         let (mut resources, mut others) = (Self::default(), BTreeSet::new());
-        for (file, value) in lines(text)?.into_iter().filter(|(_, value)| !value.trim().is_empty()) {
-            let known = resources.take_v1(&file, value.trim());
-            if !known.map_err(|error| error.with_setting(file.clone()).with_value(value.trim()))? {
+        let (mut cgroups, mut values) = (Cgroups::default(), Values::default());
+        for Line { directory, file, value } in lines(text)? {
+            let value = value.trim();
+            cgroups.check(directory.as_deref(), &file)?;
+            if value.is_empty() {
+                continue;
+            }
+            let named = |error: Error| error.with_setting(file.clone()).with_value(value);
+            if resources.take_v1(&file, value).map_err(named)? {
+                values.check(&file, value)?;
+            } else {
                 others.insert(file);
             }
         }
@@ -85,7 +96,11 @@ impl Resources {
             "cpuset.cpus" => cpu.cpus = Some(value.parse()?),
             "cpuset.mems" => cpu.mems = Some(value.parse()?),
             "pids.max" => pids.limit = Some(limit()?),
-            "blkio.bfq.weight" => block_io.weight = Some(number()?).filter(|weight| *weight != 100),
+            // Linux 4.12 to 4.20 have CFQ's blkio.weight beside it: the default asks for nothing, and lifts nothing.
+            "blkio.bfq.weight" => match number()? {
+                BFQ_DEFAULT => {}
+                weight => block_io.weight = Some(weight),
+            },
             "blkio.weight" => block_io.weight = Some(number()?),
             "blkio.leaf_weight" => block_io.leaf_weight = Some(number()?),
             // The weight of all others stands in the first line of this file.
@@ -161,6 +176,108 @@ impl Resources {
     }
 }
 
+/// The weight of every new cgroup in `blkio.bfq.weight`.
+const BFQ_DEFAULT: u64 = 100;
+
+/// The cgroup that all lines are of.
+#[derive(Default)]
+struct Cgroups {
+    /// The directory and the path of the cgroup in it, where a hierarchy is named in the directory.
+    known: Option<(String, String)>,
+    /// The directory of each file.
+    of_files: BTreeMap<String, String>,
+}
+
+impl Cgroups {
+    /// Refuses a file of another cgroup than those before it.
+    fn check(&mut self, directory: Option<&str>, file: &str) -> Result<()> {
+        let Some(directory) = directory else { return Ok(()) };
+        let refused = |other: &str| {
+            let why = format!("is of another cgroup than {other}: takes the files of one cgroup at a time");
+            Err(Error::invalid(file.to_owned(), directory, why))
+        };
+        // One hierarchy has one directory of a cgroup.
+        match self.of_files.get(file) {
+            Some(other) if other != directory => return refused(other),
+            Some(_) => {}
+            None => _ = self.of_files.insert(file.to_owned(), directory.to_owned()),
+        }
+        let Some(cgroup) = below_hierarchy(directory, file) else { return Ok(()) };
+        match &self.known {
+            Some((other, known)) if *known != cgroup => return refused(other),
+            Some(_) => {}
+            None => self.known = Some((directory.to_owned(), cgroup)),
+        }
+        Ok(())
+    }
+}
+
+/// The path of the cgroup, in a directory whose hierarchy is recognized by the controller of the file: `vm1` in
+/// `/sys/fs/cgroup/cpu,cpuacct/vm1` for `cpu.shares`.
+fn below_hierarchy(directory: &str, file: &str) -> Option<String> {
+    let (controller, _) = file.split_once('.')?;
+    let mut components = directory.split('/').filter(|component| !component.is_empty());
+    components.find(|component| component.split(',').any(|name| name == controller))?;
+    Some(components.collect::<Vec<_>>().join("/"))
+}
+
+/// The values that were read: by file, and by device, interface or name in it.
+#[derive(Default)]
+struct Values(BTreeMap<(String, String), (String, String)>);
+
+impl Values {
+    /// Refuses a value that differs from an earlier one for the same.
+    fn check(&mut self, file: &str, value: &str) -> Result<()> {
+        // Both are the weight of a cgroup.
+        let subject = match file {
+            "blkio.bfq.weight" if value.parse() == Ok(BFQ_DEFAULT) => return Ok(()),
+            "blkio.bfq.weight" => "blkio.weight",
+            "blkio.bfq.weight_device" => "blkio.weight_device",
+            // Each line is a rule.
+            "devices.list" => return Ok(()),
+            file => file,
+        };
+        let entries: Vec<(String, String)> = match value.split_once([' ', '\t']) {
+            _ if interface::is_keyed(file) => {
+                let lines = interface::Lines::parse(value);
+                lines.iter().map(|(key, name, value)| (format!("{key} {name}"), value.to_owned())).collect()
+            }
+            Some((name, value)) if file == "memory.oom_control" => vec![(name.to_owned(), value.to_owned())],
+            _ => vec![(String::new(), value.to_owned())],
+        };
+        for (name, value) in entries {
+            match self.0.get(&(subject.to_owned(), name.clone())) {
+                Some((other_file, other)) if !interface::holds(subject, other, &value, 1) => {
+                    let about =
+                        if name.is_empty() { String::new() } else { format!(" for {}", name.trim_end()) };
+                    let why =
+                        format!("differs from {other_file} = {other}{about}: takes one value of each file");
+                    return Err(Error::invalid(file.to_owned(), value, why));
+                }
+                Some(_) => {}
+                None => _ = self.0.insert((subject.to_owned(), name), (file.to_owned(), value)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One line of one file.
+struct Line {
+    directory: Option<String>,
+    file: String,
+    value: String,
+}
+
+impl Line {
+    /// `file` may have a directory before it.
+    fn new(file: &str, value: &str) -> Self {
+        let (directory, file) = file.rsplit_once('/').map_or((None, file), |(path, file)| (Some(path), file));
+        let directory = directory.map(|directory| directory.trim().to_owned());
+        Self { directory, file: file.trim().to_owned(), value: value.to_owned() }
+    }
+}
+
 /// Decimal, or hexadecimal with 0x as people write classes.
 fn v1_class(text: &str) -> Result<u32> {
     let class = match text.strip_prefix("0x") {
@@ -170,38 +287,68 @@ fn v1_class(text: &str) -> Result<u32> {
     class.map_err(|_| Error::new(ErrorKind::InvalidInput, "takes a number of 32 bits"))
 }
 
-/// The lines of all files, each with the name of its file.
-fn lines(text: &str) -> Result<Vec<(String, String)>> {
+/// The lines of all files.
+fn lines(text: &str) -> Result<Vec<Line>> {
     if !text.trim_start().starts_with('{') {
         return text.lines().filter(|line| !line.trim().is_empty()).map(line).collect();
     }
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Content {
-        Text(String),
-        Number(i64),
-    }
-    let files: BTreeMap<String, Content> = serde_json::from_str(text)
+    let Files(files) = serde_json::from_str(text)
         .map_err(|error| Error::new(ErrorKind::InvalidInput, format!("not an object of files: {error}")))?;
-    let lines = files.into_iter().flat_map(|(file, content)| {
+    let lines = files.iter().flat_map(|(file, content)| {
         let content = match content {
-            Content::Text(text) => text,
+            Content::Text(text) => text.clone(),
             Content::Number(number) => number.to_string(),
         };
-        content.lines().map(|line| (file.clone(), line.to_owned())).collect::<Vec<_>>()
+        content.lines().map(|line| Line::new(file, line)).collect::<Vec<_>>()
     });
     Ok(lines.collect())
 }
 
+/// A JSON object as it is written: a map would keep the last of two values for one file.
+struct Files(Vec<(String, Content)>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Number(i64),
+}
+
+impl<'de> Deserialize<'de> for Files {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Files;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of files and their contents")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Files, A::Error> {
+                let mut files = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    files.push(entry);
+                }
+                Ok(Files(files))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}
+
 /// `FILE VALUE`, `FILE=VALUE`, `DIRECTORY/FILE:VALUE`.
-fn line(line: &str) -> Result<(String, String)> {
+fn line(line: &str) -> Result<Line> {
     // No value of v1 has a slash in it.
-    let rest = line.rsplit_once('/').map_or(line, |(_, rest)| rest).trim();
-    let (file, value) = rest.split_once(['=', ':', ' ', '\t']).ok_or_else(|| {
+    let start = line.rfind('/').map_or(0, |slash| slash.saturating_add(1));
+    let (directory, rest) = line.split_at_checked(start).unwrap_or(("", line));
+    let (file, value) = rest.trim().split_once(['=', ':', ' ', '\t']).ok_or_else(|| {
         let allowed = "takes a file and its value in each line, such as cpu.shares=512";
         Error::new(ErrorKind::InvalidInput, allowed).with_value(line)
     })?;
-    Ok((file.trim().to_owned(), value.trim_start_matches(['=', ' ', '\t']).to_owned()))
+    let value = value.trim_start_matches(['=', ' ', '\t']);
+    Ok(Line::new(&format!("{directory}{file}"), value))
 }
 
 #[cfg(test)]
@@ -311,6 +458,86 @@ mod tests {
             ["hugetlb.x.limit_in_bytes", "memory.stat", "tasks"]
         );
         assert_eq!(report.unsupported().count(), 0);
+    }
+
+    #[test]
+    fn lines_of_several_cgroups_are_refused() {
+        const ROOT: &str = "/sys/fs/cgroup";
+        for (lines, others) in [
+            (["/cpu/a/cpu.shares:512", "/cpu/b/cpu.shares:512"], ["/cpu/a", "/cpu/b"]),
+            (
+                ["/cpu,cpuacct/a/cpu.shares:512", "/memory/b/memory.limit_in_bytes:4096"],
+                ["/cpu,cpuacct/a", "/memory/b"],
+            ),
+            (["/cpu/a/cpu.shares:512", "/cpu/a/vcpu/cpu.shares:256"], ["/cpu/a", "/cpu/a/vcpu"]),
+            (["/cpu/a/cpu.shares:512", "/memory/a/b/memory.limit_in_bytes:1"], ["/cpu/a", "/memory/a/b"]),
+            (["/pids/a/pids.max:5", "/pids/b/pids.current:1"], ["/pids/a", "/pids/b"]),
+            (["/x/pids.max:5", "/y/pids.max:5"], ["/x", "/y"]),
+        ] {
+            let lines = lines.map(|line| format!("{ROOT}{line}"));
+            let [first, second] = lines.each_ref().map(|line| line.split_once(':').unwrap());
+            let json = format!(r#"{{"{}": "{}", "{}": "{}"}}"#, first.0, first.1, second.0, second.1);
+            for text in [lines.join("\n"), json] {
+                let error = Resources::from_v1_files(&text).expect_err(&text).to_string();
+                for other in others {
+                    assert!(error.contains(&format!("{ROOT}{other}")), "{text}: {error}");
+                }
+            }
+        }
+        let one = "/sys/fs/cgroup/cpu,cpuacct/memory/vm1/cpu.shares:512
+            /sys/fs/cgroup/cpu,cpuacct/memory/vm1/cpuacct.usage:9
+            /sys/fs/cgroup/memory/memory/vm1/memory.limit_in_bytes:4096
+            /sys/fs/cgroup/memory/memory/vm1/tasks:4096
+            pids.max 5";
+        let (resources, _) = Resources::from_v1_files(one).unwrap();
+        assert_eq!(resources, Resources::new().cpu_shares(512).memory_limit(4096).pids_limit(5));
+    }
+
+    #[test]
+    fn two_values_for_one_file_are_refused() {
+        for (first, second, values) in [
+            ("cpu.shares 512", "cpu.shares 256", ["512", "256"]),
+            ("blkio.weight 500", "blkio.weight 400", ["500", "400"]),
+            ("blkio.weight 500", "blkio.bfq.weight 400", ["500", "400"]),
+            ("blkio.weight_device 8:0 500", "blkio.bfq.weight_device 8:0 400", ["500", "400"]),
+            ("memory.limit_in_bytes 4096", "memory.limit_in_bytes -1", ["4096", "-1"]),
+            ("memory.oom_control oom_kill_disable 0", "memory.oom_control oom_kill_disable 1", ["0", "1"]),
+            ("blkio.throttle.read_bps_device 8:0 5", "blkio.throttle.read_bps_device 8:0 6", ["5", "6"]),
+            ("net_prio.ifpriomap lo 5", "net_prio.ifpriomap lo 6", ["5", "6"]),
+            ("rdma.max a hca_handle=3", "rdma.max a hca_handle=4", ["3", "4"]),
+            ("cpuset.cpus 0-1", "cpuset.cpus 0-2", ["0-1", "0-2"]),
+            ("devices.list c 1:3 rwm\ncpu.idle 0", "cpu.idle 1", ["0", "1"]),
+        ] {
+            for text in [format!("{first}\n{second}"), format!("{second}\n{first}")] {
+                let error = Resources::from_v1_files(&text).expect_err(&text);
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                for value in values {
+                    assert!(error.to_string().contains(value), "{text}: {error}");
+                }
+                assert!(
+                    second.starts_with(error.setting().unwrap())
+                        || first.starts_with(error.setting().unwrap())
+                );
+            }
+        }
+        let error = Resources::from_v1_files(r#"{"cpu.shares": 512, "cpu.shares": "256"}"#).unwrap_err();
+        assert!(error.to_string().contains("512") && error.to_string().contains("256"), "{error}");
+    }
+
+    #[test]
+    fn one_value_that_is_given_twice_is_read() {
+        for (text, expected) in [
+            ("cpu.shares 512\ncpu.shares 512", Resources::new().cpu_shares(512)),
+            ("cpuset.cpus 0-1\ncpuset.cpus 0,1", Resources::new().cpuset_cpus("0-1".parse().unwrap())),
+            ("blkio.weight 400\nblkio.bfq.weight 100", Resources::new().io_weight(400)),
+            ("blkio.bfq.weight 100\nblkio.weight 400", Resources::new().io_weight(400)),
+            (
+                "rdma.max a hca_handle=3\nrdma.max a hca_object=4",
+                Resources::new().unified("rdma.max", "a hca_handle=3 hca_object=4"),
+            ),
+        ] {
+            assert_eq!(read(text), expected, "{text}");
+        }
     }
 
     #[test]
