@@ -11,6 +11,11 @@ pub(crate) fn controller_of(file: &str) -> Option<Controller> {
     Controller::from_v2(file.split('.').next()?)
 }
 
+/// Whether the file is a limit of cgroup v2 itself: every cgroup has it, whatever controllers are enabled.
+pub(crate) fn is_core_limit(file: &str) -> bool {
+    matches!(file, "cgroup.max.descendants" | "cgroup.max.depth")
+}
+
 /// Whether the file has a line for each device, interface or resource. It takes one of them at a time.
 pub(crate) fn is_keyed(file: &str) -> bool {
     matches!(

@@ -406,6 +406,25 @@ fn unified_settings_that_this_host_cannot_have() {
 }
 
 #[test]
+fn unified_values_that_the_kernel_would_refuse() {
+    let sandbox = Sandbox::named("values");
+    for (pair, setting, value, allowed) in [
+        ("cpu.weight=0", "unified.cpu.weight", "0", "1 to 10000"),
+        ("memory.high=-1", "unified.memory.high", "-1", "max"),
+        ("memory.oom.group=invalid", "unified.memory.oom.group", "invalid", "0 or 1"),
+        ("pids.max=-1", "unified.pids.max", "-1", "max"),
+        ("cgroup.max.depth=x", "unified.cgroup.max.depth", "x", "max"),
+    ] {
+        for host in ["v2", "v2+systemd"] {
+            let case = (&["--host", host, "--unified", pair][..], BAD, setting, value, allowed);
+            refused(&sandbox, "plan", case);
+        }
+        refused(&sandbox, "create", (&["--unified", pair], BAD, setting, value, allowed));
+        sandbox.is_gone();
+    }
+}
+
+#[test]
 fn changes_that_are_refused_change_nothing() {
     let sandbox = Sandbox::named("set");
     sandbox.create(&["--memory", "64M", "--memory-swap", "64M", "--cpus", "0.5", "--pids", "10"]);

@@ -33,7 +33,7 @@ fn refused_by_the_kernel() -> &'static [&'static str] {
             "--pids",
             "20",
             "--unified",
-            "memory.high=cherry",
+            "memory.nosuch=1",
         ]
     }
 }

@@ -440,6 +440,25 @@ fn what_this_systemd_or_kernel_has_no_word_for_is_an_error_that_names_it_and_lea
 }
 
 #[test]
+fn a_pids_max_of_0_stays_0_whatever_else_changes() {
+    if skipped() || is_on_v1("pids") {
+        return;
+    }
+    let sandbox = Sandbox::named("notask");
+    create(&sandbox, &["--hold"]);
+    let max = || support::systemd::file(&sandbox, "pids", "pids.max");
+    sandbox.does("set", &["--unified", "pids.max=0"]);
+    assert_eq!(max(), "0");
+    sandbox.does("set", &["--memory", "64M"]);
+    assert_eq!(max(), "0", "systemd writes all files with every change");
+    assert_eq!(sandbox.json("diff", &[]), serde_json::json!([]));
+    sandbox.does("set", &["--pids", "10"]);
+    assert_eq!(max(), "10");
+    sandbox.does("rm", &[]);
+    nothing_is_left(&sandbox);
+}
+
+#[test]
 fn the_group_that_is_killed_whole_stays_one_whatever_else_changes() {
     if skipped() || is_on_v1("memory") {
         return;

@@ -60,7 +60,16 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
         if is_device_write(&step) {
             continue;
         }
-        if let Some(one) = by_property(draft, unit, &step, bandwidth.as_ref()) {
+        if let Some(mut one) = by_property(draft, unit, &step, bandwidth.as_ref()) {
+            if allows_no_task(&step) {
+                let why = "systemd has no TasksMax of 0: it is told 1, and 0 is written to the file behind it; a reload of \
+                           systemd makes it 1";
+                draft.report.note(step.setting.clone().unwrap_or_default(), 0, why);
+                set_value(&mut one.step, "1".to_owned());
+                told.push(one);
+                after.push(step);
+                continue;
+            }
             if let (Action::Write { value: asked, .. }, Action::Write { value: kept, .. }) =
                 (&step.action, &one.step.action)
                 && asked != kept
@@ -113,6 +122,11 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
     Ok(())
 }
 
+/// Whether it is a `pids.max` of 0.
+fn allows_no_task(step: &Step) -> bool {
+    matches!(&step.action, Action::Write { file, value, .. } if file == "pids.max" && value.trim() == "0")
+}
+
 /// With every change systemd writes all files that it knows of, also those for which it was told nothing.
 fn write_again(draft: &mut Draft<'_>, told: &[Option<String>]) {
     for (index, setting, file, value) in overwritten(draft) {
@@ -126,9 +140,13 @@ fn write_again(draft: &mut Draft<'_>, told: &[Option<String>]) {
 fn overwritten(draft: &Draft<'_>) -> Vec<(usize, &'static str, &'static str, String)> {
     let base = draft.want.base;
     let mut files = Vec::new();
-    let group = base.unified.get("memory.oom.group");
-    if let (Some(value), Some((index, _))) = (group, draft.host.unified()) {
+    let unified = |file: &str| base.unified.get(file).zip(draft.host.unified());
+    if let Some((value, (index, _))) = unified("memory.oom.group") {
         files.push((index, "unified.memory.oom.group", "memory.oom.group", value.clone()));
+    }
+    // systemd writes the TasksMax of 1 that it was told for 0.
+    if let Some((value, (index, _))) = unified("pids.max").filter(|(value, _)| value.trim() == "0") {
+        files.push((index, "unified.pids.max", "pids.max", value.trim().to_owned()));
     }
     if let (Some(weight), Some((index, Version::V1))) = (base.block_io.weight, draft.place_of(Controller::Io))
         && draft.host.capabilities.bfq_weight

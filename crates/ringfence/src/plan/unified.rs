@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use super::draft::NOT_VALID_HERE;
 use super::{Action, Draft, Reaction, Verify, cpuset, io};
 use crate::error::{Error, ErrorKind, Result};
-use crate::interface::{controller_of, is_keyed};
+use crate::interface::{controller_of, is_core_limit, is_keyed};
 use crate::resources::FIELDS;
 
 pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
@@ -23,6 +23,13 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
             );
         };
         match controller_of(key) {
+            None if is_core_limit(key) => {
+                if !draft.takes(index) {
+                    let why = "the cgroup cannot be in the hierarchy of cgroup v2 here";
+                    draft.report.add(format!("unified.{key}"), value, why);
+                    continue;
+                }
+            }
             None => {
                 let why = "the part before the dot is no controller of cgroup v2".to_owned();
                 return refuse(key, value, why);

@@ -7,6 +7,7 @@ mod block_io;
 mod builder;
 mod cpuset;
 mod document;
+mod file_value;
 mod huge_page;
 mod json;
 mod merge;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::file_value::expected;
 use super::{Limit, Resources, parse_limit};
 use crate::{Error, Result};
 
@@ -38,6 +39,9 @@ impl Resources {
 
     fn take_named_field(&mut self, file: &'static str, text: &str) -> Result<()> {
         let refused = |allowed| Error::invalid(format!("unified.{file}"), text, allowed);
+        if let Some(expected) = expected(file, text) {
+            return Err(Error::invalid(format!("unified.{file}"), text, expected));
+        }
         let number = || text.parse::<u64>().map_err(|_| refused("takes a whole number"));
         match file {
             "cpu.max" => {

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use super::file_value::expected;
 use super::{BlockIo, Cpu, CpuSet, Limit, Memory, Pids, Rdma, Resources};
-use crate::interface::is_keyed;
+use crate::interface::{is_core_limit, is_keyed};
 use crate::{Error, Result};
 
 /// The longest quota that the kernel can reckon with (`max_bw_runtime_us`, 44 bits, since Linux 5.7).
-const LONGEST_QUOTA_US: u64 = (1 << 44) - 1;
+pub(super) const LONGEST_QUOTA_US: u64 = (1 << 44) - 1;
 
 /// The longest burst beside a quota, in microseconds: the quota itself, and no more than both together can be.
 pub(crate) fn most_burst(quota: u64) -> u64 {
@@ -17,7 +18,7 @@ pub(crate) fn most_burst(quota: u64) -> u64 {
 }
 
 /// `PIDS_MAX` of the pids controller is one more: what no system can have it calls `max`, and refuses as a number.
-const MOST_PIDS: u64 = 1 << 22;
+pub(super) const MOST_PIDS: u64 = 1 << 22;
 
 /// `IFNAMSIZ` less the NUL.
 const LONGEST_INTERFACE: usize = 15;
@@ -190,8 +191,10 @@ fn unified_file(key: &str, value: &str) -> Result<()> {
     if key.len() > 255 {
         return refused("a file name has at most 255 bytes");
     }
-    if key.starts_with("cgroup.") {
-        return refused("the files cgroup.* are the manager's own: they set no resource");
+    if key.starts_with("cgroup.") && !is_core_limit(key) {
+        return refused(
+            "of the files cgroup.*, which are the manager's own, takes cgroup.max.descendants and cgroup.max.depth",
+        );
     }
     if key == "memory.reclaim" || key.ends_with(".pressure") {
         return refused("this file sets no resource, and does not tell what it was given");
@@ -212,7 +215,10 @@ fn unified_file(key: &str, value: &str) -> Result<()> {
     if value.contains('\0') {
         return refused("a value has no NUL in it");
     }
-    Ok(())
+    match expected(key, value) {
+        Some(expected) => Err(Error::invalid(format!("unified.{key}"), value, expected)),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

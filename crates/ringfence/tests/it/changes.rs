@@ -308,10 +308,10 @@ fn lines_for_devices_are_written_one_by_one_and_taken_back_all() {
         if !before.is_empty() {
             vm.change(&nothing.clone().unified("io.max", before.as_str())).unwrap();
         }
-        // The last step is refused.
-        let change = nothing.clone().unified("io.max", both.as_str()).unified("memory.high", "x");
+        // The last step is refused: there is no such file.
+        let change = nothing.clone().unified("io.max", both.as_str()).unified("memory.nosuch", "1");
         let error = vm.change(&change).unwrap_err();
-        assert_eq!(error.setting(), Some("unified.memory.high"), "{error}");
+        assert_eq!(error.setting(), Some("unified.memory.nosuch"), "{error}");
         assert!(!error.to_string().contains("undone"), "{error}");
         assert_eq!(file(), before);
     }

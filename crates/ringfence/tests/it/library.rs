@@ -246,10 +246,10 @@ fn a_change_that_fails_in_the_middle_leaves_everything_as_it_was() {
     let error = vm.change(&change).unwrap_err();
     assert_eq!((error.kind(), error.setting()), (ErrorKind::Kernel, Some("cpu.mems")), "{error}");
     // The last of several steps: everything before it is taken back.
-    let change = Resources::new().pids_limit(60).cpu_shares(400).unified("pids.max", "nonsense");
+    let change = Resources::new().pids_limit(60).cpu_shares(400).unified("pids.nosuch", "1");
     if host.mode == Mode::V2 {
         let error = vm.change(&change).unwrap_err();
-        assert_eq!(error.setting(), Some("unified.pids.max"), "{error}");
+        assert_eq!(error.setting(), Some("unified.pids.nosuch"), "{error}");
     }
     assert_eq!(vm.state(), before);
     let paths = vm.paths();

@@ -9,16 +9,18 @@ use crate::systemd::property::{INFINITY, Property, Value, tell};
 pub(crate) fn properties_of(version: Version, file: &str, value: &str) -> Option<Vec<Property>> {
     let value = value.trim();
     let told = |name| Some(vec![Property::number(name, number(value)?)]);
+    // systemd refuses 0 for these. One byte is no page, as 0 is; of tasks, the file is written too.
+    let from_one = |name| Some(vec![Property::number(name, number(value)?.max(1))]);
     match (version, file) {
-        (_, "pids.max") => told("TasksMax"),
-        (Version::V1, "memory.limit_in_bytes") | (Version::V2, "memory.max") => told("MemoryMax"),
+        (_, "pids.max") => from_one("TasksMax"),
+        (Version::V1, "memory.limit_in_bytes") | (Version::V2, "memory.max") => from_one("MemoryMax"),
         (Version::V1, "cpu.shares") => told("CPUShares"),
         (Version::V1, "blkio.throttle.read_bps_device") => v1_throttle("IOReadBandwidthMax", value),
         (Version::V1, "blkio.throttle.write_bps_device") => v1_throttle("IOWriteBandwidthMax", value),
         (Version::V1, _) => None,
         (_, "memory.low") => told("MemoryLow"),
         (_, "memory.min") => told("MemoryMin"),
-        (_, "memory.high") => told("MemoryHigh"),
+        (_, "memory.high") => from_one("MemoryHigh"),
         (_, "memory.swap.max") => told("MemorySwapMax"),
         (_, "memory.zswap.max") => told("MemoryZSwapMax"),
         (_, "cpu.weight") => told("CPUWeight"),

@@ -308,3 +308,42 @@ fn of_a_user_on_v1_nothing_is_believed() {
         assert!(reported.contains(&setting.to_owned()), "{setting}: {reported:?}");
     }
 }
+
+#[test]
+fn no_task_is_told_as_one_and_written_behind_it() {
+    let host = Host::standard(Mode::V2, true);
+    let none = Resources::new().unified("pids.max", "0");
+    let created = planned(&host, &none, None, &[], &[]);
+    assert_eq!(properties(&created)["TasksMax"], 1);
+    assert_eq!(outline(&created).last().unwrap(), "pids.max 0");
+    let [line] = created.report.lines() else { panic!("{created}") };
+    assert_eq!((&*line.setting, &*line.value, line.note), ("unified.pids.max", "0", true));
+
+    let changed = planned(&host, &Resources::new(), Some(&none), &[], &[("pids.max", "7")]);
+    assert_eq!(outline(&changed), ["set_properties", "pids.max 0"]);
+    assert_eq!(properties(&changed), json!({"TasksMax": 1}));
+    // Every other change of a property makes systemd write what it was told.
+    let files = [("pids.max", "0"), ("memory.max", "max"), ("memory.swap.max", "max")];
+    let other = planned(&host, &none, Some(&Resources::new().memory_limit(1 << 30)), &[], &files);
+    assert_eq!(outline(&other), ["pids.max 0", "set_properties", "pids.max 0"]);
+    // What takes it back is a value that systemd takes, with the file behind it.
+    let lifted = planned(&host, &none, Some(&Resources::new().pids_limit(5)), &[], &files);
+    assert_eq!(outline(&lifted), ["pids.max 0", "set_properties"]);
+    let Action::SetProperties { told, .. } = &lifted.steps[1].action else { panic!("{lifted}") };
+    assert_eq!(told[0].back, [Property::number("TasksMax", 1)]);
+}
+
+#[test]
+fn a_limit_of_no_memory_is_told_as_one_byte_which_is_no_page() {
+    for (file, property) in [("memory.high", "MemoryHigh"), ("memory.max", "MemoryMax")] {
+        assert_eq!(properties_of(Version::V2, file, "0").unwrap(), [Property::number(property, 1)]);
+    }
+    assert_eq!(properties_of(Version::V2, "memory.low", "0").unwrap(), [Property::number("MemoryLow", 0)]);
+}
+
+#[test]
+fn limits_of_cgroup_v2_itself_are_written_to_the_files() {
+    let want = Resources::new().unified("cgroup.max.descendants", "9");
+    let plan = planned(&Host::standard(Mode::V2, true), &want, None, &[], &[]);
+    assert_eq!(outline(&plan).last().unwrap(), "cgroup.max.descendants 9");
+}

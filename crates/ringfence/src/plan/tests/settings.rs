@@ -290,6 +290,56 @@ fn a_quota_brings_a_burst_of_its_size_unless_the_caller_says_something_about_bur
 }
 
 #[test]
+fn a_unified_value_that_the_kernel_refuses_is_refused_under_both_drivers() {
+    for (file, value, expected) in [
+        ("cpu.weight", "0", "takes 1 to 10000"),
+        ("memory.high", "-1", "takes bytes"),
+        ("memory.max", "-1", "takes bytes"),
+        ("memory.oom.group", "invalid", "takes 0 or 1"),
+        ("memory.oom.group", "2", "takes 0 or 1"),
+        ("pids.max", "-1", "takes 0 to 4194304, or max"),
+        ("pids.max", "64K", "takes 0 to 4194304, or max"),
+        ("io.weight", "0", "takes 1 to 10000"),
+        ("io.max", "8:0 rbps=0", "takes MAJOR:MINOR"),
+        ("cpu.max", "5 100000", "takes a quota"),
+        ("cgroup.max.depth", "-1", "takes 0 to 2147483647, or max"),
+    ] {
+        let change = Resources::new().unified(file, value);
+        for systemd in [false, true] {
+            let host = Host::standard(Mode::V2, systemd);
+            let (nothing, path) =
+                (Resources::default(), "rf.slice:p:x".parse::<crate::CgroupPath>().unwrap());
+            let unit = systemd.then(|| UnitWant { name: path.for_systemd().unwrap(), description: "d" });
+            let error = plan(&host, &Want { unit, ..want(&nothing, &change, true) }, UNREAD).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            let setting = format!("unified.{file}");
+            assert_eq!((error.setting(), error.value()), (Some(setting.as_str()), Some(value)));
+            assert!(error.message().starts_with(expected), "{error}");
+        }
+    }
+}
+
+#[test]
+fn limits_of_cgroup_v2_itself_are_written_without_a_controller() {
+    let change = Resources::new()
+        .unified("cgroup.max.depth", "3")
+        .unified("cgroup.max.descendants", "max")
+        .pids_limit(5);
+    for mode in [Mode::V2, Mode::Hybrid] {
+        let plan = created(&Host::standard(mode, false), &change);
+        let written = writes(&plan);
+        assert!(
+            written.ends_with(&["cgroup.max.depth 3".to_owned(), "cgroup.max.descendants max".to_owned()])
+        );
+        assert!(plan.report.is_empty(), "{plan}");
+    }
+    let error = plan(&v1(), &want(&Resources::default(), &change, true), UNREAD).unwrap_err();
+    assert_eq!((error.kind(), error.setting()), (ErrorKind::Unsupported, Some("unified.cgroup.max.depth")));
+    let error = Resources::new().unified("cgroup.max.events", "1").validate().unwrap_err();
+    assert!(error.message().contains("cgroup.max.descendants"), "{error}");
+}
+
+#[test]
 fn unified_wins_over_what_was_derived_and_comes_last_in_order() {
     let change = Resources::new()
         .memory_limit(MIB)
