@@ -58,6 +58,7 @@ impl Plan {
             return Err(Error::invalid("id", &self.id, why));
         }
         let (mut change, unread) = set::change(limits)?;
+        set::keeps_devices(&change, &state)?;
         change.devices = devices.rules(node_on(host))?;
         Sandbox::restore(host, state)?.plan_change(
             &change,

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::Args;
-use ringfence::{ChangeOptions, Error, ErrorKind, Pin, Report, Resources, Result, SandboxId};
+use ringfence::{ChangeOptions, Error, ErrorKind, Pin, Report, Resources, Result, SandboxId, State};
 use serde_json::json;
 
 use crate::commands::classify;
@@ -46,13 +46,17 @@ impl Set {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let (change, unread) = change(&self.limits)?;
         let (overhead, each) = (self.limits.overhead(), self.limits.each());
-        let changes_nothing =
-            change.is_empty() && unread.is_empty() && overhead.is_empty() && each.is_empty();
-        if changes_nothing && self.pin.is_none() {
+        let says_nothing = self.limits.resources.is_none()
+            && change.is_empty()
+            && overhead.is_empty()
+            && each.is_empty()
+            && self.pin.is_none();
+        if says_nothing {
             return Err(Error::new(ErrorKind::InvalidInput, "no limit is given: see `ringfence set --help`"));
         }
         let host = context.host()?;
         let (entry, sandbox) = context.open(&host, &self.id)?;
+        keeps_devices(&change, &sandbox.state())?;
         let pin = self.pin.map(|Pinning(pin)| pin);
         let options = ChangeOptions { force: self.force, overhead, each, pin, ..options(context, unread) };
         context.announce(|| sandbox.plan_change(&change, options.clone()))?;
@@ -66,16 +70,24 @@ impl Set {
     }
 }
 
-/// The change that limits ask for. Devices are refused: what a live sandbox may open is changed rule by rule, in plain
-/// sight.
+/// The change that limits ask for.
 pub fn change(limits: &Limits) -> Result<(Resources, Report)> {
     let (mut change, unread) = limits.document()?;
-    if let Some(rule) = change.devices.first() {
-        let why = "devices of a live sandbox are changed by `ringfence devices allow|deny`";
-        return Err(Error::invalid("devices", rule, why));
-    }
     limits.apply(&mut change);
     Ok((change, unread))
+}
+
+/// Refuses another device list than the one that is in force: what a live sandbox may open is changed rule by rule, in plain
+/// sight. Engines send the whole document with every update, with the list as it was at the creation.
+pub fn keeps_devices(change: &Resources, state: &State) -> Result<()> {
+    match change.devices.first() {
+        Some(rule) if !state.has_device_rules(&change.devices) => {
+            let why = "this list of device rules is not the one in force: devices of a live sandbox are changed by \
+                       `ringfence devices allow|deny`";
+            Err(Error::invalid("devices", rule, why))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// How the global options want a change to be made.

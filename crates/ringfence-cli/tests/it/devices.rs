@@ -6,6 +6,7 @@ use std::fs::{self, File};
 
 use crate::support::{self, Done, Sandbox, finish, is_on_v1, skip, wait};
 use rustix::io::Errno;
+use serde_json::{Value, json};
 
 testbed! {
     drivers: "cgroupfs systemd";
@@ -277,4 +278,36 @@ fn a_device_that_comes_and_goes_leaves_no_trail() {
     }
     let shown = sandbox.json("show", &[]);
     assert_eq!(shown["resources"]["devices"].as_array().unwrap().len(), 1, "{shown}");
+}
+
+#[test]
+fn an_update_with_the_device_list_in_force_is_done_and_with_another_one_refused() {
+    let sandbox = Sandbox::named("update");
+    let file = |name: &str, document: Value| {
+        let path = sandbox.scratch.path().join(name);
+        fs::write(&path, document.to_string()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let rules = json!([
+        {"allow": false, "access": "rwm"},
+        {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw"},
+    ]);
+    let created = file("created.json", json!({"devices": rules, "pids": {"limit": 10}}));
+    let update = file("update.json", json!({"devices": rules, "pids": {"limit": 20}}));
+    let other = file("other.json", json!({"devices": [rules[0]], "pids": {"limit": 30}}));
+    let nothing = file("nothing.json", json!({}));
+    sandbox.create(&["--resources", &created]);
+    sandbox.does("devices allow", &["c 1:12 r", "--claim", "x"]);
+    let before = sandbox.json("devices ls", &[]);
+    let done = finish(sandbox.ringfence(&["--strict", "set", &sandbox.id, "--resources", &update])).exits(0);
+    assert_eq!((done.stderr.as_str(), sandbox.file("pids.max").as_deref()), ("", Some("20")));
+    assert_eq!(sandbox.json("devices ls", &[]), before);
+    assert_eq!(sandbox.json("show", &[])["resources"]["devices"].as_array().unwrap().len(), 2);
+
+    let shown = sandbox.json("show", &[]);
+    assert_eq!(sandbox.json("set", &["--resources", &nothing])["report"], json!([]));
+    let refused = sandbox.attempt_json("set", &["--resources", &other]).exits(2).error();
+    assert_eq!(refused["setting"], "devices");
+    assert_eq!((sandbox.json("show", &[]), sandbox.file("pids.max").as_deref()), (shown, Some("20")));
+    sandbox.attempt("set", &[]).exits(2);
 }

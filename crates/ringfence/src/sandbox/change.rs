@@ -61,7 +61,8 @@ impl Sandbox {
         Ok(plan)
     }
 
-    /// Changes limits: merges, all or nothing. Device rules are taken after those from before.
+    /// Changes limits: merges, all or nothing. Device rules are taken after those from before; the list that the sandbox has
+    /// already, which engines send with every update, changes nothing.
     pub fn change(&self, change: &Resources) -> Result<Report> {
         self.change_with(change, ChangeOptions::default())
     }
@@ -175,7 +176,10 @@ impl<'c> Changed<'c> {
             swap_to_v2(resources.memory.limit.unwrap_or(Limit::Max), swap)?;
         }
         let (mut devices, mut report) = (None, options.unread.clone());
-        if !change.devices.is_empty() {
+        // Applied once more, a leading "deny all" would be reported for each claim and follow what the host has today.
+        if state.has_device_rules(&change.devices) {
+            resources.devices.clone_from(&state.resources.devices);
+        } else if !change.devices.is_empty() {
             DeviceRule::drop_superseded(&mut resources.devices);
             let base = || base_rules(state.profile, host).map(|(base, _)| base);
             let (changed, about) =
@@ -230,5 +234,50 @@ impl<'c> Changed<'c> {
             want.devices = Some(DeviceWant { before, policy, overriding });
         }
         want
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mode;
+
+    fn state(rules: &[DeviceRule]) -> State {
+        let mut state: State = serde_json::from_str(include_str!("state-1.json")).unwrap();
+        state.resources.devices = rules.to_vec();
+        let gpu = DeviceRule::parse(true, "c 243:0 rw", |_| unreachable!()).unwrap();
+        state.claims.insert("gpu".to_owned(), vec![gpu]);
+        state
+    }
+
+    fn rules() -> Vec<DeviceRule> {
+        let json = r#"{"devices": [
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw"},
+            {"allow": false, "type": "c", "major": 1, "minor": 5, "access": "rwm"}
+        ]}"#;
+        Resources::from_oci_json(json).unwrap().0.devices
+    }
+
+    #[test]
+    fn the_device_list_that_is_in_force_is_no_change() {
+        for mode in [Mode::V1, Mode::Hybrid, Mode::V2] {
+            let (state, host) = (state(&rules()), Host::standard(mode, false));
+            let change = Resources::new().devices(rules()).pids_limit(9);
+            let changed = Changed::of(&state, &change, &ChangeOptions::default(), &host).unwrap();
+            assert!(changed.devices.is_none() && changed.report.is_empty(), "{:?}", changed.report);
+            assert_eq!(changed.resources, state.resources.clone().pids_limit(9));
+        }
+    }
+
+    #[test]
+    fn another_device_list_is_a_change() {
+        let host = Host::standard(Mode::V2, false);
+        for other in [&rules()[..2], &rules()[..1]] {
+            let (state, change) = (state(&rules()), Resources::new().devices(other.to_vec()));
+            let changed = Changed::of(&state, &change, &ChangeOptions::default(), &host).unwrap();
+            assert!(changed.devices.is_some() && !changed.report.is_empty(), "the claim stays, and is told");
+        }
+        assert!(!state(&[]).has_device_rules(&[]), "nothing is said of devices");
     }
 }

@@ -192,6 +192,15 @@ impl State {
         self.parts.clone().into_iter().chain(apart).collect()
     }
 
+    /// Whether `rules` is the list of the caller's device rules that is in force: the same rules in the same order. Never for
+    /// an empty list, which says nothing of devices.
+    pub fn has_device_rules(&self, rules: &[DeviceRule]) -> bool {
+        let own = &self.resources.devices;
+        // The path is for messages alone.
+        let key = |rule: &DeviceRule| (rule.allow, rule.kind, rule.numbers, rule.access);
+        !rules.is_empty() && own.iter().map(key).eq(rules.iter().map(key))
+    }
+
     /// What could not be done, of a separate overhead too.
     pub fn full_report(&self) -> Report {
         let mut report = self.report.clone();
