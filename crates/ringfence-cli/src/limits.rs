@@ -265,11 +265,11 @@ pub struct Limits {
     #[arg(long, value_name = "USEC", value_parser = |text: &str| number("cpu.burst", text))]
     cpu_burst: Option<u64>,
 
-    /// CPUs to run on, such as 0-3,8
+    /// CPUs to run on, such as 0-3,8; or max, to follow the parent
     #[arg(long, value_name = "LIST", value_parser = |text: &str| set("cpu.cpus", text))]
     cpuset_cpus: Option<CpuSet>,
 
-    /// Memory nodes to allocate from, such as 0
+    /// Memory nodes to allocate from, such as 0; or max, to follow the parent
     #[arg(long, value_name = "LIST", value_parser = |text: &str| set("cpu.mems", text))]
     cpuset_mems: Option<CpuSet>,
 
@@ -314,8 +314,10 @@ fn number(setting: &'static str, text: &str) -> Result<u64> {
     text.parse().map_err(|_| Error::invalid(setting, text, "takes a whole number"))
 }
 
+/// A list; nothing and `max` lift the set.
 fn set(setting: &'static str, text: &str) -> Result<CpuSet> {
-    text.parse().map_err(|error: Error| error.with_setting(setting))
+    let list = if text == "max" { "" } else { text };
+    list.parse().map_err(|error: Error| error.with_setting(setting))
 }
 
 fn key_value(text: &str) -> Result<(String, String)> {
@@ -571,7 +573,7 @@ mod tests {
 
     #[test]
     fn each_option_sets_what_it_is_named_after() {
-        let cases: [(&[&str], Resources); 12] = [
+        let cases: [(&[&str], Resources); 14] = [
             (&[], Resources::new()),
             (&["--memory", "64M"], Resources::new().memory_limit(Limit::Value(64 << 20))),
             (&["--memory-reservation", "4096"], Resources::new().memory_reservation(Limit::Value(4096))),
@@ -580,6 +582,8 @@ mod tests {
             (&["--cpus", "max"], Resources::new().cpu_quota(Limit::Max)),
             (&["--cpu-shares", "512"], Resources::new().cpu_shares(512)),
             (&["--cpu-weight", "50"], Resources::new().cpu_weight(50)),
+            (&["--cpuset-cpus", "max"], Resources::new().cpuset_cpus(CpuSet::new())),
+            (&["--cpuset-mems", ""], Resources::new().cpuset_mems(CpuSet::new())),
             (&["--cpuset-cpus", "0-1"], Resources::new().cpuset_cpus("0-1".parse().unwrap())),
             (&["--pids", "max"], Resources::new().pids_limit(Limit::Max)),
             (&["--io-weight", "500"], Resources::new().io_weight(500)),

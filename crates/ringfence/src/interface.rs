@@ -16,6 +16,11 @@ pub(crate) fn is_core_limit(file: &str) -> bool {
     matches!(file, "cgroup.max.descendants" | "cgroup.max.depth")
 }
 
+/// Whether the value lifts a cpuset: the cgroup follows its parent then.
+pub(crate) fn lifts_cpuset(file: &str, value: &str) -> bool {
+    matches!(file, "cpuset.cpus" | "cpuset.mems") && matches!(value.trim(), "" | "max")
+}
+
 /// Whether the file has a line for each device, interface or resource. It takes one of them at a time.
 pub(crate) fn is_keyed(file: &str) -> bool {
     matches!(

@@ -324,3 +324,27 @@ fn unified_settings_are_written_on_v2_and_refused_where_there_is_only_v1() {
         sandbox.is_gone();
     }
 }
+
+#[test]
+fn a_cpuset_is_lifted_by_max_by_nothing_and_by_name() {
+    for overhead in ["together", "nested"] {
+        let sandbox = Sandbox::named("lift");
+        sandbox.create(&["--overhead", overhead, "--pids", "10"]);
+        let effective = || sandbox.json("explain", &["cpuset.cpus"])["effective"].clone();
+        let all = effective();
+        let mut lifts = vec![["--cpuset-cpus", "max"], ["--cpuset-cpus", ""]];
+        if mode() == "v2" {
+            lifts.extend([["--unified", "cpuset.cpus="], ["--unified", "cpuset.cpus=max"]]);
+        }
+        for lift in lifts {
+            sandbox.does("set", &["--cpuset-cpus", "0"]);
+            assert_eq!(effective(), "0");
+            sandbox.does("set", &lift);
+            assert_eq!(effective(), all, "{overhead} {lift:?}");
+            let shown = sandbox.json("show", &[]);
+            assert_eq!(shown["resources"]["cpu"]["cpus"], Value::Null, "{shown}");
+            assert_eq!(sandbox.json("diff", &[]), serde_json::json!([]));
+        }
+        sandbox.does("rm", &["--kill"]);
+    }
+}

@@ -99,7 +99,7 @@ impl Run<'_, '_> {
                 && let Ok(Ok(now)) = self.open(dir).map(|open| open.read(file))
             {
                 let version = self.plan.host.hierarchies.get(dir.hierarchy).map(|known| known.version);
-                let found = version.and_then(|version| properties_of(version, file, &now));
+                let found = version.and_then(|version| properties_of(&self.plan.host, version, file, &now));
                 tell(&mut back, found.unwrap_or_default());
             }
         }

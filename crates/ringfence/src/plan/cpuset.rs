@@ -1,5 +1,7 @@
 //! CPUs and memory nodes.
 
+use std::borrow::Cow;
+
 use rustix::io::Errno;
 
 use super::{Action, Dir, Draft, Reaction, Step, Verify};
@@ -18,16 +20,29 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
         Some((index, hierarchy)) if hierarchy.version == Version::V1 => v1(draft, index, hierarchy),
         Some((index, _)) => {
             for ((setting, file, effective), set) in SETTINGS.into_iter().zip([cpus, mems]) {
-                if let Some(set) = set {
-                    let step = draft.write(index, setting, file, set);
-                    explain(step).verify(Verify::Within { file: effective, asked: set.clone() });
+                let setting = draft.setting(file, setting);
+                match set {
+                    Some(set) if set.is_empty() => lift(draft, index, setting, file),
+                    Some(set) => {
+                        let step = draft.write(index, setting, file, set);
+                        explain(step).verify(Verify::Within { file: effective, asked: set.clone() });
+                    }
+                    None => {}
                 }
             }
         }
         None => {
-            let sets = Cpu { cpus: cpus.clone(), mems: mems.clone(), ..Cpu::default() };
+            let wanted = |set: &Option<CpuSet>| set.clone().filter(|set| !set.is_empty());
+            let sets = Cpu { cpus: wanted(cpus), mems: wanted(mems), ..Cpu::default() };
             draft.report_without(Controller::Cpuset, "cpu", &sets);
         }
+    }
+}
+
+/// Makes a cgroup of v2 follow its parent again, unless it does already. A newline empties the file: an empty write is none.
+fn lift(draft: &mut Draft<'_>, index: usize, setting: Cow<'static, str>, file: &'static str) {
+    if draft.now_to_write(index, file).is_some_and(|now| !now.is_empty()) {
+        draft.write(index, setting, file, "\n");
     }
 }
 
@@ -39,11 +54,16 @@ fn v1(draft: &mut Draft<'_>, index: usize, hierarchy: &Hierarchy) {
     for (((file, (setting, ..)), set), machine) in
         files.into_iter().zip(SETTINGS).zip([cpus, mems]).zip(machine)
     {
+        let wanted = set.as_ref().filter(|set| !set.is_empty());
         if draft.want.create {
-            fill(draft, index, file, set.is_some(), machine);
+            fill(draft, index, file, wanted.is_some(), machine);
         }
-        if let Some(set) = set {
+        if let Some(set) = wanted {
             explain(draft.write(index, setting, file, set));
+        } else if set.is_some() && !draft.want.create {
+            // Lifted: v1 has no word for that, and the parent's set is the most that it can have.
+            let inherited = inherited(draft, index, file, machine).0;
+            explain(draft.write(index, setting, file, inherited));
         }
     }
 }
@@ -52,8 +72,18 @@ fn v1(draft: &mut Draft<'_>, index: usize, hierarchy: &Hierarchy) {
 /// has that is not empty; `machine` is what the root has if it is not read.
 fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, is_wanted: bool, machine: &CpuSet) {
     let own = draft.leaf(index);
+    let (inherited, empty) = inherited(draft, index, file, machine);
+    // Top-down: empty, or not there yet. If somebody else makes it first, they fill it with the same.
+    for dir in empty.into_iter().rev().chain((!is_wanted).then_some(own)) {
+        draft.push(Step::new(Action::Write { dir, file: file.into(), value: inherited.clone() }));
+    }
+}
+
+/// What the nearest level above has that is not empty, and the empty levels between, from the nearest on; `machine` if no level
+/// is read.
+fn inherited(draft: &Draft<'_>, index: usize, file: &str, machine: &CpuSet) -> (String, Vec<Dir>) {
     let (mut inherited, mut empty) = (None, Vec::new());
-    for dir in std::iter::successors(own.parent(), Dir::parent) {
+    for dir in std::iter::successors(draft.leaf(index).parent(), Dir::parent) {
         inherited = draft.above(index, &dir.path, file).filter(|now| !now.is_empty());
         if inherited.is_some() {
             break;
@@ -62,11 +92,7 @@ fn fill(draft: &mut Draft<'_>, index: usize, file: &'static str, is_wanted: bool
             empty.push(dir);
         }
     }
-    let inherited = inherited.map_or_else(|| machine.to_string(), |now| now.to_string());
-    // Top-down: empty, or not there yet. If somebody else makes it first, they fill it with the same.
-    for dir in empty.into_iter().rev().chain((!is_wanted).then_some(own)) {
-        draft.push(Step::new(Action::Write { dir, file: file.into(), value: inherited.clone() }));
-    }
+    (inherited.map_or_else(|| machine.to_string(), |now| now.to_string()), empty)
 }
 
 /// The errnos of a set that the parent does not have, or that lacks what the tasks need.

@@ -36,8 +36,9 @@ use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Host, Version};
+use crate::interface::lifts_cpuset;
 use crate::report::Report;
-use crate::resources::Resources;
+use crate::resources::{CpuSet, Resources};
 
 /// What is done about a setting that this host does not have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -141,7 +142,10 @@ impl PartWant {
     /// Whether it has CPUs or memory nodes of its own.
     fn has_cpuset(&self) -> bool {
         let Resources { cpu, unified, .. } = &self.change;
-        cpu.cpus.is_some() || cpu.mems.is_some() || unified.keys().any(|name| name.starts_with("cpuset."))
+        let is_set = |set: &Option<CpuSet>| set.as_ref().is_some_and(|set| !set.is_empty());
+        let is_named =
+            |(name, value): (&String, &String)| name.starts_with("cpuset.") && !lifts_cpuset(name, value);
+        is_set(&cpu.cpus) || is_set(&cpu.mems) || unified.iter().any(is_named)
     }
 }
 
@@ -219,7 +223,8 @@ fn think_out(host: &Host, want: &Want<'_>, observed: &Observed<'_>) -> Result<(V
     let made = Observed::new(&made);
     for part in want.parts {
         let found = if want.create { &made } else { observed };
-        let (more, about) = think_out_one(host, &want.of_part(part), found)?;
+        let (mut more, about) = think_out_one(host, &want.of_part(part), found)?;
+        follow_parent(host, part, &[&steps, &of_parts], &mut more);
         of_parts.extend(more);
         report.append(about);
     }
@@ -230,6 +235,32 @@ fn think_out(host: &Host, want: &Want<'_>, observed: &Observed<'_>) -> Result<(V
         around_parts(host, want, observed, &mut steps);
     }
     Ok((steps, report))
+}
+
+/// Gives a part of v1 whose CPUs or memory nodes are lifted those that the cgroup above it is to have after the change, not
+/// those that it has before it.
+fn follow_parent(host: &Host, part: &PartWant, planned: &[&[Step]], steps: &mut [Step]) {
+    let is_lifted = |set: &Option<CpuSet>| set.as_ref().is_some_and(CpuSet::is_empty);
+    let cpu = &part.change.cpu;
+    for step in steps {
+        let Action::Write { dir, file, value } = &mut step.action else { continue };
+        let follows =
+            file.ends_with("cpus") && is_lifted(&cpu.cpus) || file.ends_with("mems") && is_lifted(&cpu.mems);
+        if !follows || host.version_of(dir.hierarchy) != Version::V1 || *dir.path != part.path {
+            continue;
+        }
+        let parent = dir.parent();
+        let above =
+            planned.iter().rev().flat_map(|steps| steps.iter().rev()).find_map(|step| match &step.action {
+                Action::Write { dir, file: name, value } if Some(dir) == parent.as_ref() && name == file => {
+                    Some(value)
+                }
+                _ => None,
+            });
+        if let Some(above) = above {
+            value.clone_from(above);
+        }
+    }
 }
 
 /// CPUs and memory nodes of v1: nothing can have what is not above it, so that what is above a part has the old ones and the

@@ -372,6 +372,8 @@ impl Serialize for Printed<'_> {
                     required.iter().chain(wanted).map(|controller| controller.as_str()).collect();
                 map.serialize_entry("controllers", &names)?;
             }
+            // A newline alone empties a file.
+            Action::Write { value, .. } if value == "\n" => map.serialize_entry("value", "")?,
             Action::Write { value, .. } => map.serialize_entry("value", value)?,
             Action::DeviceFilter { policy, .. } => {
                 map.serialize_entry("default", &policy.default_verdict())?;

@@ -16,6 +16,7 @@ use super::{Action, Dir, Draft, Step, Undo, Verify, devices, layout};
 use crate::devices::{DeviceKind, DevicePolicy, Verdict};
 use crate::error::Result;
 use crate::host::{Controller, Hierarchy, Host, Version};
+use crate::interface::lifts_cpuset;
 use crate::path::SystemdName;
 use crate::resources::Limit;
 use crate::systemd::property::{INFINITY, Property, Value, tell};
@@ -73,6 +74,7 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
             if let (Action::Write { value: asked, .. }, Action::Write { value: kept, .. }) =
                 (&step.action, &one.step.action)
                 && asked != kept
+                && !lifts_cpuset(file_of(&step).unwrap_or_default(), asked)
             {
                 let setting = step.setting.clone().unwrap_or_default();
                 if kept.starts_with("max") || *kept == PERIOD.to_string() {
@@ -300,15 +302,20 @@ fn by_property(
         let properties = vec![Property::text("OOMPolicy", policy)];
         return Some(Told { step, properties, back: Vec::new() });
     }
-    let properties = properties_of(version, &file, &value)?;
+    let properties = properties_of(draft.host, version, &file, &value)?;
     if version == Version::V2 && file == "cpu.max" {
         let kept = Bandwidth::parse(&value)?.kept();
         set_value(&mut step, format!("{} {}", kept.quota, kept.period));
     }
+    if let [Property { value: Value::Set(all), .. }] = properties.as_slice()
+        && value.trim().is_empty()
+    {
+        set_value(&mut step, all.to_string());
+    }
     let mut back = Vec::new();
     if let Undo::Write(writes) = &step.undo {
         for (file, value) in writes {
-            tell(&mut back, properties_of(version, file, value).unwrap_or_default());
+            tell(&mut back, properties_of(draft.host, version, file, value).unwrap_or_default());
         }
     }
     Some(Told { step, properties, back })

@@ -5,7 +5,7 @@ use rustix::io::Errno;
 use super::draft::NOT_VALID_HERE;
 use super::{Action, Draft, Reaction, Verify, cpuset, io};
 use crate::error::{Error, ErrorKind, Result};
-use crate::interface::{controller_of, is_core_limit, is_keyed};
+use crate::interface::{controller_of, is_core_limit, is_keyed, lifts_cpuset};
 use crate::resources::FIELDS;
 
 pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
@@ -15,6 +15,10 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
     };
     replace_derived(draft);
     for (key, value) in draft.named {
+        // The field has said it.
+        if lifts_cpuset(key, value) && draft.host.unified().is_some() {
+            continue;
+        }
         let Some((index, hierarchy)) = draft.host.unified() else {
             return refuse(
                 key,
@@ -78,7 +82,7 @@ fn replace_derived(draft: &mut Draft<'_>) {
     let Some((index, _)) = draft.host.unified() else { return };
     let (host, path, named) = (draft.host, draft.want.path, draft.named);
     let is_written_here = |file: &str| {
-        named.contains_key(file)
+        named.get(file).is_some_and(|value| !lifts_cpuset(file, value))
             && !is_keyed(file)
             && !FIELDS.contains(&file)
             && controller_of(file).is_some_and(|controller| !host.withholds(controller, path))

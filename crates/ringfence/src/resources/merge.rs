@@ -3,7 +3,7 @@
 use super::{Cpu, Limit, Memory, Network, Pids, Rdma, Resources, most_burst, update};
 use crate::Version;
 use crate::devices::{DeviceRule, RuleKind};
-use crate::interface::{Lines, merged};
+use crate::interface::{Lines, lifts_cpuset, merged};
 
 impl Resources {
     /// Makes this the desired state after `change`, on a host whose memory controller is of `version`.
@@ -171,6 +171,25 @@ impl Cpu {
         update(&mut self.realtime_period, realtime_period);
         update(&mut self.cpus, cpus);
         update(&mut self.mems, mems);
+        self.forget_lifted();
+    }
+}
+
+impl Cpu {
+    /// An empty set lifts what is in force, and is nothing that is wanted afterwards.
+    fn forget_lifted(&mut self) {
+        for set in [&mut self.cpus, &mut self.mems] {
+            *set = set.take().filter(|set| !set.is_empty());
+        }
+    }
+}
+
+impl Resources {
+    /// The desired state of a new cgroup, which has no cpuset that could be lifted.
+    pub(crate) fn without_lifted_cpusets(mut self) -> Self {
+        self.unified.retain(|file, value| !lifts_cpuset(file, value));
+        self.cpu.forget_lifted();
+        self
     }
 }
 
@@ -186,7 +205,7 @@ fn merge_rules(rules: &mut Vec<DeviceRule>, change: &[DeviceRule]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DeviceNumber;
+    use crate::{CpuSet, DeviceNumber};
 
     fn merged(have: Resources, change: Resources, version: Version) -> Resources {
         let mut merged = have;
@@ -227,6 +246,22 @@ mod tests {
                 "an empty change changes nothing"
             );
             assert_eq!(merged(Resources::new(), change.clone(), version), change);
+        }
+    }
+
+    #[test]
+    fn of_a_lifted_cpuset_nothing_is_wanted_afterwards() {
+        let have = Resources::new().cpuset_cpus("0-3".parse().unwrap()).cpuset_mems("0".parse().unwrap());
+        for lift in [
+            Resources::new().cpuset_cpus(CpuSet::new()),
+            Resources::new().unified("cpuset.cpus", ""),
+            Resources::new().unified("cpuset.cpus", "max"),
+        ] {
+            let left = Resources::new().cpuset_mems("0".parse().unwrap());
+            assert_eq!(merged(have.clone(), lift.clone(), Version::V2), left);
+            let named = Resources::new().unified("cpuset.cpus", "0-3");
+            assert_eq!(merged(named, lift.clone(), Version::V2), Resources::new());
+            assert_eq!(lift.without_lifted_cpusets(), Resources::new());
         }
     }
 

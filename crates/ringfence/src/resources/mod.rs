@@ -213,10 +213,10 @@ pub struct Cpu {
     /// Real-time period in microseconds (v1 only). OCI: 0 is absent.
     #[serde(with = "oci::nonzero", skip_serializing_if = "Option::is_none")]
     pub realtime_period: Option<u64>,
-    /// CPUs to run on. OCI: "" is absent.
+    /// CPUs to run on. An empty set lifts them: the cgroup follows its parent. OCI: "" is absent.
     #[serde(with = "oci::set", skip_serializing_if = "Option::is_none")]
     pub cpus: Option<CpuSet>,
-    /// Memory nodes to allocate from. OCI: "" is absent.
+    /// Memory nodes to allocate from. An empty set lifts them: the cgroup follows its parent. OCI: "" is absent.
     #[serde(with = "oci::set", skip_serializing_if = "Option::is_none")]
     pub mems: Option<CpuSet>,
 }

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use super::file_value::expected;
-use super::{Limit, Resources, parse_limit};
+use super::{CpuSet, Limit, Resources, parse_limit};
+use crate::interface::lifts_cpuset;
 use crate::{Error, Result};
 
 /// Files that the kernel or the planner holds against others (a burst against the quota, swap against memory): what
@@ -11,11 +12,17 @@ use crate::{Error, Result};
 pub(crate) const FIELDS: [&str; 5] = ["cpu.idle", "cpu.max", "cpu.max.burst", "cpu.weight", "memory.max"];
 
 impl Resources {
-    /// Takes what `unified` says of [`FIELDS`] over into the fields, where it wins.
+    /// Takes what `unified` says of [`FIELDS`] over into the fields, where it wins, and what lifts a cpuset.
     ///
     /// # Errors
     /// The first value that the file cannot hold; it stays where it is, and the others become fields.
     pub(crate) fn take_named_fields(&mut self) -> Result<()> {
+        for (file, set) in [("cpuset.cpus", &mut self.cpu.cpus), ("cpuset.mems", &mut self.cpu.mems)] {
+            if self.unified.get(file).is_some_and(|value| lifts_cpuset(file, value)) {
+                self.unified.remove(file);
+                *set = Some(CpuSet::new());
+            }
+        }
         let mut outcome = Ok(());
         for file in FIELDS {
             let Some(text) = self.unified.get(file).map(|text| text.trim().to_owned()) else { continue };

@@ -5,8 +5,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use super::file_value::expected;
-use super::{BlockIo, Cpu, CpuSet, Limit, Memory, Pids, Rdma, Resources};
-use crate::interface::{is_core_limit, is_keyed};
+use super::{BlockIo, Cpu, Limit, Memory, Pids, Rdma, Resources};
+use crate::interface::{is_core_limit, is_keyed, lifts_cpuset};
 use crate::{Error, Result};
 
 /// The longest quota that the kernel can reckon with (`max_bw_runtime_us`, 44 bits, since Linux 5.7).
@@ -94,8 +94,7 @@ impl Cpu {
             let allowed = format!("is at most the real-time period, {period} µs");
             return Err(Error::invalid("cpu.realtimeRuntime", runtime, allowed));
         }
-        not_empty("cpu.cpus", self.cpus.as_ref())?;
-        not_empty("cpu.mems", self.mems.as_ref())
+        Ok(())
     }
 }
 
@@ -170,15 +169,6 @@ fn size(setting: &'static str, limit: Option<Limit>) -> Result<()> {
     within(setting, number(limit), 0..=i64::MAX.cast_unsigned())
 }
 
-fn not_empty(setting: &'static str, set: Option<&CpuSet>) -> Result<()> {
-    match set {
-        Some(set) if set.is_empty() => {
-            Err(Error::invalid(setting, set, "takes at least one number, such as 0-3"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Checks the name of a file `<controller>.<file>`, which becomes a file name in the cgroup's directory, and its value.
 fn unified_file(key: &str, value: &str) -> Result<()> {
     let sound_part = |part: &str| {
@@ -200,8 +190,11 @@ fn unified_file(key: &str, value: &str) -> Result<()> {
         return refused("this file sets no resource, and does not tell what it was given");
     }
     let refused = |why| Err(Error::invalid(format!("unified.{key}"), value, why));
+    if lifts_cpuset(key, value) {
+        return Ok(());
+    }
     if value.trim().is_empty() {
-        return refused("takes a value: the kernel has no use for an empty one");
+        return refused("takes a value: cpuset.cpus and cpuset.mems alone can be empty, which lifts them");
     }
     let mut keys: Vec<_> = value.lines().filter_map(|line| line.split_whitespace().next()).collect();
     if keys.len() > 1 {
@@ -225,6 +218,7 @@ fn unified_file(key: &str, value: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::DeviceNumber;
+    use crate::resources::CpuSet;
 
     const DISK: DeviceNumber = DeviceNumber { major: 8, minor: 0 };
 
@@ -258,6 +252,8 @@ mod tests {
             new().cpu_realtime_runtime(-1).cpu_realtime_period(1),
             new().cpu_realtime_runtime(950_000).cpu_realtime_period(950_000),
             new().cpuset_cpus("0".parse().unwrap()),
+            new().cpuset_cpus(CpuSet::new()).cpuset_mems(CpuSet::new()),
+            new().unified("cpuset.cpus", "").unified("cpuset.mems", "max"),
             new().pids_limit(0),
             new().pids_limit(4_194_304),
             new().pids_limit(Limit::Max),
@@ -360,8 +356,6 @@ mod tests {
                 new().cpu_realtime_runtime(11).cpu_realtime_period(10),
                 r#"cpu.realtimeRuntime = "11": is at most the real-time period, 10 µs"#,
             ),
-            (new().cpuset_cpus(CpuSet::new()), r#"cpu.cpus = "": takes at least one number"#),
-            (new().cpuset_mems(CpuSet::new()), r#"cpu.mems = "": takes at least one number"#),
             (new().pids_limit(4_194_305), r#"pids.limit = "4194305": takes 0 to 4194304"#),
             (new().unified("memory.high", ""), r#"unified.memory.high = "": takes a value"#),
             (new().unified("memory.high", " \n"), r#"unified.memory.high = " \n": takes a value"#),

@@ -185,7 +185,7 @@ impl Sandbox {
                 tell(
                     &mut properties,
                     known
-                        .and_then(|version| properties_of(version, &held.file, &held.value))
+                        .and_then(|version| properties_of(host, version, &held.file, &held.value))
                         .unwrap_or_default(),
                 );
             }

@@ -154,7 +154,7 @@ impl Sandbox {
             path: host.with_slice(&config.path),
             cgroup,
             mode: host.mode,
-            resources: config.resources.clone(),
+            resources: config.resources.clone().without_lifted_cpusets(),
             profile: config.profile,
             // Without it, a quota with which all vCPUs can be busy at once stops them all at once.
             burst_by_default: config.profile != Profile::None,

@@ -1,12 +1,12 @@
 //! Which properties a file's value is to systemd.
 
-use crate::host::Version;
+use crate::host::{Host, Version};
 use crate::interface::{Lines, size};
-use crate::resources::Limit;
+use crate::resources::{CpuSet, Limit};
 use crate::systemd::property::{INFINITY, Property, Value, tell};
 
 /// The properties for a file that is to hold a value.
-pub(crate) fn properties_of(version: Version, file: &str, value: &str) -> Option<Vec<Property>> {
+pub(crate) fn properties_of(host: &Host, version: Version, file: &str, value: &str) -> Option<Vec<Property>> {
     let value = value.trim();
     let told = |name| Some(vec![Property::number(name, number(value)?)]);
     // systemd refuses 0 for these. One byte is no page, as 0 is; of tasks, the file is written too.
@@ -28,8 +28,8 @@ pub(crate) fn properties_of(version: Version, file: &str, value: &str) -> Option
         // 0 is its word for idle, which the next weight undoes.
         (_, "cpu.idle") => Some(vec![Property::number("CPUWeight", if value == "1" { 0 } else { 100 })]),
         (_, "cpu.max") => Some(Bandwidth::parse(value)?.properties()),
-        (_, "cpuset.cpus") => set("AllowedCPUs", value),
-        (_, "cpuset.mems") => set("AllowedMemoryNodes", value),
+        (_, "cpuset.cpus") => set("AllowedCPUs", value, &host.cpus),
+        (_, "cpuset.mems") => set("AllowedMemoryNodes", value, &host.mems),
         (_, "io.max") => v2_throttles(value),
         (_, "io.weight") => weights(value, |weight| weight),
         (_, "io.bfq.weight") => weights(value, from_bfq),
@@ -45,9 +45,11 @@ pub(super) fn number(text: &str) -> Option<u64> {
     }
 }
 
-/// An empty set is none, and leaves the file as it is.
-fn set(name: &'static str, value: &str) -> Option<Vec<Property>> {
-    Some(vec![Property::new(name, Value::Set(value.parse().ok()?))])
+/// systemd leaves the file as it is where it is told an empty set: all of the machine lifts it.
+fn set(name: &'static str, value: &str, machine: &CpuSet) -> Option<Vec<Property>> {
+    let set: CpuSet = value.parse().ok()?;
+    let set = if set.is_empty() { machine.clone() } else { set };
+    Some(vec![Property::new(name, Value::Set(set))])
 }
 
 /// As systemd names a disk that may have no node.

@@ -6,7 +6,7 @@ use crate::devices::filter::Override;
 use crate::devices::runtime_defaults;
 use crate::host::{DeviceNode, Mode};
 use crate::plan::{DeviceWant, FileAt, Plan, UNREAD, Want, plan};
-use crate::resources::Resources;
+use crate::resources::{CpuSet, Resources};
 use crate::{CgroupPath, DeviceRule};
 
 const PATH: &str = "rf.slice/cri-vm1.scope";
@@ -336,9 +336,15 @@ fn no_task_is_told_as_one_and_written_behind_it() {
 #[test]
 fn a_limit_of_no_memory_is_told_as_one_byte_which_is_no_page() {
     for (file, property) in [("memory.high", "MemoryHigh"), ("memory.max", "MemoryMax")] {
-        assert_eq!(properties_of(Version::V2, file, "0").unwrap(), [Property::number(property, 1)]);
+        assert_eq!(
+            properties_of(&Host::standard(Mode::V2, true), Version::V2, file, "0").unwrap(),
+            [Property::number(property, 1)]
+        );
     }
-    assert_eq!(properties_of(Version::V2, "memory.low", "0").unwrap(), [Property::number("MemoryLow", 0)]);
+    assert_eq!(
+        properties_of(&Host::standard(Mode::V2, true), Version::V2, "memory.low", "0").unwrap(),
+        [Property::number("MemoryLow", 0)]
+    );
 }
 
 #[test]
@@ -346,4 +352,28 @@ fn limits_of_cgroup_v2_itself_are_written_to_the_files() {
     let want = Resources::new().unified("cgroup.max.descendants", "9");
     let plan = planned(&Host::standard(Mode::V2, true), &want, None, &[], &[]);
     assert_eq!(outline(&plan).last().unwrap(), "cgroup.max.descendants 9");
+}
+
+#[test]
+fn a_lifted_cpuset_is_told_as_all_of_the_machine() {
+    let host = Host::standard(Mode::V2, true);
+    let one = Resources::new().cpuset_cpus("0".parse().unwrap());
+    let lifted =
+        [Resources::new().cpuset_cpus(CpuSet::new()), Resources::new().unified("cpuset.cpus", "max")];
+    for lifted in lifted {
+        let plan = planned(&host, &one, Some(&lifted), &[], &[("cpuset.cpus", "0")]);
+        assert_eq!(
+            (outline(&plan), properties(&plan)),
+            (vec!["set_properties".to_owned()], json!({"AllowedCPUs": "0-1"}))
+        );
+        assert!(plan.report.is_empty(), "{plan}");
+        let Action::SetProperties { told, .. } = &plan.steps[0].action else { panic!("{plan}") };
+        assert_eq!(told[0].back, [Property::new("AllowedCPUs", Value::Set("0".parse().unwrap()))]);
+        let Action::Write { value, .. } = &told[0].step.action else { panic!("{plan}") };
+        assert_eq!(value, "0-1", "what the file reads afterwards");
+    }
+    // What takes a set back where there was none.
+    let plan = planned(&host, &Resources::new(), Some(&one), &[], &[("cpuset.cpus", "")]);
+    let Action::SetProperties { told, .. } = &plan.steps[0].action else { panic!("{plan}") };
+    assert_eq!(told[0].back, [Property::new("AllowedCPUs", Value::Set("0-1".parse().unwrap()))]);
 }

@@ -340,6 +340,90 @@ fn limits_of_cgroup_v2_itself_are_written_without_a_controller() {
 }
 
 #[test]
+fn a_lifted_cpuset_of_v2_follows_its_parent() {
+    let fields = Resources::new().cpuset_cpus(CpuSet::new()).cpuset_mems(CpuSet::new());
+    let now = [("cpuset.cpus", "0-1"), ("cpuset.mems", "0")];
+    for lifted in [
+        fields.clone(),
+        Resources::new().unified("cpuset.cpus", "").unified("cpuset.mems", "max\n"),
+        Resources::new()
+            .cpuset_cpus(set("1"))
+            .cpuset_mems(set("0"))
+            .unified("cpuset.cpus", "max")
+            .unified("cpuset.mems", ""),
+    ] {
+        let planned = try_changed(&v2(), &Resources::default(), &lifted, &now).unwrap();
+        assert_eq!(writes(&planned), ["cpuset.cpus \n", "cpuset.mems \n"]);
+        assert_eq!(planned.steps[0].undo, Undo::write("cpuset.cpus", vec!["0-1".to_owned()]));
+        assert!(planned.report.is_empty(), "{planned}");
+        let json = serde_json::to_value(&planned).unwrap();
+        assert_eq!(json["steps"][0]["value"], "");
+        // It follows already, or its controller was never enabled; and a new one has nothing to lift.
+        assert_eq!(changed(&v2(), &lifted, &[("cpuset.cpus", ""), ("cpuset.mems", "")]), [] as [&str; 0]);
+        assert_eq!(changed(&v2(), &lifted, &[]), [] as [&str; 0]);
+        let created = created(&v2(), &lifted);
+        assert!(writes(&created).is_empty() && !created.to_string().contains("+cpuset"), "{created}");
+    }
+    let one = Resources::new().cpuset_cpus(set("0"));
+    let planned = try_changed(&v2(), &Resources::default(), &one, &[("cpuset.cpus", "")]).unwrap();
+    assert_eq!(planned.steps[0].undo, Undo::write("cpuset.cpus", vec!["\n".to_owned()]));
+}
+
+#[test]
+fn a_lifted_cpuset_of_v1_has_what_its_parent_has() {
+    let lifted = Resources::new().cpuset_cpus(CpuSet::new()).cpuset_mems(CpuSet::new());
+    let files = [
+        ("ringfence/a", "cpuset.cpus", "0"),
+        ("ringfence/a", "cpuset.mems", "0"),
+        ("ringfence", "cpuset.cpus", "0-3"),
+        ("ringfence", "cpuset.mems", ""),
+        ("", "cpuset.cpus", "0-7"),
+        ("", "cpuset.mems", "0-1"),
+    ];
+    let nothing = Resources::default();
+    let planned = plan(&v1(), &want(&nothing, &lifted, false), &tree(&files)).unwrap();
+    assert_eq!(writes(&planned), ["cpuset.cpus 0-3", "cpuset.mems 0-1"]);
+    assert_eq!(planned.steps[0].undo, Undo::write("cpuset.cpus", vec!["0".to_owned()]));
+    // A new one is filled as if nothing was said.
+    assert_eq!(writes(&created(&v1(), &lifted)), writes(&created(&v1(), &nothing)));
+}
+
+#[test]
+fn parts_of_v1_have_the_lifted_set_of_what_is_above_them() {
+    let lifted = Resources::new().cpuset_cpus(CpuSet::new()).cpuset_mems(CpuSet::new());
+    let files = ["ringfence/a", "ringfence/a/vcpu", "ringfence/a/vcpu/0"]
+        .map(|path| {
+            [
+                (path, "cpuset.cpus", if path == "ringfence/a" { "0-3" } else { "0" }),
+                (path, "cpuset.mems", "0"),
+            ]
+        })
+        .concat();
+    let files =
+        [files, vec![("ringfence", "cpuset.cpus", "0-3"), ("ringfence", "cpuset.mems", "0-1")]].concat();
+    let part =
+        |path: &str| PartWant { path: path.to_owned(), base: Resources::default(), change: lifted.clone() };
+    let parts = [part("ringfence/a/vcpu"), part("ringfence/a/vcpu/0")];
+    let (nothing, whole) = (Resources::default(), Resources::new().cpuset_mems(CpuSet::new()));
+    let planned =
+        plan(&v1(), &Want { parts: &parts, ..want(&nothing, &whole, false) }, &tree(&files)).unwrap();
+    let last = |path: &str, name: &str| {
+        let written = planned.steps.iter().rev().find_map(|step| match &step.action {
+            Action::Write { dir, file, value } if &*dir.path == path && file == name => Some(value.clone()),
+            _ => None,
+        });
+        written.unwrap_or_else(|| panic!("no {path}/{name} in {planned}"))
+    };
+    for path in ["ringfence/a/vcpu", "ringfence/a/vcpu/0"] {
+        assert_eq!(
+            (last(path, "cpuset.cpus"), last(path, "cpuset.mems")),
+            ("0-3".to_owned(), "0-1".to_owned())
+        );
+    }
+    assert_eq!(last("ringfence/a", "cpuset.mems"), "0-1");
+}
+
+#[test]
 fn unified_wins_over_what_was_derived_and_comes_last_in_order() {
     let change = Resources::new()
         .memory_limit(MIB)
