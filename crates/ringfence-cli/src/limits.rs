@@ -109,7 +109,9 @@ pub struct VcpuOptions {
 impl VcpuOptions {
     pub fn hints(&self) -> VcpuHints {
         let mut hints = VcpuHints::default();
-        (hints.count, hints.qmp, hints.names) = (self.vcpus, self.qmp.clone(), self.vmm.clone());
+        // Absolute, because later commands look for the socket from another working directory.
+        let socket = self.qmp.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        (hints.count, hints.qmp, hints.names) = (self.vcpus, socket, self.vmm.clone());
         hints
     }
 }

@@ -95,6 +95,8 @@ enum Command {
     Features(commands::features::Features),
     #[command(hide = true)]
     Hold(commands::hold::Hold),
+    #[command(hide = true)]
+    PlaceVcpus(commands::place_vcpus::PlaceVcpus),
 }
 
 impl Command {
@@ -125,6 +127,7 @@ impl Command {
             Self::Doctor(doctor) => doctor.run(context),
             Self::Features(features) => features.run(context),
             Self::Hold(hold) => hold.run(),
+            Self::PlaceVcpus(place) => place.run(context),
         }
     }
 
@@ -240,6 +243,7 @@ mod tests {
             "ringfence run a --vmm vcpu{} --vcpus 2 -- sleep 1",
             "ringfence run a --keep -- sleep 1",
             "ringfence run --detach a -- sleep 1 --memory x",
+            "ringfence run a --detach --wait-vcpus 0.5 -- sleep 1",
             "ringfence exec a -- ls -l",
             "ringfence attach a 1 2",
             "ringfence update a --pids max",
@@ -269,6 +273,7 @@ mod tests {
             "ringfence run a",
             "ringfence run a sleep 1",
             "ringfence run a --keep --detach -- sleep 1",
+            "ringfence run a --wait-vcpus 5 -- sleep 1",
             "ringfence attach a",
             "ringfence rm a --kill --drain",
             "ringfence create a --overhead nowhere",

@@ -15,6 +15,7 @@ pub mod gc;
 pub mod hold;
 pub mod kill;
 pub mod ls;
+pub mod place_vcpus;
 pub mod plan;
 pub mod ps;
 pub mod repair;

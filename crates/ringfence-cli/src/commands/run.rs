@@ -2,17 +2,19 @@
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Args;
 use nix::errno::Errno;
 use ringfence::{
-    Child, Command, Entry, Error, ErrorKind, Hold, Host, ProcessIdentity, Profile, Remaining, Result,
-    Sandbox, SandboxId, State, null,
+    Child, Command, Error, ErrorKind, Hold, Host, ProcessIdentity, Profile, Remaining, Result, Sandbox,
+    SandboxId, State, null,
 };
 use serde_json::json;
 
-use crate::commands::{classify, create};
-use crate::context::Context;
+use crate::commands::classify::{AT_START, SearchEnd, StartSearch, not_found};
+use crate::commands::{create, place_vcpus};
+use crate::context::{Context, seconds};
 use crate::exit::Exit;
 use crate::limits::Wanted;
 use crate::supervise::Supervisor;
@@ -32,8 +34,14 @@ pub struct Run {
     keep: bool,
 
     /// Print the command's PID and return; it has a session of its own and /dev/null as input and output
+    ///
+    /// Where the sandbox has parts, a helper process looks for the vCPU threads for up to 30 s and moves them.
     #[arg(long)]
     detach: bool,
+
+    /// With --detach, before it returns: wait at most this long for the vCPU threads, and report what was found
+    #[arg(long, value_name = "SECONDS", requires = "detach", value_parser = |text: &str| seconds("wait-vcpus", text))]
+    wait_vcpus: Option<Duration>,
 
     #[command(flatten)]
     wanted: Wanted,
@@ -49,7 +57,8 @@ impl Run {
         let me = this_process()?;
         let supervisor = if self.detach { None } else { Some(Supervisor::new()?) };
         let (entry, sandbox) = create::make(context, &host, &self.id, &self.wanted, Some(me.clone()))?;
-        let started = command(&self.command, self.detach).and_then(|command| {
+        let started = self.refuse_useless_wait(&sandbox).and_then(|()| command(&self.command, self.detach));
+        let started = started.and_then(|command| {
             let command = match &supervisor {
                 Some(supervisor) => supervisor.unblock(command),
                 None => command,
@@ -65,12 +74,13 @@ impl Run {
         };
         match supervisor {
             None => {
-                self.detached(context, &entry, &sandbox, &child)?;
+                // One that has ended already answers for nothing: we stay the holder, and gc finds us gone.
+                let holder = ProcessIdentity::of(child.pid());
+                sandbox.set_holder(Some(holder.clone().unwrap_or(me)));
                 let state = sandbox.state();
+                entry.save(&state)?;
                 drop((entry, sandbox));
-                if is_worth_looking(&state) {
-                    classify::at_start(context, &host, &self.id, || false);
-                }
+                self.detached(context, &host, child.pid(), holder, &state)?;
                 Ok(Exit::Done)
             }
             Some(supervisor) => {
@@ -83,8 +93,8 @@ impl Run {
                 let status = std::thread::scope(|scope| {
                     if is_worth_looking(&state) {
                         let has_ended = || has_ended.load(Ordering::Relaxed);
-                        let host = &host;
-                        scope.spawn(move || classify::at_start(context, host, &self.id, has_ended));
+                        let (host, holder) = (&host, &me);
+                        scope.spawn(move || self.place_vcpus(context, host, holder, has_ended));
                     }
                     let status = supervisor.wait(&child);
                     has_ended.store(true, Ordering::Relaxed);
@@ -99,15 +109,86 @@ impl Run {
         }
     }
 
-    fn detached(&self, context: &Context, entry: &Entry, sandbox: &Sandbox, child: &Child) -> Result<()> {
-        // One that has ended already answers for nothing: we stay the holder, and gc finds us gone.
-        if let Some(holder) = ProcessIdentity::of(child.pid()) {
-            sandbox.set_holder(Some(holder));
-            entry.save(&sandbox.state())?;
+    /// Without parts there is nowhere to move threads to.
+    fn refuse_useless_wait(&self, sandbox: &Sandbox) -> Result<()> {
+        match self.wait_vcpus {
+            Some(time) if sandbox.state().part_paths().is_empty() => {
+                let why = "needs --overhead nested or --overhead separate=PATH: this sandbox has no parts";
+                Err(Error::invalid("wait-vcpus", time.as_secs_f64(), why))
+            }
+            _ => Ok(()),
         }
-        let report = sandbox.state().full_report();
+    }
+
+    /// Prints the PID of a command that runs on without us. `holder` is `None` where it has ended already.
+    fn detached(
+        &self,
+        context: &Context,
+        host: &Host,
+        pid: u32,
+        holder: Option<ProcessIdentity>,
+        state: &State,
+    ) -> Result<()> {
+        let mut report = state.full_report();
+        let mut printed = json!({"id": self.id, "pid": pid});
+        match (&holder, self.wait_vcpus) {
+            (Some(holder), Some(within)) => {
+                let search = StartSearch { context, host, id: &self.id, holder, within };
+                match search.run(|| !holder.is_alive(), || ()) {
+                    SearchEnd::Placed(placed) => {
+                        (printed["vcpus"], printed["overhead"]) =
+                            (placed.vcpus.into(), placed.overhead.into());
+                        report.append(placed.report);
+                    }
+                    SearchEnd::Gone => {
+                        report.add("wait-vcpus", within.as_secs_f64(), "the command has ended")
+                    }
+                    SearchEnd::Failed(error, waited) => {
+                        report.add("wait-vcpus", within.as_secs_f64(), not_found(&self.id, &error, waited));
+                    }
+                }
+            }
+            (Some(holder), None) if is_worth_looking(state) => {
+                if let Err(error) = place_vcpus::start(context, host, &self.id, holder) {
+                    report.add(
+                        "vcpus",
+                        "not moved",
+                        format!("{error}; to move them: ringfence classify {}", self.id),
+                    );
+                }
+            }
+            _ => {}
+        }
         context.output.report(&report);
-        context.output.object(&json!({"id": self.id, "pid": child.pid(), "report": report}), child.pid())
+        printed["report"] = json!(report);
+        context.output.object(&printed, pid)
+    }
+
+    /// Moves the vCPU threads when the VMM has made them. Nothing fails because they are not found.
+    fn place_vcpus(
+        &self,
+        context: &Context,
+        host: &Host,
+        holder: &ProcessIdentity,
+        has_ended: impl Fn() -> bool,
+    ) {
+        let search = StartSearch { context, host, id: &self.id, holder, within: AT_START };
+        let say_what_for = || {
+            if !context.global.quiet {
+                let event =
+                    json!({"id": self.id, "event": "waiting_for_vcpus", "seconds": AT_START.as_secs()});
+                let words =
+                    format!("{}: waiting up to {} s for the vCPU threads", self.id, AT_START.as_secs());
+                context.output.tell(&event, words);
+            }
+        };
+        match search.run(has_ended, say_what_for) {
+            SearchEnd::Placed(placed) => context.output.report(&placed.report),
+            SearchEnd::Gone => {}
+            SearchEnd::Failed(error, waited) => {
+                context.output.diagnostic(not_found(&self.id, &error, waited))
+            }
+        }
     }
 
     /// Others may have changed the sandbox meanwhile, or removed it, or made another one of the same name. How many

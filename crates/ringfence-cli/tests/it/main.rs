@@ -12,6 +12,7 @@ mod bad_input;
 mod classify;
 mod compare;
 mod containers;
+mod detach;
 mod devices;
 mod doctor;
 mod escaping;

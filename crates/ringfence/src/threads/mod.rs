@@ -265,10 +265,7 @@ fn too_few(pid: u32, expect: Expect, found: usize, strangers: &BTreeSet<u32>) ->
     } else {
         let threads = if found == 1 { "thread was" } else { "threads were" };
         let seen = read::threads(pid).map(|threads| in_words(&threads)).unwrap_or_default();
-        format!(
-            "{found} vCPU {threads} found within {:?}; the threads of process {pid} are called {seen}",
-            expect.within
-        )
+        format!("{found} vCPU {threads} found in time; the threads of process {pid} are called {seen}")
     };
     let expected = expect.vcpus.map_or_else(|| "at least 1".to_owned(), |vcpus| vcpus.to_string());
     Error::new(ErrorKind::TimedOut, why).with_setting("vcpus").with_value(expected)
