@@ -1,7 +1,7 @@
 //! `freeze` and `thaw`.
 
 use clap::Args;
-use ringfence::{Result, SandboxId, Status};
+use ringfence::{Report, Result, SandboxId, Status};
 use serde_json::json;
 
 use crate::context::Context;
@@ -18,7 +18,17 @@ impl Freeze {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let (_entry, sandbox) = context.open(&context.host()?, &self.id)?;
         sandbox.freeze(context.global.timeout)?;
-        context.output.done(&json!({"id": self.id, "state": Status::Frozen}), "")?;
+        let mut report = Report::default();
+        // It is frozen, whether or not that can be seen.
+        if let Ok(Some(ancestor)) = sandbox.frozen_ancestor() {
+            report.add(
+                "freeze",
+                &self.id,
+                format!("{ancestor} is frozen too: to let it run again, thaw both"),
+            );
+        }
+        context.output.report(&report);
+        context.output.done(&json!({"id": self.id, "state": Status::Frozen, "report": report}), "")?;
         Ok(Exit::Done)
     }
 }
@@ -34,6 +44,7 @@ impl Thaw {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let (_entry, sandbox) = context.open(&context.host()?, &self.id)?;
         let report = sandbox.thaw(context.global.timeout)?;
+        context.unsupported().mind(&report)?;
         context.output.report(&report);
         // It is done, whether or not that can be seen.
         let state = sandbox.status().ok();

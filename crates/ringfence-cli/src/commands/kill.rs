@@ -44,6 +44,10 @@ impl Kill {
             signal if signal == Signal::SIGKILL as i32 => sandbox.kill(context.global.timeout)?,
             signal => sandbox.signal(signal)?,
         };
+        if let (false, Ok(Some(ancestor))) = (pids.is_empty(), sandbox.frozen_ancestor()) {
+            let why = format!("{ancestor} is frozen: processes act on the signal when it is thawed");
+            report.add("signal", self.signal, why);
+        }
         context.output.report(&report);
         context
             .output

@@ -20,6 +20,7 @@ mod explain;
 mod failures;
 #[cfg(target_arch = "x86_64")]
 mod faults;
+mod frozen_ancestor;
 mod histories;
 mod hotplug;
 mod inside;

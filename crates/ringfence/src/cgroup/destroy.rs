@@ -176,8 +176,7 @@ impl Cgroup {
                 return failures;
             }
             if deadline.is_over() {
-                let why = format!("processes live on after SIGKILL: {pids:?}");
-                return vec![self.about(Error::new(ErrorKind::TimedOut, why))];
+                return vec![self.not_killed(&pids)];
             }
             deadline.sleep(pause);
             if !holds_caller {
@@ -246,13 +245,15 @@ impl Cgroup {
             Remaining::Drain => failures = self.drain_until_empty(deadline, &mut outcome),
             Remaining::Kill => failures = self.kill_until_empty(None, deadline, &mut outcome),
         }
+        // With processes left inside, rmdir is refused: that says nothing new.
+        let is_occupied = !failures.is_empty();
         // Of what is left, nothing will go by itself: each directory is tried once.
         let deadline = if failures.is_empty() { deadline } else { Deadline::after(Duration::ZERO) };
         // Now it is alone: what is counted is read before it leaves, since systemd may remove the cgroup behind it.
         let holds_caller = remaining == Remaining::Kill
             && self.exists()
             && self.processes().is_ok_and(|pids| pids.contains(&std::process::id()));
-        if remaining != Remaining::Refuse && !holds_caller {
+        if remaining != Remaining::Refuse && !holds_caller && !is_occupied {
             failures.extend(self.wait_until_unpopulated(deadline).err());
         }
         match (&mut counted, self.counted()) {
@@ -278,7 +279,8 @@ impl Cgroup {
         let renamed = self.dirs.iter().map(|(dir, _)| dir.clone()).filter(|dir| dir.path != self.path);
         let named = (0..all).map(|hierarchy| Dir::new(hierarchy, Arc::clone(&self.path)));
         for dir in named.chain(renamed) {
-            failures.extend(self.remove_tree(&dir, deadline, &mut outcome).err());
+            let failed = self.remove_tree(&dir, deadline, &mut outcome).err();
+            failures.extend(failed.filter(|error| !is_occupied || error.kind() != ErrorKind::Busy));
         }
         match &self.unit {
             Some(unit) if unit.is_in_default_slice() => {

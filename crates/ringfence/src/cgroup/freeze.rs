@@ -1,5 +1,6 @@
 //! Freezing and thawing: v1's freezer, or `cgroup.freeze` of v2 (Linux 5.2). Always confirmed, always with a deadline.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -50,7 +51,7 @@ impl Cgroup {
         }
     }
 
-    /// Lets the tasks run again. Under a frozen ancestor they stay stopped: that is in the report, and not waited for.
+    /// Lets the tasks run again. Under a frozen ancestor they stay stopped: the report names it, and nothing is waited for.
     pub fn thaw(&self, timeout: Duration) -> Result<Report> {
         let deadline = Deadline::after(timeout);
         let mut report = Report::default();
@@ -62,8 +63,9 @@ impl Cgroup {
             {
                 return Ok(report);
             }
-            if let Some(ancestor) = self.frozen_ancestor(version)? {
-                report.note("thaw", &self.path, format!("still stopped: {ancestor} above it is frozen"));
+            if let Some(ancestor) = self.frozen_ancestor()? {
+                let why = format!("its processes stay stopped because {ancestor} is frozen: thaw {ancestor}");
+                report.add("thaw", format!("/{}", self.path), why);
                 return Ok(report);
             }
             if deadline.is_over() {
@@ -118,8 +120,13 @@ impl Cgroup {
         }
     }
 
-    /// The nearest ancestor that is frozen by itself.
-    fn frozen_ancestor(&self, version: Version) -> Result<Option<String>> {
+    /// The nearest ancestor that is frozen by itself, and stops the processes in this cgroup whatever its own setting is; as
+    /// a path below the root of the hierarchy, with a leading slash.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the host has no freezer.
+    pub fn frozen_ancestor(&self) -> Result<Option<String>> {
+        let (version, own) = self.freezer()?;
         let controller = self.host.hierarchy_of(Controller::Freezer).map(|(index, _)| index);
         let unified = self.host.unified().map(|(index, _)| index);
         let index = if version == Version::V1 { controller } else { unified };
@@ -131,10 +138,49 @@ impl Cgroup {
             path = above;
             let Ok(dir) = root.open_dir(path) else { continue };
             if is_told_to_freeze(version, &dir) {
-                return Ok(Some(path.to_owned()));
+                return Ok(Some(format!("/{path}")));
             }
         }
-        Ok(None)
+        let is_frozen_from_above =
+            version == Version::V1 && own.read("freezer.parent_freezing").is_ok_and(|told| told == "1");
+        Ok(is_frozen_from_above.then(|| "a cgroup above the root of this cgroup namespace".to_owned()))
+    }
+
+    /// Refuses to let a process join a frozen cgroup, and names what has to be thawed.
+    pub(super) fn refuse_frozen(&self) -> Result<()> {
+        if !self.is_frozen()? {
+            return Ok(());
+        }
+        let (version, dir) = self.freezer()?;
+        let why = match self.frozen_ancestor()? {
+            Some(ancestor) if is_told_to_freeze(version, dir) => format!(
+                "the cgroup is frozen, and so is {ancestor}: a process that joins it never runs; thaw both first"
+            ),
+            Some(ancestor) => format!(
+                "the cgroup is frozen with {ancestor}: a process that joins it never runs; thaw {ancestor} first"
+            ),
+            None => "the cgroup is frozen: a process that joins it never runs; thaw it first".to_owned(),
+        };
+        Err(Error::new(ErrorKind::Busy, why).with_value(&self.path))
+    }
+
+    /// The error for processes that SIGKILL did not end in time. On v1 a frozen ancestor keeps them alive.
+    pub(super) fn not_killed(&self, pids: &BTreeSet<u32>) -> Error {
+        let is_v1 = matches!(self.freezer(), Ok((Version::V1, _)));
+        let ancestor = if is_v1 { self.frozen_ancestor().ok().flatten() } else { None };
+        match ancestor {
+            Some(ancestor) => {
+                let why = format!(
+                    "SIGKILL was sent to {pids:?}, but {ancestor} is frozen, and with cgroup v1 a frozen process ends only \
+                     when it is thawed: thaw {ancestor}"
+                );
+                self.about(Error::new(ErrorKind::Busy, why))
+            }
+            None => {
+                let why = format!("processes live on after SIGKILL: {pids:?}");
+                self.about(Error::new(ErrorKind::TimedOut, why))
+            }
+        }
     }
 
     fn freezer_error(&self, what: &'static str, errno: Errno) -> Error {

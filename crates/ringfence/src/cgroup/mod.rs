@@ -750,14 +750,6 @@ impl Cgroup {
             .find(|(dir, _)| any_other || self.host.hierarchies.get(dir.hierarchy).is_some_and(keeps));
         main.is_some_and(|(_, open)| open.has("cgroup.procs"))
     }
-
-    fn refuse_frozen(&self) -> Result<()> {
-        if self.is_frozen()? {
-            let why = "the cgroup is frozen: what joins it never runs; thaw it first";
-            return Err(Error::new(ErrorKind::Busy, why).with_value(&self.path));
-        }
-        Ok(())
-    }
 }
 
 /// Thaws when it is dropped.

@@ -261,6 +261,17 @@ impl Sandbox {
         failed.map_or(Ok(report), Err)
     }
 
+    /// The frozen cgroup above the sandbox, or above its separate overhead, that keeps processes inside stopped. See
+    /// [`Cgroup::frozen_ancestor`].
+    pub fn frozen_ancestor(&self) -> Result<Option<String>> {
+        for one in self.both_present()? {
+            if let Some(ancestor) = one.cgroup()?.frozen_ancestor()? {
+                return Ok(Some(ancestor));
+            }
+        }
+        Ok(None)
+    }
+
     /// Sends a signal to every process inside, once; returns those that were sent it. The calling process is spared.
     pub fn signal(&self, signal: i32) -> Result<BTreeSet<u32>> {
         // Of both at once: on v1 the VMM is in both.
