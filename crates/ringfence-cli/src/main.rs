@@ -141,6 +141,8 @@ impl Command {
 }
 
 fn main() -> ExitCode {
+    // A parent that ignores SIGCHLD hands that down.
+    ringfence::stop_ignoring_children();
     let CommandLine { global, subcommand } = match CommandLine::try_parse() {
         Ok(line) => line,
         Err(error) => return refuse(&error).into(),

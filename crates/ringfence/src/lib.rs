@@ -96,6 +96,7 @@ pub use events::{Event, Events, PressureTrigger, What};
 pub use explain::Explanation;
 pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, HostFacts, Mode, Version};
 pub use kernel::proc::ProcessIdentity;
+pub use kernel::signals::stop_ignoring_children;
 #[cfg(feature = "libvirt")]
 pub use libvirt::LibvirtDomain;
 pub use path::{CgroupPath, SandboxId, Subpath, SystemdName};

@@ -4,12 +4,11 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Signal, WaitIdOptions};
 
 use crate::cgroup::{NOT_WITHIN_DELEGATED, OUT_OF_REACH};
 use crate::error::{Error, ErrorKind, Result};
@@ -175,6 +174,7 @@ impl Command {
     pub(crate) fn placeholder() -> Result<Started> {
         spawn::placeholder().map_err(|(stage, errno)| {
             let why = match (stage, errno) {
+                (Stage::Sigchld, _) => return sigchld_is_ignored(),
                 (Stage::Pidfd, _) => NO_PIDFD,
                 (_, Errno::PERM | Errno::NOSYS) => FORK_DENIED,
                 _ => "cannot fork a process that holds the sandbox",
@@ -213,6 +213,7 @@ impl Command {
                 let why = "the child never came to exec: its cgroup was frozen; it was killed";
                 Error::kernel(why, program, errno).with_kind(ErrorKind::TimedOut)
             }
+            Stage::Sigchld => sigchld_is_ignored(),
             Stage::Pidfd => Error::kernel(NO_PIDFD, program, errno),
             Stage::Fork => {
                 let why = match errno {
@@ -230,6 +231,12 @@ impl Command {
             }
         }
     }
+}
+
+fn sigchld_is_ignored() -> Error {
+    let why = "the kernel discards the status of children (SIG_IGN or SA_NOCLDWAIT): give SIGCHLD its default action or a \
+               handler before a process is started";
+    Error::new(ErrorKind::Unsupported, why).with_setting("SIGCHLD").with_value("ignored")
 }
 
 const FORK_DENIED: &str = "cannot fork: clone3(2) and clone(2) are denied, as a seccomp filter does";
@@ -270,28 +277,35 @@ impl Child {
         }
     }
 
-    /// Waits until it ends.
+    /// Waits until the process ends.
+    ///
+    /// # Errors
+    /// With ECHILD, the process has ended, and its status is lost: another part of this process has collected it, or SIGCHLD
+    /// is ignored since it was started.
     pub fn wait(&self) -> Result<ExitStatus> {
         loop {
-            match rustix::process::waitpid(Some(self.pid), WaitOptions::empty()) {
-                Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw())),
-                Ok(None) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(self.wait_error(errno)),
+            if let Some(status) = self.collect(WaitIdOptions::empty())? {
+                return Ok(status);
             }
         }
     }
 
-    /// The status, if it has ended.
+    /// The status of the process, if it has ended.
+    ///
+    /// # Errors
+    /// Those of [`Child::wait`].
     pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
-        match rustix::process::waitpid(Some(self.pid), WaitOptions::NOHANG) {
-            Ok(status) => Ok(status.map(|(_, status)| ExitStatus::from_raw(status.as_raw()))),
-            Err(Errno::INTR) => Ok(None),
-            Err(errno) => Err(self.wait_error(errno)),
-        }
+        self.collect(WaitIdOptions::NOHANG)
     }
 
-    fn wait_error(&self, errno: Errno) -> Error {
-        Error::new(ErrorKind::Kernel, "cannot wait for the child").with_value(self.pid()).with_errno(errno)
+    fn collect(&self, options: WaitIdOptions) -> Result<Option<ExitStatus>> {
+        spawn::wait(self.pid, self.pidfd.as_fd(), options).map_err(|errno| {
+            let why = match errno {
+                Errno::CHILD => "the process has ended, and its status is lost: another part of this process has collected it, or ignores SIGCHLD",
+                _ => "cannot wait for the process",
+            };
+            Error::new(ErrorKind::Kernel, why).with_value(self.pid()).with_errno(errno)
+        })
     }
 }
 

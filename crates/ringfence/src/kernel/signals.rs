@@ -81,6 +81,28 @@ pub(crate) unsafe fn remove_handlers() {
     }
 }
 
+/// Whether the kernel discards the status of this process's children: SIGCHLD is ignored, or has the flag `SA_NOCLDWAIT`.
+pub(crate) fn children_are_discarded() -> bool {
+    let mut action = DEFAULT;
+    // SAFETY: the kernel writes no more than an action.
+    let read = unsafe { sigaction(libc::SIGCHLD, null_mut(), &raw mut action) };
+    let [handler, flags, ..] = action;
+    // A C int in an unsigned long: no sign to extend.
+    read && (handler == libc::SIG_IGN || flags & libc::SA_NOCLDWAIT as usize != 0)
+}
+
+/// Gives SIGCHLD its default action if this process ignores it, as it does when its parent did.
+///
+/// The kernel discards the status of the children of a process that ignores SIGCHLD, and
+/// [`Cgroup::spawn`](crate::Cgroup::spawn) refuses to start any. This is for the main function of a program: the action belongs
+/// to the whole process, so that the library never changes it by itself.
+pub fn stop_ignoring_children() {
+    if children_are_discarded() {
+        // SAFETY: the default action of SIGCHLD is to do nothing, so that no code depends on the handler for its safety.
+        unsafe { reset(libc::SIGCHLD) };
+    }
+}
+
 /// Gives a signal its default action.
 ///
 /// # Safety

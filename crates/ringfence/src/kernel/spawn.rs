@@ -7,6 +7,8 @@
 use std::ffi::CString;
 use std::mem::{size_of, size_of_val};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
 use std::ptr::{NonNull, null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
 use crate::kernel::signals::{self, AllBlocked, SignalSet};
 
@@ -64,6 +66,8 @@ enum Waits {
 /// What the child was doing when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
+    /// Nothing was forked: the status of children is discarded.
+    Sigchld,
     Fork,
     /// The child was made, and no pidfd for it could be opened.
     Pidfd,
@@ -121,6 +125,9 @@ fn above_standard(fd: OwnedFd) -> Result<OwnedFd, Errno> {
 }
 
 fn start(image: &Image<'_>, inside: &Inside<'_>, waits: Waits) -> Result<Started, (Stage, Errno)> {
+    if signals::children_are_discarded() {
+        return Err((Stage::Sigchld, Errno::CHILD));
+    }
     let fork_failed = |errno| (Stage::Fork, errno);
     // In a caller that has closed its standard descriptors it would be one of these, which the child is about to replace.
     let pipe = || {
@@ -236,13 +243,46 @@ impl Drop for Started {
         // It has exited by itself, or waits, or is stuck in a frozen cgroup, where it cannot be waited for.
         _ = send_signal(self.pid, pidfd.as_fd(), Signal::KILL);
         let deadline = Instant::now() + Duration::from_secs(1);
-        while let Ok(None) = rustix::process::waitpid(Some(self.pid), rustix::process::WaitOptions::NOHANG) {
+        while let Ok(None) = wait(self.pid, pidfd.as_fd(), WaitIdOptions::NOHANG) {
             if Instant::now() > deadline {
                 return;
             }
             std::thread::sleep(Duration::from_micros(100));
         }
     }
+}
+
+/// Waits for the end of a child and collects it: by its pidfd, or by its PID before Linux 5.4. With `NOHANG`, `None` while it
+/// runs.
+///
+/// # Errors
+/// ECHILD where its status is lost: another part of this process has collected it, or SIGCHLD is ignored.
+pub(crate) fn wait(
+    pid: Pid,
+    pidfd: BorrowedFd<'_>,
+    options: WaitIdOptions,
+) -> Result<Option<ExitStatus>, Errno> {
+    let options = options | WaitIdOptions::EXITED;
+    let mut by_pidfd = true;
+    loop {
+        let child = if by_pidfd { WaitId::PidFd(pidfd) } else { WaitId::Pid(pid) };
+        match rustix::process::waitid(child, options) {
+            Err(Errno::INVAL) if by_pidfd => by_pidfd = false,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+            Ok(status) => return Ok(status.map(|status| exit_status(&status))),
+        }
+    }
+}
+
+fn exit_status(status: &WaitIdStatus) -> ExitStatus {
+    const CORE_DUMPED: i32 = 0x80;
+    let raw = match (status.exit_status(), status.terminating_signal()) {
+        (_, Some(signal)) if status.dumped() => signal | CORE_DUMPED,
+        (_, Some(signal)) => signal,
+        (code, None) => (code.unwrap_or_default() & 0xff) << 8,
+    };
+    ExitStatus::from_raw(raw)
 }
 
 /// Sends a signal to a child: by its PID where pidfd_send_signal(2), of Linux 5.1, is missing or denied (seccomp). That is

@@ -321,6 +321,7 @@ impl Machine {
     fn spawn(&self, minimum: Minimum) -> Minimum {
         let minimum = self
             .not_frozen(minimum)
+            .call("rt_sigaction", "while SIGCHLD is ignored, the status of the child would be lost")
             .calls(
                 self.v1,
                 "open cgroup.procs",

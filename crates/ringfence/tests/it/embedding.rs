@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::soak::times;
 use crate::support::{Guarded, by_systemd, name, path, runs_alone, skip, test_path};
-use ringfence::{Cgroup, Command, Host, Resources, Result, SandboxConfig, null};
+use ringfence::{Cgroup, Command, ErrorKind, Host, Resources, Result, SandboxConfig, null};
 
 testbed! {
     drivers: "cgroupfs systemd";
@@ -252,4 +252,37 @@ fn a_program_whose_parent_died_before_it_asked_for_the_signal_is_not_started() {
     _ = std::fs::remove_file(&file);
     assert!(!ran, "the program was started without a parent");
     drop(vm);
+}
+
+#[test]
+fn ignored_sigchld_is_refused_before_the_fork() {
+    if runs_alone(module_path!(), "ignored_sigchld_is_refused_before_the_fork") {
+        return;
+    }
+    let host = Host::detect().unwrap();
+    let vm = Guarded::new(&host, "sigchld", Resources::new());
+    let act = |handler, flags| {
+        // SAFETY: no handler is installed: the actions are to ignore the signal and the default one.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            (action.sa_sigaction, action.sa_flags) = (handler, flags);
+            assert_eq!(libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut()), 0);
+        }
+    };
+    for (handler, flags) in [(libc::SIG_IGN, 0), (libc::SIG_DFL, libc::SA_NOCLDWAIT)] {
+        act(handler, flags);
+        let error = vm.spawn(&true_command()).unwrap_err();
+        assert_eq!((error.kind(), error.setting()), (ErrorKind::Unsupported, Some("SIGCHLD")), "{error}");
+        ringfence::stop_ignoring_children();
+        runs_to_its_end(vm.spawn(&true_command()));
+    }
+    // Ignored only afterwards: the process has ended, and that is all that can be known.
+    let child = vm.spawn(&true_command().blocked_signals([])).unwrap();
+    act(libc::SIG_IGN, 0);
+    let waited = child.wait();
+    act(libc::SIG_DFL, 0);
+    match waited {
+        Ok(status) => assert!(status.success()),
+        Err(error) => assert!(error.message().contains("has ended"), "{error}"),
+    }
 }
