@@ -4,9 +4,11 @@ use std::os::fd::AsFd;
 use std::process::ExitStatus;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::prctl::get_child_subreaper;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
-use nix::unistd::{getpid, getsid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, getpid, getsid};
 use ringfence::{Child, Command, Error, ErrorKind, Result};
 
 /// What is passed on. SIGTTIN and SIGTTOU stop the whole process group, with us in it; the others are never sent from
@@ -33,16 +35,20 @@ pub struct Supervisor {
     signals: SignalFd,
     /// The signal mask that this process was started with.
     blocked_before: SigSet,
+    /// Orphans become children of this process: it is process 1 of a container, or a child subreaper.
+    adopts_orphans: bool,
 }
 
 impl Supervisor {
     /// Before the command is started, so that none is lost.
     pub fn new() -> Result<Self> {
-        let set: SigSet = PASSED_ON.into_iter().collect();
+        let adopts_orphans = getpid() == Pid::from_raw(1) || get_child_subreaper().unwrap_or(false);
+        let of_orphans = adopts_orphans.then_some(Signal::SIGCHLD);
+        let set: SigSet = PASSED_ON.into_iter().chain(of_orphans).collect();
         let watch = || {
             let blocked_before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
             let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-            Ok(Self { signals, blocked_before })
+            Ok(Self { signals, blocked_before, adopts_orphans })
         };
         watch().map_err(|errno| failed("cannot watch for signals", errno))
     }
@@ -52,7 +58,8 @@ impl Supervisor {
         command.blocked_signals(self.blocked_before.iter().map(|signal| signal as i32))
     }
 
-    /// Waits until the command, which was just started, ends.
+    /// Waits until the command, which was just started, ends. Collects orphans meanwhile if this process adopts them: a
+    /// process that has ended counts as a task of its cgroup until it is collected.
     pub fn wait(&self, child: &Child) -> Result<ExitStatus> {
         // What came before the command was there reached us alone.
         self.pass_all_on(child, |_| true)?;
@@ -65,6 +72,9 @@ impl Supervisor {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
+            if self.adopts_orphans {
+                collect_orphans(child);
+            }
             self.pass_all_on(child, was_for_us_alone)?;
         }
     }
@@ -74,6 +84,9 @@ impl Supervisor {
             self.signals.read_signal().map_err(|errno| failed("cannot read a signal", errno))?
         {
             let number = info.ssi_signo.cast_signed();
+            if number == Signal::SIGCHLD as i32 {
+                continue;
+            }
             if wanted(&info) {
                 child.signal(number)?;
             }
@@ -83,6 +96,17 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+}
+
+/// Collects every child that has ended, but the command.
+fn collect_orphans(child: &Child) {
+    let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    // Looked at first, so that the status of the command is not lost.
+    while let Ok(status) = waitid(Id::All, ended | WaitPidFlag::WNOWAIT)
+        && let Some(pid) = status.pid().filter(|pid| pid.as_raw().unsigned_abs() != child.pid())
+    {
+        _ = waitid(Id::Pid(pid), ended);
     }
 }
 

@@ -9,6 +9,7 @@ mod support;
 
 mod at_once;
 mod bad_input;
+mod children;
 mod classify;
 mod compare;
 mod containers;
