@@ -40,8 +40,10 @@ impl Create {
             Err(error) => return Err(unmake(context, entry, &sandbox, error)),
         };
         context.output.report(&state.full_report());
-        context.output.done(&shown, &shown)?;
-        Ok(Exit::Done)
+        match context.output.done(&shown, &shown) {
+            Ok(()) => Ok(Exit::Done),
+            Err(error) => Err(unmake(context, entry, &sandbox, error)),
+        }
     }
 }
 

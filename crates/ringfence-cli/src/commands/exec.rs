@@ -38,7 +38,10 @@ impl Exec {
         let command = supervisor.unblock(command(&self.command, false)?);
         let child = sandbox.spawn_in(part, &command)?;
         // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
-        entry.save(&sandbox.state())?;
+        // The command runs by now: what cannot be recorded is reported, and its status is ours all the same.
+        if let Err(error) = entry.save(&sandbox.state()) {
+            context.output.error(&error);
+        }
         drop((entry, sandbox));
         Ok(supervisor.wait(&child)?.into())
     }

@@ -76,17 +76,30 @@ impl Run {
             None => {
                 // One that has ended already answers for nothing: we stay the holder, and gc finds us gone.
                 let holder = ProcessIdentity::of(child.pid());
-                sandbox.set_holder(Some(holder.clone().unwrap_or(me)));
+                sandbox.set_holder(Some(holder.clone().unwrap_or_else(|| me.clone())));
                 let state = sandbox.state();
-                entry.save(&state)?;
+                if let Err(error) = entry.save(&state) {
+                    // Without a record of its holder, gc would take it for abandoned.
+                    return Err(match rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout) {
+                        Ok(_) => error,
+                        Err(also) => error.with_source(also),
+                    });
+                }
                 drop((entry, sandbox));
-                self.detached(context, &host, child.pid(), holder, &state)?;
-                Ok(Exit::Done)
+                let answers = holder.clone().unwrap_or(me);
+                match self.detached(context, &host, child.pid(), holder, &state) {
+                    Ok(()) => Ok(Exit::Done),
+                    // Nobody knows that it runs.
+                    Err(error) => Err(self.take_back(context, &host, &answers, error)),
+                }
             }
             Some(supervisor) => {
                 // What was started may have made it what it is: a unit of systemd, or the processes of one without a cgroup.
+                // The command runs by now: what cannot be recorded is reported, and its status is ours all the same.
                 let state = sandbox.state();
-                entry.save(&state)?;
+                if let Err(error) = entry.save(&state) {
+                    context.output.error(&error);
+                }
                 context.output.report_always(&state.full_report());
                 drop(entry);
                 let has_ended = AtomicBool::new(false);
@@ -101,7 +114,13 @@ impl Run {
                     status
                 })?;
                 let counted = sandbox.counts().oom_kill;
-                let counted_last = self.end(context, &host, &me, sandbox)?;
+                let counted_last = match self.end(context, &host, &me, sandbox) {
+                    Err(error) if error.kind() == ErrorKind::State => {
+                        context.output.error(&error);
+                        None
+                    }
+                    ended => ended?,
+                };
                 drop(held);
                 self.tell_of_oom(context, counted.max(counted_last));
                 Ok(status.into())
@@ -164,6 +183,21 @@ impl Run {
         context.output.object(&printed, pid)
     }
 
+    /// Kills and removes a detached sandbox after an error, unless another one has its name by now.
+    fn take_back(&self, context: &Context, host: &Host, holder: &ProcessIdentity, error: Error) -> Error {
+        let remove = || {
+            let entry = context.store(host).lock(&self.id, context.global.timeout)?;
+            match entry.load()?.filter(|state| state.holder.as_ref() == Some(holder)) {
+                Some(state) => rm::remove_recorded(context, host, entry, state, Remaining::Kill).map(drop),
+                None => Ok(()),
+            }
+        };
+        match remove() {
+            Ok(()) => error,
+            Err(also) => error.with_source(also),
+        }
+    }
+
     /// Moves the vCPU threads when the VMM has made them. Nothing fails because they are not found.
     fn place_vcpus(
         &self,
@@ -200,7 +234,14 @@ impl Run {
         me: &ProcessIdentity,
         sandbox: Sandbox,
     ) -> Result<Option<u64>> {
-        let entry = context.store(host).lock(&self.id, context.global.timeout)?;
+        let entry = match context.store(host).lock(&self.id, context.global.timeout) {
+            // The state directory cannot be written to, or is gone. Nobody else removes the sandbox then.
+            Err(error) if error.kind() == ErrorKind::State && !self.keep => {
+                context.output.error(&error);
+                return Ok(sandbox.destroy(Remaining::Kill, context.global.timeout)?.events.oom_kill);
+            }
+            entry => entry?,
+        };
         let Some(mut state) = entry.load()?.filter(|state| state.holder.as_ref() == Some(me)) else {
             return Ok(None);
         };

@@ -22,6 +22,7 @@ mod failures;
 #[cfg(target_arch = "x86_64")]
 mod faults;
 mod frozen_ancestor;
+mod full;
 mod histories;
 mod hotplug;
 mod inside;
