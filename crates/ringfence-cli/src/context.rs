@@ -56,7 +56,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DIR", env = "RINGFENCE_STATE_DIR", hide_env = true)]
     pub state_dir: Option<PathBuf>,
 
-    /// How long to wait for a lock, for freezing and for removal; fractions are taken
+    /// How long to wait for a lock, for freezing, for removal and for systemd; fractions are taken
     #[arg(
         long,
         global = true,

@@ -13,6 +13,7 @@ use std::error::Error as _;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind as UsageKind;
 use clap::{Parser, Subcommand};
@@ -131,6 +132,13 @@ impl Command {
         }
     }
 
+    /// How long the whole command may wait for systemd; `None` for one that waits for something else, and limits what it asks
+    /// by itself.
+    fn systemd_timeout(&self, context: &Context) -> Option<Duration> {
+        let waits = matches!(self, Self::Run(_) | Self::Exec(_) | Self::PlaceVcpus(_));
+        (!waits).then_some(context.global.timeout)
+    }
+
     /// The exit code of an error.
     fn exit(&self, error: &Error) -> Exit {
         match self {
@@ -148,6 +156,7 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error).into(),
     };
     let context = Context::new(global);
+    let _limit = subcommand.systemd_timeout(&context).map(ringfence::limit_systemd);
     let exit = subcommand.run(&context).unwrap_or_else(|error| {
         context.output.error(&error);
         subcommand.exit(&error)

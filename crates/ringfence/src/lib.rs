@@ -109,6 +109,7 @@ pub use sandbox::{
     Store, TakenCpus, VcpuHints,
 };
 pub use stats::StatsReader;
+pub use systemd::{SystemdLimit, limit_systemd};
 pub use threads::{
     Expect, Finder, Helper, IoThread, KernelThread, KernelThreadKind, NamePattern, Qmp, ThreadNames,
     VcpuThread, Vmm, VmmThreads,

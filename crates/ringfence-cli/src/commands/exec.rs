@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use ringfence::{Part, Result, SandboxId};
+use ringfence::{Part, Result, SandboxId, limit_systemd};
 
 use crate::commands::run::command;
 use crate::context::Context;
@@ -32,6 +32,7 @@ pub struct Exec {
 impl Exec {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
+        let limit = limit_systemd(context.global.timeout);
         let (entry, sandbox) = context.open(&host, &self.id)?;
         let supervisor = Supervisor::new()?;
         let part = self.part.or_else(|| sandbox.default_part());
@@ -42,7 +43,7 @@ impl Exec {
         if let Err(error) = entry.save(&sandbox.state()) {
             context.output.error(&error);
         }
-        drop((entry, sandbox));
+        drop((entry, sandbox, limit));
         Ok(supervisor.wait(&child)?.into())
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use nix::errno::Errno;
 use ringfence::{
     Child, Command, Error, ErrorKind, Hold, Host, ProcessIdentity, Profile, Remaining, Result, Sandbox,
-    SandboxId, State, null,
+    SandboxId, State, limit_systemd, null,
 };
 use serde_json::json;
 
@@ -55,6 +55,7 @@ impl Run {
     pub fn run(&self, context: &Context) -> Result<Exit> {
         let host = context.host()?;
         let me = this_process()?;
+        let limit = limit_systemd(context.global.timeout);
         let supervisor = if self.detach { None } else { Some(Supervisor::new()?) };
         let (entry, sandbox) = create::make(context, &host, &self.id, &self.wanted, Some(me.clone()))?;
         let started = self.refuse_useless_wait(&sandbox).and_then(|()| command(&self.command, self.detach));
@@ -85,7 +86,7 @@ impl Run {
                         Err(also) => error.with_source(also),
                     });
                 }
-                drop((entry, sandbox));
+                drop((entry, sandbox, limit));
                 let answers = holder.clone().unwrap_or(me);
                 match self.detached(context, &host, child.pid(), holder, &state) {
                     Ok(()) => Ok(Exit::Done),
@@ -101,7 +102,7 @@ impl Run {
                     context.output.error(&error);
                 }
                 context.output.report_always(&state.full_report());
-                drop(entry);
+                drop((entry, limit));
                 let has_ended = AtomicBool::new(false);
                 let status = std::thread::scope(|scope| {
                     if is_worth_looking(&state) {
@@ -113,6 +114,7 @@ impl Run {
                     has_ended.store(true, Ordering::Relaxed);
                     status
                 })?;
+                let _limit = limit_systemd(context.global.timeout);
                 let counted = sandbox.counts().oom_kill;
                 let counted_last = match self.end(context, &host, &me, sandbox) {
                     Err(error) if error.kind() == ErrorKind::State => {

@@ -39,6 +39,7 @@ mod reload;
 mod rootless;
 mod rootless_vm;
 mod security;
+mod silent_bus;
 mod systemd;
 mod unstoppable;
 mod users;

@@ -156,7 +156,8 @@ fn systemd_that_reloads_slowly_is_waited_for() {
         until("the generator runs", || Path::new("/run/systemd/generator/ringfence-test").exists());
         fs::remove_file(&generator).unwrap();
         let sandbox = Sandbox::named("slow");
-        let ran = run(&sandbox, &LIMITS, "cat /proc/self/cgroup");
+        let options = [&LIMITS[..], &["--timeout", "60"]].concat();
+        let ran = run(&sandbox, &options, "cat /proc/self/cgroup");
         assert_eq!(ran.code, 0, "{ran:?}");
         assert!(ran.stdout.contains(&unit(&sandbox)), "{}", ran.stdout);
         nothing_is_left(&sandbox);

@@ -27,7 +27,7 @@ use crate::kernel::proc;
 use crate::path::{DRAINED, SystemdName};
 use crate::plan::{self, Dir};
 use crate::report::Report;
-use crate::systemd::Started;
+use crate::systemd::{Started, limit};
 
 /// By which the scopes of drained processes are known.
 const DRAINED_DESCRIPTION: &str = "Ringfence: drained processes";
@@ -234,6 +234,7 @@ impl Cgroup {
     ) -> Result<Outcome> {
         let deadline = Deadline::after(timeout);
         self.refuse_nested()?;
+        let _limit = limit(deadline);
         let mut outcome = Outcome::default();
         let mut failures: Vec<Error> = Vec::new();
         // systemd may remove the cgroup behind the last process that is killed here.

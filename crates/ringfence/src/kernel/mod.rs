@@ -2,6 +2,8 @@
 
 pub(crate) mod affinity;
 pub(crate) mod bpf;
+#[cfg(feature = "systemd")]
+pub(crate) mod dbus;
 pub(crate) mod descriptors;
 pub(crate) mod dir;
 pub(crate) mod hypervisor;

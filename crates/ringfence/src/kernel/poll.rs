@@ -23,6 +23,11 @@ impl Deadline {
         Self(self.0.min(Self::after(timeout).0))
     }
 
+    /// The earlier of the two.
+    pub(crate) fn earlier(self, other: Self) -> Self {
+        Self(self.0.min(other.0))
+    }
+
     pub(crate) fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }

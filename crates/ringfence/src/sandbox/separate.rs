@@ -16,6 +16,7 @@ use crate::host::{Host, Version};
 use crate::plan::{self, Plan};
 use crate::report::Report;
 use crate::resources::Resources;
+use crate::systemd::limit_systemd;
 
 /// Said of v2, where it is planned and where threads are placed.
 const ONE_DOMAIN: &str = "on cgroup v2 the threads of a process cannot be in different domains: the VMM stays inside with all its \
@@ -280,6 +281,7 @@ impl Sandbox {
 
     /// Kills everything inside but the calling process. See [`Cgroup::kill`].
     pub fn kill(&self, timeout: Duration) -> Result<BTreeSet<u32>> {
+        let _limit = limit_systemd(timeout);
         let mut killed = BTreeSet::new();
         let mut failed = None;
         for one in self.both() {
@@ -293,6 +295,7 @@ impl Sandbox {
 
     /// Removes it in every hierarchy, with a separate overhead. See [`Cgroup::destroy`].
     pub fn destroy(&self, remaining: Remaining, timeout: Duration) -> Result<Outcome> {
+        let _limit = limit_systemd(timeout);
         let outcome = self.destroy_both(remaining, timeout)?;
         self.hearers.tell(LastWord::Removed);
         Ok(outcome)

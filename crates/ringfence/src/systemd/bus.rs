@@ -1,30 +1,34 @@
 //! One connection to a message bus, and calls with deadlines.
 //!
-//! A thread of the connection's own drives it, and callers wait by parking: it makes no difference whether they are inside
-//! an async runtime, and in which.
+//! No thread of its own reads from it: of the threads that wait for an answer, one reads, and hands the others what is theirs. So
+//! nothing outlives the last handle, and it makes no difference whether callers are inside an async runtime, and in which.
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::sync::mpsc;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::process;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use futures_core::Stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zbus::Message;
+use zbus::message::Type as MessageType;
 use zbus::wire::{DynamicType, Type};
-use zbus::{Connection, DBusError as _, MatchRule, Message, MessageStream, connection};
 
+use super::socket::{Decoder, Socket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::poll::Deadline;
 
+const THE_BUS: [&str; 3] = ["org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus"];
 const DESTINATION: &str = "org.freedesktop.systemd1";
 const OBJECT: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 /// How long one answer may take: a systemd that executes itself anew may never give it.
 const ANSWER: Duration = Duration::from_secs(15);
+/// How long each answer may take at least, also shortly before a deadline.
+const LEAST_ANSWER: Duration = Duration::from_secs(1);
+/// How much is read at most to see whether the connection is open.
+const MOST_CHUNKS: usize = 16;
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// Why a call failed.
@@ -63,52 +67,131 @@ impl Failure {
 
 impl From<zbus::Error> for Failure {
     fn from(error: zbus::Error) -> Self {
-        let refused = |name: &str, message: Option<&str>| Self::Refused {
-            name: name.to_owned(),
-            message: message.unwrap_or_default().to_owned(),
-        };
-        match &error {
-            zbus::Error::MethodError(name, message, _) => refused(name.as_str(), message.as_deref()),
-            zbus::Error::FDO(error) => match &**error {
-                // The bus speaks for one that is gone.
-                zbus::fdo::Error::NoReply(why)
-                | zbus::fdo::Error::NameHasNoOwner(why)
-                | zbus::fdo::Error::Disconnected(why) => Self::Broken(why.clone()),
-                error => refused(error.name().as_str(), error.description()),
-            },
-            zbus::Error::Connection(..) | zbus::Error::Address(_) => Self::Unreachable(error.to_string()),
-            error => Self::Broken(error.to_string()),
+        Self::Broken(error.to_string())
+    }
+}
+
+/// Errors with which the bus speaks for a systemd that is gone.
+const GONE: [&str; 3] = [
+    "org.freedesktop.DBus.Error.NoReply",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+    "org.freedesktop.DBus.Error.Disconnected",
+];
+
+/// What an answer says: the message itself, or that the call was refused.
+fn accepted(answer: Message) -> Result<Message, Failure> {
+    if answer.message_type() != MessageType::Error {
+        return Ok(answer);
+    }
+    let name = answer.header().error_name().map(|name| name.as_str().to_owned()).unwrap_or_default();
+    let message = answer.body().deserialize::<String>().unwrap_or_default();
+    Err(if GONE.contains(&name.as_str()) {
+        Failure::Broken(message)
+    } else {
+        Failure::Refused { name, message }
+    })
+}
+
+/// A lock that others may hold for as long as a call takes; `None` if the deadline comes first. In a child after fork(2) it may
+/// be held by a thread that is not there.
+pub(super) fn lock_until<T>(mutex: &Mutex<T>, deadline: Deadline) -> Option<MutexGuard<'_, T>> {
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if deadline.is_over() => return None,
+            Err(TryLockError::WouldBlock) => deadline.sleep(Duration::from_millis(1)),
         }
     }
 }
 
-/// A connection to a bus on which systemd answers; subscribed to the ends of its jobs.
+/// A connection to a bus on which systemd answers.
 #[derive(Debug)]
 pub(super) struct Bus {
-    connection: Connection,
-    jobs: Arc<Jobs>,
+    socket: Socket,
+    /// The process that made it. A child after fork(2) has the same socket, and would take the parent's answers.
+    process: u32,
+    inbox: Mutex<Inbox>,
+    arrived: Condvar,
+    /// Held while a message is sent.
+    outbox: Mutex<()>,
     /// The methods that were called.
     #[cfg(test)]
     calls: Mutex<Vec<&'static str>>,
 }
 
+/// What arrived.
+#[derive(Debug, Default)]
+struct Inbox {
+    decoder: Decoder,
+    /// A thread reads for all that wait.
+    is_read: bool,
+    /// By the number of a call whose answer is waited for.
+    answers: BTreeMap<NonZeroU32, Option<Message>>,
+    /// The ends of jobs by unit, once for each that waits: the job and its result.
+    watched: Vec<(String, Vec<(String, String)>)>,
+    /// Why nothing more arrives.
+    broken: Option<String>,
+}
+
+impl Inbox {
+    fn take(&mut self, bytes: &[u8]) {
+        self.decoder.add(bytes);
+        loop {
+            match self.decoder.next() {
+                Ok(Some(message)) => self.sort(message),
+                Ok(None) => return,
+                Err(failure) => return self.close(failure),
+            }
+        }
+    }
+
+    fn sort(&mut self, message: Message) {
+        match message.message_type() {
+            MessageType::MethodReturn | MessageType::Error => {
+                let serial = message.header().reply_serial();
+                if let Some(waiting) = serial.and_then(|serial| self.answers.get_mut(&serial)) {
+                    *waiting = Some(message);
+                }
+            }
+            MessageType::Signal => self.note_job(&message),
+            MessageType::MethodCall => {}
+        }
+    }
+
+    fn note_job(&mut self, message: &Message) {
+        type JobRemoved = (u32, zbus::OwnedObjectPath, String, String);
+        if message.header().member().is_none_or(|member| member.as_str() != "JobRemoved") {
+            return;
+        }
+        let Ok((_, job, unit, result)) = message.body().deserialize::<JobRemoved>() else { return };
+        for (_, ended) in self.watched.iter_mut().filter(|(watched, _)| *watched == unit) {
+            ended.push((job.to_string(), result.clone()));
+        }
+    }
+
+    fn close(&mut self, failure: Failure) {
+        let why = match failure {
+            Failure::Broken(why) | Failure::Unreachable(why) => why,
+            failure => format!("{failure:?}"),
+        };
+        self.broken.get_or_insert(why);
+    }
+}
+
 impl Bus {
     /// Connects, and subscribes to the ends of jobs.
     pub(super) fn connect(address: &str, deadline: Deadline) -> Result<Self, Failure> {
-        let (address, jobs) = (address.to_owned(), Arc::new(Jobs::default()));
-        let (sender, receiver) = mpsc::sync_channel(1);
-        let ended = Arc::clone(&jobs);
-        thread::Builder::new()
-            .name("ringfence-bus".to_owned())
-            .spawn(move || zbus::block_on(serve(&address, &ended, &sender)))
-            .map_err(|error| Failure::Broken(error.to_string()))?;
-        let opened = receiver.recv_timeout(deadline.at_most(ANSWER).left());
         let bus = Self {
-            connection: opened.map_err(|_| Failure::TimedOut)??,
-            jobs,
+            socket: Socket::connect(address, deadline.at_most(ANSWER))?,
+            process: process::id(),
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
+            outbox: Mutex::default(),
             #[cfg(test)]
             calls: Mutex::default(),
         };
+        bus.call_to(THE_BUS, "Hello", &(), deadline)?;
         bus.subscribe(deadline)?;
         Ok(bus)
     }
@@ -126,9 +209,28 @@ impl Bus {
         }
     }
 
-    /// Whether it can still be used.
+    /// Whether this process can still use it.
     pub(super) fn is_open(&self) -> bool {
-        !self.connection.is_closed()
+        if self.process != process::id() {
+            return false;
+        }
+        let mut inbox = self.inbox();
+        // Another thread that reads notices by itself. A bus that floods is not read to its end.
+        for _ in 0..MOST_CHUNKS {
+            if inbox.is_read || inbox.broken.is_some() {
+                break;
+            }
+            match self.socket.receive(Deadline::after(Duration::ZERO)) {
+                Ok(Some(bytes)) => inbox.take(&bytes),
+                Ok(None) => break,
+                Err(failure) => inbox.close(failure),
+            }
+        }
+        inbox.broken.is_none()
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The methods that were called since this was asked last.
@@ -176,141 +278,136 @@ impl Bus {
     {
         #[cfg(test)]
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(method);
-        let call = self.connection.call_method(Some(DESTINATION), object, Some(interface), method, body);
-        let answer = wait(call, deadline.at_most(ANSWER)).ok_or(Failure::TimedOut)??;
+        let answer = self.call_to([DESTINATION, object, interface], method, body, deadline)?;
         Ok(answer.body().deserialize()?)
     }
 
-    /// Begins to take note of the ends of jobs of a unit: before the call that makes one.
-    pub(super) fn watch<'a>(&'a self, unit: &'a str) -> Watch<'a> {
-        self.jobs.locked().watched.push((unit.to_owned(), Vec::new()));
-        Watch { jobs: &self.jobs, unit }
-    }
-}
-
-impl Drop for Bus {
-    fn drop(&mut self) {
-        // Ends the thread.
-        wait(self.connection.clone().close(), Deadline::after(Duration::from_secs(1)));
-    }
-}
-
-/// The thread of a connection: opens it, and takes note of jobs until it is closed.
-async fn serve(address: &str, jobs: &Jobs, opened: &mpsc::SyncSender<Result<Connection, Failure>>) {
-    let (connection, mut signals) = match open(address).await {
-        Ok(open) => open,
-        Err(error) => return drop(opened.send(Err(error.into()))),
-    };
-    if opened.send(Ok(connection)).is_ok() {
-        while let Some(Ok(message)) = poll_fn(|context| Pin::new(&mut signals).poll_next(context)).await {
-            jobs.take_note(&message);
-        }
-    }
-    jobs.locked().broken = true;
-    jobs.changed.notify_all();
-}
-
-async fn open(address: &str) -> zbus::Result<(Connection, MessageStream)> {
-    let connection = connection::Builder::address(address).build().await?;
-    let ends = MatchRule::builder()
-        .msg_type(zbus::message::Type::Signal)
-        .sender(DESTINATION)
-        .path(OBJECT)
-        .interface(MANAGER)
-        .member("JobRemoved")
-        .build()?;
-    let signals = MessageStream::for_match_rule(ends, &connection, std::num::NonZeroUsize::new(1024)).await?;
-    Ok((connection, signals))
-}
-
-/// The ends of jobs of units that somebody waits for.
-#[derive(Debug, Default)]
-struct Jobs {
-    noted: Mutex<Noted>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Noted {
-    /// By unit; once for each that waits. The job and its result.
-    watched: Vec<(String, Vec<(String, String)>)>,
-    broken: bool,
-}
-
-impl Jobs {
-    fn locked(&self) -> std::sync::MutexGuard<'_, Noted> {
-        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Sends a call, also where the deadline is over, and waits for its answer. Not until the deadline, so that a call whose
+    /// answer is lost can be made again.
+    fn call_to<B>(
+        &self,
+        whom: [&str; 3],
+        method: &str,
+        body: &B,
+        deadline: Deadline,
+    ) -> Result<Message, Failure>
+    where
+        B: Serialize + DynamicType,
+    {
+        let deadline = deadline.at_most(ANSWER.min((deadline.left() / 2).max(LEAST_ANSWER)));
+        let message = method_call(whom, method, body)?;
+        let serial = message.primary_header().serial_num();
+        self.inbox().answers.insert(serial, None);
+        let answer = self
+            .send(&message, deadline)
+            .and_then(|()| self.wait_until(deadline, |inbox| inbox.answers.get_mut(&serial)?.take()));
+        self.inbox().answers.remove(&serial);
+        accepted(answer?)
     }
 
-    fn take_note(&self, message: &Message) {
-        type JobRemoved = (u32, zbus::OwnedObjectPath, String, String);
-        let Ok((_, job, unit, result)) = message.body().deserialize::<JobRemoved>() else { return };
-        for (watched, ended) in &mut self.locked().watched {
-            if *watched == unit {
-                ended.push((job.to_string(), result.clone()));
+    fn send(&self, message: &Message, deadline: Deadline) -> Result<(), Failure> {
+        let _sending = lock_until(&self.outbox, deadline).ok_or(Failure::TimedOut)?;
+        self.socket.send(message.data().bytes(), deadline).inspect_err(|failure| {
+            if let Failure::Broken(why) = failure {
+                self.inbox().close(Failure::Broken(why.clone()));
             }
-        }
-        self.changed.notify_all();
+        })
     }
+
+    /// Waits for something to arrive.
+    fn wait_until<T>(
+        &self,
+        deadline: Deadline,
+        mut has_arrived: impl FnMut(&mut Inbox) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let mut inbox = self.inbox();
+        loop {
+            if let Some(arrived) = has_arrived(&mut inbox) {
+                return Ok(arrived);
+            }
+            if let Some(why) = &inbox.broken {
+                return Err(Failure::Broken(why.clone()));
+            }
+            if deadline.is_over() {
+                return Err(Failure::TimedOut);
+            }
+            if inbox.is_read {
+                let waited = self.arrived.wait_timeout(inbox, deadline.left());
+                inbox = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            inbox.is_read = true;
+            drop(inbox);
+            let received = self.socket.receive(deadline);
+            inbox = self.inbox();
+            inbox.is_read = false;
+            match received {
+                Ok(bytes) => inbox.take(&bytes.unwrap_or_default()),
+                Err(failure) => inbox.close(failure),
+            }
+            self.arrived.notify_all();
+        }
+    }
+
+    /// Begins to take note of the ends of jobs of a unit: before the call that makes one. The bus delivers those of this unit
+    /// alone, and only meanwhile: nobody reads while nothing is waited for.
+    pub(super) fn watch<'a>(&'a self, unit: &'a str, deadline: Deadline) -> Result<Watch<'a>, Failure> {
+        self.inbox().watched.push((unit.to_owned(), Vec::new()));
+        let watch = Watch { bus: self, unit };
+        // The bus takes messages in order, so that its answer need not be waited for.
+        self.send(&method_call(THE_BUS, "AddMatch", &rule(unit))?, deadline)?;
+        Ok(watch)
+    }
+}
+
+fn method_call<B>(
+    [destination, object, interface]: [&str; 3],
+    method: &str,
+    body: &B,
+) -> zbus::Result<Message>
+where
+    B: Serialize + DynamicType,
+{
+    Message::method_call(object, method).destination(destination).interface(interface).build(body)
+}
+
+/// Selects the signals about the ends of jobs of a unit, in whose name no apostrophe may be.
+fn rule(unit: &str) -> String {
+    format!(
+        "type='signal',sender='{DESTINATION}',path='{OBJECT}',interface='{MANAGER}',member='JobRemoved',arg2='{unit}'"
+    )
 }
 
 /// Takes note of the ends of jobs of one unit.
 pub(super) struct Watch<'a> {
-    jobs: &'a Jobs,
+    bus: &'a Bus,
     unit: &'a str,
 }
 
 impl Watch<'_> {
     /// Waits for the end of a job, and returns its result: `done`, `canceled`, `failed`, …
     pub(super) fn ended(&self, job: &str, deadline: Deadline) -> Result<String, Failure> {
-        let mut noted = self.jobs.locked();
-        loop {
-            let ended =
-                noted.watched.iter().filter(|(unit, _)| unit == self.unit).flat_map(|(_, ended)| ended);
-            if let Some((_, result)) = ended.into_iter().find(|(known, _)| known == job) {
-                return Ok(result.clone());
-            }
-            if noted.broken {
-                return Err(Failure::Broken("closed while a job ran".to_owned()));
-            }
-            if deadline.is_over() {
-                return Err(Failure::TimedOut);
-            }
-            let waited = self.jobs.changed.wait_timeout(noted, deadline.left());
-            noted = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.bus.wait_until(deadline, |inbox| {
+            let mut ended =
+                inbox.watched.iter().filter(|(unit, _)| unit == self.unit).flat_map(|(_, ended)| ended);
+            ended.find(|(known, _)| known == job).map(|(_, result)| result.clone())
+        })
     }
 }
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        let mut noted = self.jobs.locked();
-        if let Some(position) = noted.watched.iter().position(|(unit, _)| unit == self.unit) {
-            noted.watched.swap_remove(position);
+        let mut inbox = self.bus.inbox();
+        if let Some(position) = inbox.watched.iter().position(|(unit, _)| unit == self.unit) {
+            inbox.watched.swap_remove(position);
+        }
+        drop(inbox);
+        if let Ok(message) = method_call(THE_BUS, "RemoveMatch", &rule(self.unit)) {
+            // A bus that does not take it is about to be left.
+            _ = self.bus.send(&message, Deadline::after(Duration::ZERO));
         }
     }
 }
 
-/// Waits for a future on this thread, whatever else runs on it; `None` if the deadline comes first.
-fn wait<F: Future>(future: F, deadline: Deadline) -> Option<F::Output> {
-    struct Unpark(Thread);
-
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut context = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return Some(output);
-        }
-        if deadline.is_over() {
-            return None;
-        }
-        thread::park_timeout(deadline.left());
-    }
-}
+#[cfg(test)]
+mod tests;

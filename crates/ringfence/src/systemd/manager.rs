@@ -7,7 +7,8 @@ use std::time::Duration;
 use zbus::{OwnedObjectPath, Variant};
 
 use super::OURS;
-use super::bus::{Bus, Failure};
+use super::bus::{Bus, Failure, lock_until};
+use super::limit;
 use super::property::{Property, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::poll::Deadline;
@@ -16,7 +17,7 @@ use crate::resources::CpuSet;
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const JOB: &str = "org.freedesktop.systemd1.Job";
 
-/// How long one request may take, a job and all repetitions included.
+/// How long one request may take, a job and all repetitions included, unless a limit says less.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the end of a job is waited for before systemd is asked what became of it: its signal is lost when it executes
 /// itself anew at the wrong moment.
@@ -74,7 +75,7 @@ impl Manager {
         properties: &[Property],
         pids: &[u32],
     ) -> Result<Started> {
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = limit::deadline(PATIENCE);
         let what = format!("cannot start {unit}");
         let mut asked_before = false;
         loop {
@@ -83,7 +84,14 @@ impl Manager {
             if !pids.is_empty() {
                 told.push(("PIDs", Variant::from(pids.to_vec())));
             }
-            let watch = bus.watch(unit);
+            let watch = match bus.watch(unit, deadline) {
+                Ok(watch) => watch,
+                Err(Failure::Broken(_) | Failure::TimedOut) if !deadline.is_over() => {
+                    deadline.sleep(PAUSE);
+                    continue;
+                }
+                Err(failure) => return Err(failure.while_doing(&what)),
+            };
             let none: [(&str, Vec<(&str, Variant<'_>)>); 0] = [];
             let job = bus.call::<_, OwnedObjectPath>(
                 "StartTransientUnit",
@@ -278,7 +286,7 @@ impl Manager {
         what: &str,
         request: impl Fn(&Bus, Deadline) -> Result<T, Failure>,
     ) -> Result<T> {
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = limit::deadline(PATIENCE);
         loop {
             let bus = self.connected(deadline)?;
             match request(&bus, deadline) {
@@ -290,7 +298,10 @@ impl Manager {
 
     /// The connection, made anew if it broke: with patience, since a bus that was restarted comes back.
     fn connected(&self, deadline: Deadline) -> Result<Arc<Bus>> {
-        let mut held = self.bus.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = || format!("cannot reach systemd at {}", self.address);
+        let Some(mut held) = lock_until(&self.bus, deadline) else {
+            return Err(Failure::TimedOut.while_doing(&what()));
+        };
         if let Some(bus) = held.as_ref().filter(|bus| bus.is_open()) {
             return Ok(Arc::clone(bus));
         }
@@ -310,8 +321,7 @@ impl Manager {
                 }
                 Err(Failure::Broken(_)) if !deadline.is_over() => deadline.sleep(10 * PAUSE),
                 Err(failure) => {
-                    let what = format!("cannot reach systemd at {}", self.address);
-                    return Err(failure.while_doing(&what));
+                    return Err(failure.while_doing(&what()));
                 }
             }
         }
@@ -357,7 +367,7 @@ fn wait_for(
 
 /// Stops a unit and waits until it is gone; whether there was one.
 fn stop(bus: &Bus, unit: &str, mode: &str, deadline: Deadline) -> Result<bool, Failure> {
-    let watch = bus.watch(unit);
+    let watch = bus.watch(unit, deadline)?;
     match found(bus.call::<_, OwnedObjectPath>("StopUnit", &(unit, mode), deadline))? {
         None => Ok(false),
         Some(job) => wait_for(bus, &watch, unit, job.as_str(), deadline).map(|_| true),

@@ -2,8 +2,11 @@
 
 #[cfg(feature = "systemd")]
 mod bus;
+mod limit;
 #[cfg(feature = "systemd")]
 mod manager;
+#[cfg(feature = "systemd")]
+mod socket;
 #[cfg(not(feature = "systemd"))]
 mod without;
 
@@ -12,6 +15,8 @@ mod without;
 pub(crate) mod on_systemd;
 pub(crate) mod property;
 
+pub(crate) use limit::limit;
+pub use limit::{SystemdLimit, limit_systemd};
 #[cfg(feature = "systemd")]
 pub(crate) use manager::{Manager, Started, Told};
 #[cfg(not(feature = "systemd"))]
