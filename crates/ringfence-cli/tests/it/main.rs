@@ -41,6 +41,7 @@ mod rootless_vm;
 mod security;
 mod silent_bus;
 mod systemd;
+mod tenant;
 mod unstoppable;
 mod users;
 mod watch;

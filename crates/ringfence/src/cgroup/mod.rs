@@ -4,6 +4,7 @@ mod caller;
 mod command;
 mod destroy;
 mod freeze;
+mod leaf;
 pub(crate) mod mark;
 pub(crate) mod ownership;
 mod signal;
@@ -577,7 +578,13 @@ impl Cgroup {
     fn take_in(&self, pid: u32) -> Result<()> {
         let attach = |unit: &SystemdName| self.host.manager()?.attach(&unit.unit(), &[pid]);
         if let Some(unit) = self.unit_of_user() {
-            attach(unit).map_err(|error| error.with_setting("pid").with_value(pid))?;
+            let attached = match self.leaf()? {
+                None => attach(unit),
+                Some(_) => {
+                    self.host.manager()?.attach_below(&unit.unit(), &format!("/{}", leaf::LEAF), &[pid])
+                }
+            };
+            attached.map_err(|error| error.with_setting("pid").with_value(pid))?;
             return self.take_seat(pid);
         }
         // It may be the last of another unit.
@@ -595,8 +602,14 @@ impl Cgroup {
     }
 
     fn enter(&self, (dir, open): &(Dir, Arc<CgroupDir>), pid: u32) -> Result<()> {
-        open.join(pid)
-            .map_err(|errno| join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs")))
+        let joined = match open.join(pid) {
+            Err(Errno::BUSY) if self.version(dir) == Version::V2 => match self.leaf()? {
+                Some(leaf) => leaf.join(pid),
+                None => Err(Errno::BUSY),
+            },
+            joined => joined,
+        };
+        joined.map_err(|errno| join_error(errno, pid).with_path(dir.full(&self.host).join("cgroup.procs")))
     }
 
     fn in_order_of_leaving(&self) -> impl Iterator<Item = &(Dir, Arc<CgroupDir>)> {
@@ -620,26 +633,32 @@ impl Cgroup {
             return self.spawn_held(command);
         }
         let image = command.image()?;
-        let start = |born_inside: bool| {
-            let unified = self.unified().filter(|_| born_inside).map(|open| open.descriptor()).transpose();
+        let start = |born_inside: bool, leaf: Option<&CgroupDir>| {
+            let unified = self.unified().map(|open| leaf.unwrap_or(open)).filter(|_| born_inside);
+            let unified = unified.map(CgroupDir::descriptor).transpose();
             let unified =
                 unified.map_err(|errno| Error::kernel("cannot open the cgroup", &*self.path, errno))?;
-            let join = self.join_files(born_inside)?;
+            let join = self.join_files(born_inside, leaf)?;
             let inside = Inside { unified: unified.as_ref().map(AsFd::as_fd), join: &join };
             Ok(spawn::spawn(&image, &inside))
         };
         let born_inside = self.host.capabilities.clone_into_cgroup;
-        let started = match start(born_inside)? {
+        // `None` where only systemd may move it in.
+        let attempt = |leaf: Option<&CgroupDir>| match start(born_inside, leaf)? {
             // A seccomp filter that came after the host was looked at denies clone3.
             Err((Stage::Born, _) | (Stage::Fork, Errno::NOSYS | Errno::PERM)) if born_inside => {
-                if is_moved_about {
-                    return self.spawn_held(command);
-                }
                 // It can still join by itself.
-                start(false)?
+                if is_moved_about { Ok(None) } else { start(false, leaf).map(Some) }
             }
-            started => started,
+            started => Ok(Some(started)),
         };
+        let mut started = attempt(None)?;
+        if let Some(Err((Stage::Fork | Stage::Join, Errno::BUSY))) = &started
+            && let Some(leaf) = self.leaf()?
+        {
+            started = attempt(Some(&leaf))?;
+        }
+        let Some(started) = started else { return self.spawn_held(command) };
         let (pid, pidfd) = started.map_err(|(stage, errno)| command.failed(stage, errno))?;
         let child = Child::new(pid, pidfd);
         if !self.exists() {
@@ -657,12 +676,14 @@ impl Cgroup {
         command.go(waiting)
     }
 
-    /// `cgroup.procs` of each hierarchy, open for writing; without v2's where a process is born into it.
-    fn join_files(&self, skip_unified: bool) -> Result<Vec<OwnedFd>> {
+    /// `cgroup.procs` of each hierarchy, open for writing; without v2's where a process is born into it, and with that of a
+    /// `leaf` where the v2 cgroup takes no processes.
+    fn join_files(&self, skip_unified: bool, leaf: Option<&CgroupDir>) -> Result<Vec<OwnedFd>> {
         let wanted = self.dirs.iter().filter(|(dir, _)| !(skip_unified && self.version(dir) == Version::V2));
         wanted
             .map(|(dir, open)| {
-                open.open("cgroup.procs", OFlags::WRONLY).map_err(|errno| {
+                let place = leaf.filter(|_| self.version(dir) == Version::V2).unwrap_or(open);
+                place.open("cgroup.procs", OFlags::WRONLY).map_err(|errno| {
                     let why = match errno {
                         Errno::ACCESS | Errno::PERM => NOT_WITHIN_DELEGATED,
                         _ => "cannot open for joining",
@@ -685,7 +706,7 @@ impl Cgroup {
         if self.unit_with_v1().is_some() {
             self.host.manager()?.settle()?;
         }
-        let files = self.join_files(false)?;
+        let files = self.join_files(false, self.leaf()?.as_deref())?;
         Ok(move || files.iter().try_for_each(|file| join_self(file.as_fd()).map_err(std::io::Error::from)))
     }
 

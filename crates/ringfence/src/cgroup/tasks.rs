@@ -34,7 +34,11 @@ impl Cgroup {
     pub fn tasks(&self, threads: bool) -> Result<Vec<Task>> {
         let mut tasks = Vec::new();
         for pid in self.processes()? {
-            let cgroup = if self.exists() { format!("/{}", self.path) } else { own_cgroup(pid) };
+            let own = own_cgroup(pid);
+            let whole = format!("/{}", self.path);
+            // A process may be in a cgroup below. In another cgroup namespace its path says nothing here.
+            let is_below = own.strip_prefix(&whole).is_some_and(|below| below.starts_with('/'));
+            let cgroup = if self.exists() && !is_below { whole } else { own };
             for tid in if threads { proc::threads(pid) } else { vec![pid] } {
                 if let Some(name) = proc::name(tid) {
                     let (part, index, pinned) = (None, None, None);

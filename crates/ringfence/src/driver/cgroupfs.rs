@@ -363,7 +363,7 @@ impl Run<'_, '_> {
 }
 
 /// The files by which a cgroup is delegated, its directory aside. The kernel lists those of v2 (Linux 4.15).
-fn delegated_files(version: Version) -> Vec<String> {
+pub(crate) fn delegated_files(version: Version) -> Vec<String> {
     if version == Version::V1 {
         return ["cgroup.procs", "tasks"].map(str::to_owned).to_vec();
     }

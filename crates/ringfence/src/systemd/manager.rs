@@ -216,8 +216,13 @@ impl Manager {
 
     /// Moves processes into a unit that runs.
     pub(crate) fn attach(&self, unit: &str, pids: &[u32]) -> Result<()> {
+        self.attach_below(unit, "", pids)
+    }
+
+    /// Moves processes into a cgroup below that of a delegated unit that runs, such as `/leaf`.
+    pub(crate) fn attach_below(&self, unit: &str, below: &str, pids: &[u32]) -> Result<()> {
         self.persistently(&format!("cannot move processes into {unit}"), |bus, deadline| {
-            bus.call::<_, ()>("AttachProcessesToUnit", &(unit, "", pids), deadline)
+            bus.call::<_, ()>("AttachProcessesToUnit", &(unit, below, pids), deadline)
         })
     }
 

@@ -52,6 +52,10 @@ impl Manager {
         unsupported()
     }
 
+    pub(crate) fn attach_below(&self, _: &str, _: &str, _: &[u32]) -> Result<()> {
+        unsupported()
+    }
+
     pub(crate) fn stop(&self, _: &str, _: bool) -> Result<bool> {
         unsupported()
     }

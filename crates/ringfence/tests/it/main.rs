@@ -28,5 +28,6 @@ mod runtime;
 mod separate;
 mod stats;
 mod storms;
+mod tenant;
 mod threads;
 mod units;
