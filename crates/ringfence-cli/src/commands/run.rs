@@ -7,9 +7,10 @@ use std::time::Duration;
 use clap::Args;
 use nix::errno::Errno;
 use ringfence::{
-    Child, Command, Error, ErrorKind, Hold, Host, ProcessIdentity, Profile, Remaining, Result, Sandbox,
-    SandboxId, State, limit_systemd, null,
+    Child, Command, Error, ErrorKind, Hold, Host, ProcessIdentity, Profile, Remaining, Report, Result,
+    Sandbox, SandboxId, State, limit_systemd, null,
 };
+use serde::Serialize;
 use serde_json::json;
 
 use crate::commands::classify::{AT_START, SearchEnd, StartSearch, not_found};
@@ -17,6 +18,7 @@ use crate::commands::{create, place_vcpus};
 use crate::context::{Context, seconds};
 use crate::exit::Exit;
 use crate::limits::Wanted;
+use crate::output::Format;
 use crate::supervise::Supervisor;
 
 /// Make a sandbox, run a command inside, and remove the sandbox when the command ends
@@ -49,6 +51,18 @@ pub struct Run {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// What `run --detach` prints.
+#[derive(Debug, Serialize)]
+struct Detached<'a> {
+    id: &'a SandboxId,
+    pid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vcpus: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overhead: Option<usize>,
+    report: Report,
 }
 
 impl Run {
@@ -150,15 +164,20 @@ impl Run {
         holder: Option<ProcessIdentity>,
         state: &State,
     ) -> Result<()> {
-        let mut report = state.full_report();
-        let mut printed = json!({"id": self.id, "pid": pid});
+        let mut printed =
+            Detached { id: &self.id, pid, vcpus: None, overhead: None, report: state.full_report() };
+        let report = &mut printed.report;
         match (&holder, self.wait_vcpus) {
             (Some(holder), Some(within)) => {
                 let search = StartSearch { context, host, id: &self.id, holder, within };
                 match search.run(|| !holder.is_alive(), || ()) {
                     SearchEnd::Placed(placed) => {
-                        (printed["vcpus"], printed["overhead"]) =
-                            (placed.vcpus.into(), placed.overhead.into());
+                        (printed.vcpus, printed.overhead) = (Some(placed.vcpus), Some(placed.overhead));
+                        if context.output.format() == Format::Table && !context.global.quiet {
+                            let (vcpus, others) = (placed.vcpus, placed.overhead);
+                            let words = format!("{}: {vcpus} threads of vCPUs, {others} others", self.id);
+                            context.output.diagnostic(words);
+                        }
                         report.append(placed.report);
                     }
                     SearchEnd::Gone => {
@@ -180,8 +199,7 @@ impl Run {
             }
             _ => {}
         }
-        context.output.report(&report);
-        printed["report"] = json!(report);
+        context.output.report(&printed.report);
         context.output.object(&printed, pid)
     }
 

@@ -1,6 +1,6 @@
 //! `run --detach` of a VMM whose vCPU threads are late or never there: it returns at once, and a helper looks for them.
 
-#![allow(clippy::unwrap_used)] // clippy.toml frees only #[test] functions.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // clippy.toml frees only #[test] functions.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -109,6 +109,12 @@ fn wait_vcpus_waits_and_reports_what_was_found() {
     let (done, _) = run("30", "printf vcpu0 > /proc/$$/comm; while :; do sleep 1; done");
     assert_eq!(done["vcpus"], 1, "{done}");
     assert_eq!(part_of(&sandbox, "vcpu0").as_deref(), Some("vcpu"));
+    sandbox.does("rm", &["--kill"]);
+
+    let script = "printf vcpu0 > /proc/$$/comm; while :; do sleep 1; done";
+    let done =
+        sandbox.run(&[PARTS, &["--detach", "--wait-vcpus", "30"]].concat(), &["sh", "-c", script]).exits(0);
+    assert!(done.stderr.contains("1 threads of vCPUs"), "{}", done.stderr);
     sandbox.does("rm", &["--kill"]);
 
     let refused = sandbox.run(&["--detach", "--wait-vcpus", "1"], &["sleep", "1000"]).exits(2);

@@ -1,5 +1,7 @@
 //! Commands on a sandbox below a frozen cgroup name that cgroup: it is what has to be thawed.
 
+#![allow(clippy::unwrap_used)] // clippy.toml frees only #[test] functions.
+
 use std::fs;
 use std::process::{Command, Stdio};
 
