@@ -95,7 +95,7 @@ impl Run {
                 let state = sandbox.state();
                 if let Err(error) = entry.save(&state) {
                     // Without a record of its holder, gc would take it for abandoned.
-                    return Err(match rm::remove(entry, &sandbox, Remaining::Kill, context.global.timeout) {
+                    return Err(match entry.remove_with(&sandbox, Remaining::Kill, context.global.timeout) {
                         Ok(_) => error,
                         Err(also) => error.with_source(also),
                     });
@@ -208,7 +208,9 @@ impl Run {
         let remove = || {
             let entry = context.store(host).lock(&self.id, context.global.timeout)?;
             match entry.load()?.filter(|state| state.holder.as_ref() == Some(holder)) {
-                Some(state) => rm::remove_recorded(context, host, entry, state, Remaining::Kill).map(drop),
+                Some(state) => {
+                    entry.remove_recorded(host, state, Remaining::Kill, context.global.timeout).map(drop)
+                }
                 None => Ok(()),
             }
         };
