@@ -42,7 +42,7 @@ fn is_frozen_itself(sandbox: &Sandbox) -> bool {
 fn frozen_ancestor_is_named_by_every_command_that_it_hinders() {
     let parent = Sandbox::parent("above", &[]);
     let sandbox = Sandbox::named("below");
-    let pid = sandbox.detached(&["--path", &sandbox.path_in(&parent)], "exec sleep 1000");
+    let pid = sandbox.detached(&["--allow-nested", "--path", &sandbox.path_in(&parent)], "exec sleep 1000");
     let ancestor = sandbox.dir("freezer").parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let names = |done: &Done| done.stderr.contains(&format!("/{ancestor} is frozen"));
     set_above(&sandbox, true);

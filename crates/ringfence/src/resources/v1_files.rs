@@ -29,12 +29,12 @@ impl Resources {
         let (mut cgroups, mut values) = (Cgroups::default(), Values::default());
         for Line { directory, file, value } in lines(text)? {
             let value = value.trim();
-            cgroups.check(directory.as_deref(), &file)?;
             if value.is_empty() {
                 continue;
             }
             let named = |error: Error| error.with_setting(file.clone()).with_value(value);
             if resources.take_v1(&file, value).map_err(named)? {
+                cgroups.check(directory.as_deref(), &file)?;
                 values.check(&file, value)?;
             } else {
                 others.insert(file);
@@ -471,7 +471,6 @@ mod tests {
             ),
             (["/cpu/a/cpu.shares:512", "/cpu/a/vcpu/cpu.shares:256"], ["/cpu/a", "/cpu/a/vcpu"]),
             (["/cpu/a/cpu.shares:512", "/memory/a/b/memory.limit_in_bytes:1"], ["/cpu/a", "/memory/a/b"]),
-            (["/pids/a/pids.max:5", "/pids/b/pids.current:1"], ["/pids/a", "/pids/b"]),
             (["/x/pids.max:5", "/y/pids.max:5"], ["/x", "/y"]),
         ] {
             let lines = lines.map(|line| format!("{ROOT}{line}"));

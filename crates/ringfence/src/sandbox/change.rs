@@ -7,8 +7,8 @@ use super::claims::Devices;
 use super::layout::{self, EachThread, Shares};
 use super::state::Anew;
 use super::{Pin, Sandbox, State, base_rules, joined};
-use crate::devices::DeviceRule;
 use crate::devices::filter::Override;
+use crate::devices::{DeviceRule, RuleKind};
 use crate::driver::dirs::Dirs;
 use crate::driver::observe::plan_on;
 use crate::error::Result;
@@ -176,8 +176,10 @@ impl<'c> Changed<'c> {
             swap_to_v2(resources.memory.limit.unwrap_or(Limit::Max), swap)?;
         }
         let (mut devices, mut report) = (None, options.unread.clone());
-        // Applied once more, a leading "deny all" would be reported for each claim and follow what the host has today.
-        if state.has_device_rules(&change.devices) {
+        // Applied once more, a leading "deny all" would be reported for each claim and follow what the host has today. A list
+        // without it may be one rule that was refused because of a claim, and is asked for again.
+        let is_whole_list = change.devices.iter().any(|rule| rule.kind == RuleKind::All);
+        if is_whole_list && state.has_device_rules(&change.devices) {
             resources.devices.clone_from(&state.resources.devices);
         } else if !change.devices.is_empty() {
             DeviceRule::drop_superseded(&mut resources.devices);

@@ -423,6 +423,7 @@ impl Entry {
 
     /// [`Entry::remove`], and keeps the lock.
     pub(super) fn forget(&self) -> Result<()> {
+        self.is_forgotten.store(true, Ordering::Relaxed);
         // What cannot be read claims nothing that can be known.
         let units = self.load().ok().flatten().map(|state| state.units()).unwrap_or_default();
         for name in [self.named("json"), self.temporary()] {
@@ -432,7 +433,6 @@ impl Entry {
             }
         }
         self.release_units(&units);
-        self.is_forgotten.store(true, Ordering::Relaxed);
         announce(&self.directory.by_descriptor(), &self.id, LastWord::Removed);
         Ok(())
     }
