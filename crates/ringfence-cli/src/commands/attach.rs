@@ -22,6 +22,10 @@ pub struct Attach {
     #[arg(long)]
     thread: bool,
 
+    /// Move process 1, kernel threads and first processes of PID namespaces too, on which the machine or a container depends
+    #[arg(long)]
+    force: bool,
+
     /// Processes to move: all of them, or none
     #[arg(required = true, value_name = "PID")]
     pids: Vec<u32>,
@@ -44,7 +48,7 @@ impl Attach {
                 Err(Error::invalid("thread", "true", why))
             }
             // A unit of systemd may start with them.
-            part => entry.join_part(&sandbox, part, &self.pids),
+            part => entry.join_part(&sandbox, part, &self.pids, self.force),
         }
         .map_err(not_the_sandbox)?;
         context.output.done(&json!({"id": self.id, "attached": self.pids}), "")?;

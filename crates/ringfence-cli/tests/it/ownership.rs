@@ -147,7 +147,8 @@ fn unit_that_has_not_started_belongs_to_one_sandbox() {
         (Sandbox::named("own-planned"), Sandbox::named("own-also"), OtherStore::new());
     let path = path_of(&first);
     first.does("create", &["--path", &path]);
-    let error = second.attempt_json("create", &["--path", &path]).exits(5).error();
+    let in_first = |args: &[&str]| finish(first.ringfence(&[&["-o", "json"], args].concat()));
+    let error = in_first(&["create", &second.id, "--path", &path]).exits(5).error();
     assert!(error["message"].as_str().unwrap().contains(&first.id), "{error}");
     // Another store cannot know of it; it has what started first.
     other.attempt(&["create", "x", "--path", &path]).exits(0);
@@ -160,6 +161,49 @@ fn unit_that_has_not_started_belongs_to_one_sandbox() {
     // The unit is free again.
     second.does("create", &["--path", &path]);
     second.does("rm", &[]);
+}
+
+#[test]
+fn what_the_machine_depends_on_is_attached_only_if_that_is_asked_for() {
+    let sandbox = Sandbox::named("own-system");
+    sandbox.create(&["--profile", "none"]);
+    let mut container = Command::new("unshare");
+    container.args(["-p", "-f", "--kill-child", "sleep", "1000"]).stdin(Stdio::null()).stdout(Stdio::null());
+    let container = Foreigner(container.spawn().unwrap());
+    let children = format!("/proc/{0}/task/{0}/children", container.0.id());
+    let first = || fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
+    until("the container runs", || !first().is_empty());
+    let first = first();
+    for (pid, what) in [("1", "process 1"), ("2", "kernel thread"), (first.as_str(), "PID namespace")] {
+        // In a container, 2 may be any process.
+        if pid == "2" && !fs::read_to_string("/proc/2/comm").is_ok_and(|name| name.trim() == "kthreadd") {
+            continue;
+        }
+        let before = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let error = sandbox.attempt_json("attach", &[pid]).exits(5).error();
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(what) && message.contains("--force"), "{error}");
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap(), before);
+    }
+    sandbox.does("attach", &["--force", &first]);
+    assert!(fs::read_to_string(format!("/proc/{first}/cgroup")).unwrap().contains(&sandbox.directory));
+    sandbox.does("rm", &["--kill"]);
+}
+
+#[test]
+fn thread_of_a_process_outside_is_not_taken_into_a_part() {
+    let sandbox = Sandbox::named("own-thread");
+    sandbox.create(&["--overhead", "nested", "--profile", "none", "--cpus", "0.5"]);
+    if !sandbox.dir("cpu").join("vcpu").exists() {
+        return skip("no parts here");
+    }
+    let outsider = Foreigner::start();
+    let tid = outsider.0.id().to_string();
+    let done = sandbox.attempt("attach", &["--thread", "--part", "vcpu", &tid]);
+    assert_ne!(done.code, 0);
+    assert!(done.stderr.contains("attach the process first"), "{}", done.stderr);
+    sandbox.does("rm", &["--kill"]);
+    assert!(outsider.lives(), "it was killed");
 }
 
 #[test]

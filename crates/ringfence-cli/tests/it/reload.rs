@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::support::systemd::{
-    LIMITS, create, drained, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit,
-    units_like,
+    create, drained, exec, file, limits_hold, nothing_is_left, run, skipped, systemctl, unit, units_like,
 };
 use crate::support::{Sandbox, directories_named, finish, is_on_v1, skip, until};
 
@@ -40,10 +39,10 @@ fn the_slice_goes_with_the_last_sandbox_in_it_whatever_its_end() {
         );
     };
     let (one, other) = (Sandbox::named("one"), Sandbox::named("other"));
-    run(&one, &LIMITS, "true").exits(0);
+    run(&one, &PATIENT, "true").exits(0);
     is_gone();
     create(&one, &["--hold"]);
-    create(&other, &LIMITS);
+    create(&other, &PATIENT);
     exec(&other, "true").exits(0);
     other.does("rm", &[]);
     assert_eq!(units_like("ringfence").len(), 2, "one is still there");
@@ -67,7 +66,7 @@ fn a_change_is_told_to_systemd_and_outlives_its_reloads() {
     }
     let _alone = SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
     let sandbox = Sandbox::named("reload");
-    create(&sandbox, &[&LIMITS[..], &["--hold"]].concat());
+    create(&sandbox, &[&PATIENT[..], &["--hold"]].concat());
     sandbox.does("set", &["--cpus", "0.8", "--memory-swap", "96M"]);
     sandbox.does("devices allow", &["c 10:237 rw"]);
     sandbox.does("devices deny", &["c 1:9 rwm"]);
@@ -124,10 +123,10 @@ fn a_systemd_that_executes_itself_anew_again_and_again_is_waited_for() {
         while number == 0 || !done.load(Ordering::Relaxed) {
             number += 1;
             let sandbox = Sandbox::named(&format!("reexec-{number}"));
-            let ran = run(&sandbox, &LIMITS, "cat /proc/self/cgroup");
+            let ran = run(&sandbox, &PATIENT, "cat /proc/self/cgroup");
             assert_eq!(ran.code, 0, "{ran:?}");
             assert!(ran.stdout.contains(&unit(&sandbox)), "{}", ran.stdout);
-            create(&sandbox, &[&LIMITS[..], &["--hold"]].concat());
+            create(&sandbox, &[&PATIENT[..], &["--hold"]].concat());
             sandbox.does("set", &["--cpus", "0.6"]);
             limits_hold(&sandbox, 60);
             sandbox.does("rm", &[]);
@@ -156,10 +155,14 @@ fn systemd_that_reloads_slowly_is_waited_for() {
         until("the generator runs", || Path::new("/run/systemd/generator/ringfence-test").exists());
         fs::remove_file(&generator).unwrap();
         let sandbox = Sandbox::named("slow");
-        let options = [&LIMITS[..], &["--timeout", "60"]].concat();
+        let options = PATIENT;
         let ran = run(&sandbox, &options, "cat /proc/self/cgroup");
         assert_eq!(ran.code, 0, "{ran:?}");
         assert!(ran.stdout.contains(&unit(&sandbox)), "{}", ran.stdout);
         nothing_is_left(&sandbox);
     });
 }
+
+/// systemd that executes itself anew in a guest takes longer than the timeout of a command.
+const PATIENT: [&str; 10] =
+    ["--memory", "64M", "--cpus", "0.5", "--pids", "50", "--cpuset-cpus", "0", "--timeout", "60"];

@@ -395,9 +395,7 @@ fn what_a_dead_holder_left_is_collected() {
 
     // The unit is there and its record is lost.
     create(&sandbox, &[&LIMITS[..], &["--hold"]].concat());
-    for entry in fs::read_dir(sandbox.state_dir()).unwrap() {
-        fs::remove_file(entry.unwrap().path()).unwrap();
-    }
+    fs::remove_file(sandbox.state_dir().join(format!("{}.json", sandbox.id))).unwrap();
     let found = listed(&["--apply", "--kill"]);
     assert!(found[0]["id"].as_str().unwrap().ends_with(&unit(&sandbox)), "{found}");
     nothing_is_left(&sandbox);

@@ -82,8 +82,8 @@ pub struct Cgroup {
     pub(crate) ours: bool,
     /// The mark that its directories carry; none if it was opened by its path alone, whoever made it.
     pub(crate) mark: Option<Arc<str>>,
-    /// Its directories that could not be marked when they were made: hierarchy and inode.
-    pub(crate) unmarked: Vec<(usize, u64)>,
+    /// Its directories when they were made: hierarchy and inode.
+    pub(crate) inodes: Vec<(usize, u64)>,
     /// The unit of systemd that carries it.
     pub(crate) unit: Option<SystemdName>,
     /// Our device program (v2), as far as this process knows of one.
@@ -99,6 +99,8 @@ pub struct JoinOptions {
     pub frozen: bool,
     /// A cgroup that was not made here and in which processes live.
     pub foreign: bool,
+    /// Process 1, a kernel thread, or the first process of another PID namespace: moving it harms the machine, or a container.
+    pub system: bool,
 }
 
 /// Our device program on v2. A process that attached it can replace it without CAP_SYS_ADMIN; another one cannot.
@@ -166,6 +168,7 @@ impl Cgroup {
         pids: &[u32],
     ) -> Result<(Self, Report)> {
         let (policy, mut report) = DevicePolicy::with_base(&resources.devices, &runtime_defaults(), &[])?;
+        refuse_system(pids)?;
         let path = &host.with_slice(path);
         let resolved = host.locate(path, None, None)?;
         let host = &host.as_seen_at(&resolved);
@@ -260,10 +263,9 @@ impl Cgroup {
         cgroup.unit = want.unit.map(|unit| unit.name.clone());
         cgroup.filter = Mutex::new(cgroup.kept(done.filter));
         cgroup.mark = want.mark.map(Arc::from);
+        let whole = done.made.iter().filter(|(dir, _)| *dir.path == *want.path);
+        cgroup.inodes = whole.map(|(dir, inode)| (dir.hierarchy, *inode)).collect();
         cgroup.mark_unit();
-        for (dir, made) in done.unmarked.iter().filter(|(dir, _)| *dir.path == *want.path) {
-            cgroup.unmarked.extend(made.inode().map(|inode| (dir.hierarchy, inode)));
-        }
         Ok((cgroup, report))
     }
 
@@ -312,7 +314,7 @@ impl Cgroup {
             share: None,
             ours: false,
             mark: None,
-            unmarked: Vec::new(),
+            inodes: Vec::new(),
             unit: None,
             filter: Mutex::default(),
             started: Mutex::default(),
@@ -510,6 +512,20 @@ impl Cgroup {
         parts.try_for_each(|place| self.enter(place, pid))
     }
 
+    /// The processes that are inside with all that they are: as the hierarchies list them in which no single threads go into
+    /// parts.
+    pub(crate) fn whole_processes(&self) -> Result<BTreeSet<u32>> {
+        let mut pids = BTreeSet::new();
+        let is_of_processes = |(dir, _): &&(Dir, Arc<CgroupDir>)| {
+            self.version(dir) == Version::V2 || !self.host.has_parts(dir.hierarchy)
+        };
+        for (dir, open) in self.dirs.iter().filter(is_of_processes) {
+            members(open, self.version(dir), &mut pids)
+                .map_err(|errno| Error::kernel("cannot list the processes", dir.full(&self.host), errno))?;
+        }
+        Ok(pids)
+    }
+
     /// The processes in the cgroup and in cgroups below it.
     pub fn processes(&self) -> Result<BTreeSet<u32>> {
         let mut pids: BTreeSet<u32> = self.started().iter().map(|process| process.pid).collect();
@@ -531,7 +547,8 @@ impl Cgroup {
     /// Joins running processes: all of them, or none.
     pub(crate) fn join_all(&self, pids: &[u32]) -> Result<()> {
         if let Some(first) = pids.first() {
-            self.admits(*first, JoinOptions::default())?;
+            // Who may be moved at all was seen to before.
+            self.admits(*first, JoinOptions { system: true, ..JoinOptions::default() })?;
         }
         let origins = pids.iter().map(|pid| Origin::of(*pid)).collect::<Result<Vec<_>>>()?;
         for (position, origin) in origins.iter().enumerate() {
@@ -554,6 +571,9 @@ impl Cgroup {
 
     /// Whether a process may join it in passing.
     fn admits(&self, pid: u32, options: JoinOptions) -> Result<()> {
+        if !options.system {
+            refuse_system(&[pid])?;
+        }
         self.refuse_slice()?;
         self.refuse_damaged()?;
         if !self.exists() {
@@ -800,6 +820,28 @@ pub(crate) const NOT_WITHIN_DELEGATED: &str = "no permission: an unprivileged ca
 /// Why the kernel finds no such cgroup (ENOENT) although it is open.
 pub(crate) const OUT_OF_REACH: &str = "the cgroup was removed, or it lies outside of this cgroup namespace, of which \
      cgroup v2 lets no process out (mount option nsdelegate)";
+
+/// Refuses processes on which the machine or a container depends.
+///
+/// # Errors
+/// [`ErrorKind::Busy`], with the process and what it is.
+pub(crate) fn refuse_system(pids: &[u32]) -> Result<()> {
+    for pid in pids {
+        let what = match proc::Stat::read(*pid) {
+            _ if *pid == 1 => "process 1",
+            Some(stat) if stat.is_kernel_thread() => "a kernel thread",
+            Some(_) if proc::is_first_of_other_namespace(*pid) => {
+                "the first process of a PID namespace, as of a container"
+            }
+            _ => continue,
+        };
+        let why = format!(
+            "this is {what}, on which others depend: it is moved only if that is asked for (--force)"
+        );
+        return Err(Error::new(ErrorKind::Busy, why).with_setting("pid").with_value(pid));
+    }
+    Ok(())
+}
 
 fn join_error(errno: Errno, pid: u32) -> Error {
     let (kind, message) = match errno {

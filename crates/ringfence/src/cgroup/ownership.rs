@@ -20,14 +20,14 @@ impl Cgroup {
         let is_own_unit = self.unit.is_some()
             && main.is_some_and(|(dir, open)| match mark::mark_of(open) {
                 Some(found) => *found == *mark,
-                None => self.is_own_unmarked(dir, open) || self.has_own_description(&mark),
+                None => self.has_own_inode(dir, open) || self.has_own_description(&mark),
             });
         let is_own = |(dir, open): &(Dir, Arc<CgroupDir>)| {
             let is_units = self.unit.is_some() && self.is_managed(dir.hierarchy);
             match mark::mark_of(open) {
                 Some(found) => *found == *mark,
                 None if is_units => is_own_unit,
-                None => mark::is_legacy(&mark) || self.is_own_unmarked(dir, open),
+                None => mark::is_legacy(&mark) || self.has_own_inode(dir, open),
             }
         };
         let own = self.dirs.iter().map(is_own).collect::<Vec<_>>();
@@ -40,9 +40,9 @@ impl Cgroup {
         self.dirs.iter().any(|(_, open)| mark::mark_of(open).is_none())
     }
 
-    /// Whether a directory is one that was made here and could not be marked.
-    fn is_own_unmarked(&self, dir: &Dir, open: &CgroupDir) -> bool {
-        self.unmarked.iter().any(|(hierarchy, inode)| {
+    /// Whether a directory is one that was made here, where it has no mark that can be read.
+    fn has_own_inode(&self, dir: &Dir, open: &CgroupDir) -> bool {
+        self.inodes.iter().any(|(hierarchy, inode)| {
             *hierarchy == dir.hierarchy && open.inode().is_ok_and(|found| found == *inode)
         })
     }
@@ -55,11 +55,12 @@ impl Cgroup {
     }
 
     /// Marks the directories that systemd made.
-    pub(super) fn mark_unit(&self) {
+    pub(super) fn mark_unit(&mut self) {
         let (Some(mark), Some(_)) = (&self.mark, &self.unit) else { return };
         for (dir, open) in &self.dirs {
             if self.host.hierarchies.get(dir.hierarchy).is_some_and(keeps_units) {
                 _ = mark::mark(open, mark);
+                self.inodes.extend(open.inode().map(|inode| (dir.hierarchy, inode)));
             }
         }
     }
@@ -70,7 +71,7 @@ impl Cgroup {
         let is_units = self.unit.is_some() && self.is_managed(dir.hierarchy);
         match mark::mark_of(open) {
             Some(found) => found == **mark,
-            None => is_units || self.is_own_unmarked(dir, open),
+            None => is_units || self.has_own_inode(dir, open),
         }
     }
 
@@ -112,7 +113,7 @@ impl Cgroup {
         let dirs = self.dirs.iter().cloned().chain(renamed).collect();
         let mut all = Self::for_now(self.host.clone(), Arc::clone(&self.path), dirs);
         (all.ours, all.unit, all.mark) = (self.ours, self.unit.clone(), self.mark.clone());
-        all.unmarked.clone_from(&self.unmarked);
+        all.inodes.clone_from(&self.inodes);
         Arc::new(all)
     }
 

@@ -39,8 +39,8 @@ pub(crate) struct Done {
     pub(crate) report: Report,
     /// Our device program, if the plan attached one.
     pub(crate) filter: Option<DeviceFilter>,
-    /// Directories that were made, and could not be marked.
-    pub(crate) unmarked: Vec<(Dir, Arc<CgroupDir>)>,
+    /// Directories that were made, ancestors aside, and their inodes.
+    pub(crate) made: Vec<(Dir, u64)>,
 }
 
 /// Carries the plan out, then does `also`; what takes it back goes `ahead`. On failure everything that the plan did is undone, and the error is that of the
@@ -61,10 +61,10 @@ pub(crate) fn carry_out_and(
             record(begun)?;
         }
     }
-    let (log, report, unmarked) = Default::default();
-    let mut run = Run { plan, dirs, earlier, processes, ahead, log, report, unmarked };
+    let (log, report, made) = Default::default();
+    let mut run = Run { plan, dirs, earlier, processes, ahead, log, report, made };
     let Err(error) = run.steps().and_then(|()| also(run.dirs)) else {
-        return Ok(Done { report: run.report, filter: run.log.into_filter(), unmarked: run.unmarked });
+        return Ok(Done { report: run.report, filter: run.log.into_filter(), made: run.made });
     };
     let Run { dirs, log, .. } = run;
     let failures = log.undo(dirs);
@@ -83,7 +83,7 @@ pub(super) struct Run<'a, 'h> {
     ahead: Ahead<'a>,
     pub(super) log: Log,
     pub(super) report: Report,
-    unmarked: Vec<(Dir, Arc<CgroupDir>)>,
+    made: Vec<(Dir, u64)>,
 }
 
 impl Run<'_, '_> {
@@ -158,8 +158,8 @@ impl Run<'_, '_> {
         self.log.dir(dir, &made, ancestor);
         let text = if ancestor { Some(mark::ANCESTOR) } else { self.plan.mark.as_deref() };
         match text.map_or(Ok(true), |text| mark::mark(&made, text)) {
-            Ok(true) => {}
-            Ok(false) => self.unmarked.push((dir.clone(), Arc::clone(&made))),
+            // Without one it is known by its inode.
+            Ok(_) => {}
             // Another creation was faster; both ancestors are the same.
             Err(Errno::EXIST) if ancestor => {}
             Err(errno) => return Err(refusal::of_directory(&dir.full(host), errno)),
@@ -175,8 +175,10 @@ impl Run<'_, '_> {
         let host = self.dirs.host;
         let refused =
             |why, dir: &Dir| Err(Error::new(ErrorKind::AlreadyExists, why).with_path(dir.full(host)));
-        let is_used = made.children().map(|children| !children.is_empty());
-        if is_used.map_err(|errno| refusal::of_directory(&dir.full(host), errno))? {
+        let stat = made.stat().map_err(|errno| refusal::of_directory(&dir.full(host), errno))?;
+        self.made.push((dir.clone(), stat.st_ino));
+        // One link from above, one from itself, and one from each below (kernfs).
+        if stat.st_nlink > 2 {
             return refused("somebody else made a cgroup inside at this moment", dir);
         }
         if self.plan.allow_nested || !mark::is_of_sandbox(&own) {
@@ -310,6 +312,9 @@ impl Run<'_, '_> {
                 tries += 1;
                 std::thread::sleep(RETRY_PAUSE);
                 continue;
+            }
+            if reaction == Some(Reaction::Skip) {
+                return Ok(());
             }
             if let Some(Reaction::Unsupported(why)) = reaction {
                 let mut report = Report::default();

@@ -34,7 +34,7 @@ pub(super) fn of_write(
             let why = format!("more is in use than that: {usage} bytes now, {peak} at the peak");
             (ErrorKind::Busy, why.into())
         }
-        Some(Reaction::Defer) | None => (ErrorKind::Kernel, by_errno(errno).into()),
+        Some(Reaction::Defer | Reaction::Skip) | None => (ErrorKind::Kernel, by_errno(errno).into()),
     };
     let error = Error::kernel(message, full.join(file), errno).with_kind(kind).with_value(value.trim_end());
     match &step.setting {

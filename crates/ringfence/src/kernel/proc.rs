@@ -95,6 +95,13 @@ pub(crate) fn is_running(pid: u32) -> bool {
     Stat::read(pid).is_some_and(|stat| stat.is_running(pid))
 }
 
+/// Whether a process is number 1 in a PID namespace below this one (`NSpid`, Linux 4.1).
+pub(crate) fn is_first_of_other_namespace(pid: u32) -> bool {
+    let status = read_text(&format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    numbers.split_ascii_whitespace().skip(1).last() == Some("1")
+}
+
 /// The name of a thread or process (`comm`).
 pub(crate) fn name(pid: u32) -> Option<String> {
     Some(read_text(&format!("/proc/{pid}/comm"))?.trim_end().to_owned())

@@ -155,6 +155,7 @@ fn controllers(
         if let Action::Write { dir, file, .. } = &step.action
             && dir.hierarchy == index
             && let Some(controller) = controller_of(file)
+            && !step.is_optional()
             && !required.contains(&controller)
         {
             required.push(controller);

@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use super::draft::{lowered, minus_one};
-use super::{Draft, Reaction, convert};
+use super::{Draft, Reaction, Want, convert};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Version};
 use crate::resources::{Limit, Memory, page_floor};
@@ -193,5 +193,19 @@ fn refuse_below_usage(draft: &Draft<'_>, index: usize, setting: &str, limit: Lim
             Err(Error::new(ErrorKind::Busy, why).with_setting(setting.to_owned()).with_value(limit))
         }
         _ => Ok(()),
+    }
+}
+
+/// Has the kernel kill everything in a new sandbox when it runs out of memory, unless the caller says something about it: of a
+/// virtual machine, whose helper alone was killed, only half is left. Where the memory controller is not enabled there is no
+/// such file (Linux 4.19).
+pub(super) fn kill_as_group(draft: &mut Draft<'_>) {
+    const FILE: &str = "memory.oom.group";
+    let Want { create, oom_group_by_default, change, .. } = draft.want;
+    if !(*create && *oom_group_by_default) || change.unified.contains_key(FILE) {
+        return;
+    }
+    if let Some((index, Version::V2)) = draft.place_of(Controller::Memory) {
+        draft.write(index, "unified.memory.oom.group", FILE, "1".to_owned()).on(Errno::NOENT, Reaction::Skip);
     }
 }

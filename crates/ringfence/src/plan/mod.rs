@@ -109,6 +109,8 @@ pub(crate) struct Want<'a> {
     pub(crate) devices: Option<DeviceWant<'a>>,
     /// A quota of CPU time brings a burst of the same size with it, unless the caller says something about bursts.
     pub(crate) burst_by_default: bool,
+    /// When memory runs out, all processes are killed, unless the caller says something about it (v2, `memory.oom.group`).
+    pub(crate) oom_group_by_default: bool,
     /// Lower a memory limit below what is in use.
     pub(crate) force: bool,
     /// Move processes out of a namespace root that holds some, so that it can enable controllers.
@@ -158,6 +160,7 @@ impl<'a> Want<'a> {
             change: &part.change,
             unit: None,
             devices: None,
+            oom_group_by_default: false,
             evacuate: false,
             statistics: &[Controller::Cpu],
             parts: &[],
@@ -176,6 +179,7 @@ impl<'a> Want<'a> {
             change,
             devices: None,
             burst_by_default: false,
+            oom_group_by_default: false,
             force: false,
             evacuate: false,
             allow_nested: false,
@@ -315,6 +319,7 @@ fn translate(draft: &mut Draft<'_>) -> Result<()> {
     network::plan(draft);
     rdma::plan(draft);
     unified::plan(draft)?;
+    memory::kill_as_group(draft);
     layout::hand_over(draft);
     if let Some(unit) = draft.want.unit {
         return systemd::translate(draft, unit);

@@ -116,6 +116,8 @@ pub(crate) enum Reaction {
     DeviceReset,
     /// Go on, with this line in the report: this host cannot do it, as only shows now. An error in strict mode.
     Unsupported(&'static str),
+    /// Go on: this is a default that nobody asked for.
+    Skip,
     /// Fail, with this explanation.
     Explain(&'static str),
     /// Fail, with what it means of a device rule (v1).
@@ -186,6 +188,11 @@ impl Step {
     pub(crate) fn verify(&mut self, verify: Verify) -> &mut Self {
         self.verify = verify;
         self
+    }
+
+    /// Whether it is a default that nobody asked for, and needs no controller to be enabled.
+    pub(crate) fn is_optional(&self) -> bool {
+        self.reaction(Errno::NOENT) == Some(Reaction::Skip)
     }
 
     pub(crate) fn reaction(&self, errno: Errno) -> Option<Reaction> {

@@ -112,13 +112,18 @@ impl Sandbox {
         also: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Report> {
         options.unsupported.mind(&planned.report)?;
-        let (changed, tried) = match self.present_or_planned(state)? {
-            Some(cgroup) => {
-                let before = state.as_it_is();
-                let made = cgroup.change_and(&planned.want(state, &before, options), ahead, also)?;
-                state.device_program = cgroup.filter_id();
-                made
-            }
+        let mut made = None;
+        if let Some(cgroup) = self.present_or_planned(state)? {
+            let before = state.as_it_is();
+            made = match cgroup.change_and(&planned.want(state, &before, options), ahead, also) {
+                // A scope that ended at this moment: nothing is left of it that could be changed.
+                Err(_) if state.path.is_systemd() && self.present_or_planned(state)?.is_none() => None,
+                made => Some(made?),
+            };
+            state.device_program = cgroup.filter_id();
+        }
+        let (changed, tried) = match made {
+            Some(made) => made,
             // Everything is planned once more.
             None => {
                 let plan = planned.plan_anew(&self.host, state, options.unsupported)?;

@@ -45,7 +45,8 @@ impl Entry {
         }
         let mut intent = Sandbox::intent(host, config)?;
         intent.holder.clone_from(&holder);
-        let mark = new_mark(Some(self.identity()?))?;
+        let identity = self.identity()?;
+        let mark = new_mark(Some(identity))?;
         for state in
             std::iter::once(&mut intent.mark).chain(intent.apart.as_mut().map(|apart| &mut apart.mark))
         {
@@ -57,6 +58,7 @@ impl Entry {
         }
         let mut units = intent.units().into_iter();
         let recorded = units.try_for_each(|unit| self.claim_unit(&unit)).and_then(|()| self.save(&intent));
+        self.keep_identity(identity);
         // A record that was written all the same may only not be safe from a loss of power.
         recorded.map_err(|error| self.give_up(&intent, error))?;
         let (sandbox, _) = Sandbox::create_as(host, config, intent.clone()).map_err(|error| {

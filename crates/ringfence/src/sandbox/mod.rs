@@ -38,7 +38,7 @@ pub use pinning::{Pin, TakenCpus};
 pub use processes::Hold;
 use processes::part_path;
 use separate::Second;
-pub use state::{Phase, STATE_VERSION, State, Unmarked};
+pub use state::{Inodes, Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
 pub use threads::Placed;
 
@@ -177,7 +177,7 @@ impl Sandbox {
             report,
             owner: config.owner,
             mark: Some(new_mark(None)?),
-            unmarked: None,
+            inodes: None,
             placeholder: None,
             apart: None,
             begun: None,
@@ -220,7 +220,7 @@ impl Sandbox {
                         second.make()
                     });
                 let (cgroup, created) = made.inspect_err(|_| second.unmake())?;
-                state.unmarked = Unmarked::of(&cgroup);
+                state.inodes = Inodes::of(&cgroup);
                 state.device_program = cgroup.filter_id();
                 state.report.append(created);
                 Some(Arc::new(cgroup))
@@ -303,7 +303,7 @@ impl Sandbox {
         let anew = state.anew();
         let want = Want { unsupported: self.unsupported, ..state.want(&anew) };
         let (cgroup, report) = Cgroup::create_as(&self.host, &want, processes)?;
-        state.unmarked = Unmarked::of(&cgroup);
+        state.inodes = Inodes::of(&cgroup);
         state.device_program = cgroup.filter_id();
         state.report.supersede(&BTreeSet::new(), &report);
         let cgroup = Arc::new(cgroup);
@@ -547,7 +547,7 @@ fn open_leftover(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
     cgroup.ours = true;
     cgroup.unit = state.path.as_systemd().cloned();
     cgroup.mark = state.mark.as_deref().map(Arc::from);
-    cgroup.unmarked = state.unmarked.as_ref().map(|unmarked| unmarked.on(host)).unwrap_or_default();
+    cgroup.inodes = state.inodes.as_ref().map(|inodes| inodes.on(host)).unwrap_or_default();
     cgroup.keep_own();
     if !cgroup.exists() && !state.cgroup.is_empty() {
         return Ok(None);

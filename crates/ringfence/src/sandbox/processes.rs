@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Part, Sandbox, State};
-use crate::cgroup::{Cgroup, Child, Command};
+use crate::cgroup::{Cgroup, Child, Command, refuse_system};
 use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::proc::ProcessIdentity;
@@ -46,6 +46,16 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
     pub fn join_part(&self, part: impl Into<Option<Part>>, pids: &[u32]) -> Result<()> {
+        refuse_system(pids)?;
+        self.join_part_forced(part, pids)
+    }
+
+    /// [`Sandbox::join_part`], also for processes on which the machine or a container depends: process 1, kernel threads,
+    /// first processes of PID namespaces.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a sandbox without parts.
+    pub fn join_part_forced(&self, part: impl Into<Option<Part>>, pids: &[u32]) -> Result<()> {
         let (place, part) = self.place_of(part.into());
         place.join_here(part, pids)
     }

@@ -129,7 +129,8 @@ impl Sandbox {
 
     /// Those of the sandbox itself.
     pub(super) fn own_plan(host: &Host, config: &SandboxConfig) -> Result<Plan> {
-        let state = Self::intent(host, config)?;
+        // The same on every machine: what is made will have a mark of its own.
+        let state = State { mark: None, ..Self::intent(host, config)? };
         let mut plan = plan::plan(host, &config.want(&state, &state.anew()), plan::UNREAD)?;
         plan.report = joined(state.report, plan.report);
         Ok(plan)

@@ -112,9 +112,9 @@ pub struct State {
     /// carries another mark, or none, is not this sandbox's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
-    /// Where directories cannot be marked: by which they are known instead.
+    /// By which its directories are known where they could not be marked, or where their marks cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unmarked: Option<Unmarked>,
+    pub inodes: Option<Inodes>,
     /// The process that keeps a scope of systemd alive while nothing else runs inside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placeholder: Option<ProcessIdentity>,
@@ -136,21 +136,23 @@ pub struct State {
     pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
-/// Directories that could not be marked, since the kernel or a lack of privilege allows no extended attributes.
+/// The directories of a cgroup, by the kernel's numbers.
+///
+/// A mark takes a kernel that has extended attributes on cgroups, and CAP_SYS_ADMIN to be read where it was set with that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unmarked {
+pub struct Inodes {
     /// `/proc/sys/kernel/random/boot_id` of the boot in which they were made.
     boot_id: String,
     /// Hierarchy, as `/proc/PID/cgroup` calls it → inode.
     inodes: BTreeMap<String, u64>,
 }
 
-impl Unmarked {
+impl Inodes {
     /// Of a cgroup that was just made.
     pub(super) fn of(cgroup: &Cgroup) -> Option<Self> {
         let name =
             |(index, inode): &(usize, u64)| Some((cgroup.host.hierarchies.get(*index)?.called(), *inode));
-        let inodes: BTreeMap<_, _> = cgroup.unmarked.iter().filter_map(name).collect();
+        let inodes: BTreeMap<_, _> = cgroup.inodes.iter().filter_map(name).collect();
         let boot_id = proc::boot_id().filter(|_| !inodes.is_empty())?.to_owned();
         Some(Self { boot_id, inodes })
     }
@@ -241,6 +243,7 @@ impl State {
             create: true,
             devices: Some(devices),
             burst_by_default: self.burst_by_default,
+            oom_group_by_default: self.profile != Profile::None,
             unit: self.unit(anew),
             owner: self.owner,
             mark: self.mark.as_deref(),

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags};
@@ -14,6 +13,7 @@ use rustix::io::Errno;
 use super::state_dir::StateDir;
 use super::{Begun, ChangeOptions, Claim, Part, Sandbox, State, TakenCpus};
 use crate::cgroup::mark::Identity;
+use crate::cgroup::refuse_system;
 use crate::document::read_document;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{LastWord, announce};
@@ -44,8 +44,6 @@ pub struct Entry {
     directory: Arc<StateDir>,
     id: SandboxId,
     lock: File,
-    /// Whether its record was removed in due form.
-    is_forgotten: AtomicBool,
 }
 
 impl Store {
@@ -77,12 +75,7 @@ impl Store {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if is_still(&file, &directory, &name) => {
                     let directory = Arc::new(directory);
-                    return Ok(Entry {
-                        directory,
-                        id: id.clone(),
-                        lock: file,
-                        is_forgotten: AtomicBool::new(false),
-                    });
+                    return Ok(Entry { directory, id: id.clone(), lock: file });
                 }
                 // The one before us removed the sandbox and the lock with it.
                 Ok(()) => continue,
@@ -140,6 +133,16 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
+        let names = directory.names();
+        for name in names.map_err(|errno| directory.failed("cannot list the state directory", "", errno))? {
+            let Ok(name) = String::from_utf8(name) else { continue };
+            let is_unit = name.ends_with(".scope") || name.ends_with(".slice");
+            if let Some(owner) = directory.decided(&name).ok().flatten().filter(|_| is_unit)
+                && !has_unit(&directory, &owner, &name)?
+            {
+                _ = remove_claim(&directory, &name, &owner);
+            }
+        }
         Ok(())
     }
 }
@@ -155,24 +158,57 @@ impl StateDir {
         rustix::fs::flock(&file, how).map(|()| file)
     }
 
-    /// Removes the directory and the identity of the store, if nothing else is in it. Whoever takes the identity at this
-    /// moment has a lock file in it.
-    fn remove_if_unused(&self) {
+    /// The lock on the directory itself; `None` if another process holds it for long.
+    fn alone(&self) -> Option<File> {
         let deadline = Deadline::after(LONGEST_LOCK);
-        let _alone = loop {
+        loop {
             match self.lock_all(FlockOperation::NonBlockingLockExclusive) {
-                Ok(locked) => break locked,
+                Ok(locked) => return Some(locked),
                 Err(Errno::WOULDBLOCK | Errno::INTR) if !deadline.is_over() => {
                     deadline.sleep(Duration::from_millis(1));
                 }
-                Err(_) => return,
+                Err(_) => return None,
             }
-        };
+        }
+    }
+
+    /// Removes the identity of the store with its last record. Whoever makes a sandbox at this moment puts it back.
+    fn forget_identity(&self) {
+        let Some(_alone) = self.alone() else { return };
+        if self.names().is_ok_and(|names| names.iter().all(|name| !name.ends_with(b".json"))) {
+            _ = self.remove(IDENTITY);
+        }
+    }
+
+    /// Removes the directory and the identity of the store, if nothing else is in it.
+    fn remove_if_unused(&self) {
+        let Some(_alone) = self.alone() else { return };
         if self.names().is_ok_and(|names| names.iter().all(|name| name == IDENTITY.as_bytes())) {
             _ = self.remove(IDENTITY);
             self.remove_itself();
         }
     }
+}
+
+/// Whether a unit that is claimed for a sandbox is really its: the record says so, or somebody is at work on it.
+fn has_unit(directory: &StateDir, owner: &str, unit: &str) -> Result<bool> {
+    let Ok(id) = owner.parse::<SandboxId>() else { return Ok(false) };
+    // The claim comes before the record.
+    if let Ok(lock) = directory.open_file(&format!("{id}.lock"), OFlags::WRONLY)
+        && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
+    {
+        return Ok(true);
+    }
+    Ok(load(directory, &id)?.is_some_and(|state| state.units().iter().any(|own| own == unit)))
+}
+
+/// Removes the claim to a unit whose claimant died before it was recorded, or whose record was lost.
+fn remove_claim(directory: &StateDir, unit: &str, owner: &str) -> Result<(), Errno> {
+    let _alone = directory.lock_all(FlockOperation::LockExclusive)?;
+    if directory.decided(unit)?.as_deref() == Some(owner) {
+        directory.remove(unit)?;
+    }
+    Ok(())
 }
 
 /// Opens the lock of a sandbox, or makes it.
@@ -228,20 +264,16 @@ impl Entry {
     /// The random identity of the store, made with its first sandbox.
     pub(super) fn identity(&self) -> Result<Identity> {
         let failed = |errno| self.directory.failed("cannot make the identity of the store", IDENTITY, errno);
-        // It is not removed meanwhile, nor later, since the lock file of this entry is there.
-        let lock = loop {
-            match self.directory.lock_all(FlockOperation::NonBlockingLockShared) {
-                Err(Errno::WOULDBLOCK | Errno::INTR) => std::thread::sleep(Duration::from_millis(1)),
-                locked => break locked.map_err(failed)?,
-            }
-        };
         let new = Identity::random()?;
-        let decided = self.directory.decide(IDENTITY, &new.to_string()).map_err(failed)?;
-        drop(lock);
-        match decided {
+        match self.directory.decide(IDENTITY, &new.to_string()).map_err(failed)? {
             Ok(()) => Ok(new),
             Err(there) => there.parse(),
         }
+    }
+
+    /// Puts the identity back that went with the last record of others, after this one was written.
+    pub(super) fn keep_identity(&self, identity: Identity) {
+        _ = self.directory.decide(IDENTITY, &identity.to_string());
     }
 
     /// Claims a unit of systemd for this sandbox, before it starts, by a link of the unit's name that leads to the ID: no
@@ -257,17 +289,11 @@ impl Entry {
             if owner == self.id.as_str() {
                 return Ok(());
             }
-            let other = owner.parse().ok();
-            let other = other.map(|id: SandboxId| load(&self.directory, &id)).transpose()?.flatten();
-            if other.is_some_and(|state| state.units().contains(&unit.to_owned())) {
-                let why = format!("this unit is of the sandbox {owner:?}: choose another path");
+            if has_unit(&self.directory, &owner, unit)? {
+                let why = format!("this unit is already that of the sandbox {owner:?}: choose another path");
                 return Err(Error::new(ErrorKind::AlreadyExists, why).with_value(unit));
             }
-            // Its creator died before it was recorded, or after it was forgotten.
-            let _alone = self.directory.lock_all(FlockOperation::LockExclusive).map_err(failed)?;
-            if self.directory.decided(unit).map_err(failed)? == Some(owner) {
-                self.directory.remove(unit).map_err(failed)?;
-            }
+            remove_claim(&self.directory, unit, &owner).map_err(failed)?;
         }
     }
 
@@ -303,14 +329,17 @@ impl Entry {
         self.recorded(sandbox, |record| sandbox.change_claim_ahead(name, claim, options, Some(record)))
     }
 
-    /// The same for [`Sandbox::join_part`].
+    /// The same for [`Sandbox::join_part`], or with `force` for [`Sandbox::join_part_forced`].
     ///
     /// # Errors
     /// Those of [`Sandbox::join_part`], and what cannot be recorded; the processes are then where they were.
-    pub fn join_part(&self, sandbox: &Sandbox, part: Option<Part>, pids: &[u32]) -> Result<()> {
+    pub fn join_part(&self, sandbox: &Sandbox, part: Option<Part>, pids: &[u32], force: bool) -> Result<()> {
+        if !force {
+            refuse_system(pids)?;
+        }
         self.recorded(sandbox, |record| {
             record(Begun::of_processes(pids)?)?;
-            sandbox.join_part(part, pids)
+            sandbox.join_part_forced(part, pids)
         })
     }
 
@@ -423,7 +452,6 @@ impl Entry {
 
     /// [`Entry::remove`], and keeps the lock.
     pub(super) fn forget(&self) -> Result<()> {
-        self.is_forgotten.store(true, Ordering::Relaxed);
         // What cannot be read claims nothing that can be known.
         let units = self.load().ok().flatten().map(|state| state.units()).unwrap_or_default();
         for name in [self.named("json"), self.temporary()] {
@@ -433,6 +461,7 @@ impl Entry {
             }
         }
         self.release_units(&units);
+        self.directory.forget_identity();
         announce(&self.directory.by_descriptor(), &self.id, LastWord::Removed);
         Ok(())
     }
@@ -447,12 +476,7 @@ impl Drop for Entry {
             // One that was killed while it wrote its first state leaves the temporary file.
             _ = self.directory.remove(&self.temporary());
             _ = self.directory.remove(&lock);
-            if self.is_forgotten.load(Ordering::Relaxed) {
-                self.directory.remove_if_unused();
-            } else {
-                // Its record may have been lost, and by the store's identity what is left of it is found.
-                self.directory.remove_itself();
-            }
+            self.directory.remove_itself();
         }
     }
 }

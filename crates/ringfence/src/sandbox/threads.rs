@@ -161,7 +161,7 @@ impl Sandbox {
         let iothreads: Vec<_> = (0..).zip(found.io_threads.iter().map(|thread| thread.tid)).collect();
         let mut placed = self.sort(&vcpus, &iothreads, Some(found.pid))?;
         for thread in found.clone().with_kernel_threads().kernel_threads {
-            let joined = self.join_part(Part::Overhead, &[thread.pid]);
+            let joined = self.join_part_forced(Part::Overhead, &[thread.pid]);
             if let Err(error) = joined {
                 placed.report.note(
                     "overhead",
@@ -303,8 +303,7 @@ impl Sandbox {
         Ok(there.change_as(&Want { create: false, ..*want })?.0)
     }
 
-    /// Puts the calling thread into a part: for a VMM that lives in the process of its runtime, whose threads are then in
-    /// different sandboxes (v1), or whose process is in this one already (v2).
+    /// Puts the calling thread into a part: for a VMM that lives in the process of its runtime, which is in this sandbox.
     pub fn join_current_thread(&self, part: Part) -> Result<()> {
         self.join_threads(part, &[rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()])
     }
@@ -315,7 +314,8 @@ impl Sandbox {
     /// should it move the processes of that unit about: it knows processes alone.
     ///
     /// # Errors
-    /// On v2 the process of each must be inside: threads of one process cannot be in different domains.
+    /// The process of each must be inside: what is killed here is killed whole. On v2 threads of one process cannot be in
+    /// different domains.
     pub fn join_threads(&self, part: Part, tids: &[u32]) -> Result<()> {
         if let Some(apart) = &self.apart {
             return self.join_threads_apart(apart, part, tids);
@@ -323,7 +323,13 @@ impl Sandbox {
         let state = self.locked();
         let cgroup = self.present_or_not_found(&state)?;
         let hierarchies = parts_of(&cgroup, &state)?;
+        let inside = cgroup.whole_processes()?;
         for tid in tids {
+            let process = proc::process_of(*tid);
+            if process.is_some_and(|pid| !inside.contains(&pid)) {
+                let why = "a thread of a process in this sandbox: attach the process first";
+                return Err(Error::invalid("tid", tid, why));
+            }
             for parts in &hierarchies {
                 if !parts.put(&cgroup, part, *tid)? {
                     let error = Error::kernel("there is no such thread, or no more", "/proc", Errno::SRCH);

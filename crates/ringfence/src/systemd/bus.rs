@@ -51,8 +51,11 @@ impl Failure {
             Self::Refused { name, message } if message.is_empty() => {
                 Error::new(ErrorKind::Systemd, format!("{what}: systemd answered {name}"))
             }
-            Self::Refused { message, .. } => {
-                Error::new(ErrorKind::Systemd, format!("{what}: systemd says: {message}"))
+            Self::Refused { name, message } => {
+                // It ended at this moment.
+                let is_gone = name.ends_with(".NoSuchUnit");
+                let kind = if is_gone { ErrorKind::NotFound } else { ErrorKind::Systemd };
+                Error::new(kind, format!("{what}: systemd says: {message}"))
             }
             Self::Unreachable(why) => Error::new(ErrorKind::Systemd, format!("{what}: {why}")),
             Self::Broken(why) => {

@@ -310,6 +310,7 @@ impl Machine {
     fn join(&self, minimum: Minimum) -> Minimum {
         let minimum = self.not_frozen(minimum);
         let mut minimum = minimum
+            .read("/proc/PID/status", "whether it is the first process of a container, which depends on it")
             .read("/proc/PID/stat", "the kernel takes a zombie without moving anything")
             .read("/proc/PID/cgroup", "where it goes back to if one hierarchy refuses it");
         for _ in 0..self.all() {

@@ -138,7 +138,9 @@ fn a_cgroup_is_opened_by_its_path_alone() {
     opened.freeze(SOON).unwrap();
     let asked = JoinOptions { foreign: true, ..Default::default() };
     assert_eq!(opened.join_with(other.id(), asked).unwrap_err().kind(), ErrorKind::Busy);
-    opened.join_with(other.id(), JoinOptions { frozen: true, foreign: true }).unwrap();
+    opened
+        .join_with(other.id(), JoinOptions { frozen: true, foreign: true, ..JoinOptions::default() })
+        .unwrap();
     assert!(opened.processes().unwrap().contains(&other.id()));
     opened.thaw(SOON).unwrap();
     assert_eq!(opened.destroy(Remaining::Refuse, SOON).unwrap_err().kind(), ErrorKind::Busy);

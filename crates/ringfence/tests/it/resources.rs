@@ -526,8 +526,8 @@ fn files_of_v2_that_oci_has_no_field_for_are_written_by_their_names() {
     for (file, value, word) in [
         ("io.cost.qos", "8:0 enable=1", "no such file for cgroups below the root"),
         ("misc.max", "rf_none 5", "does not take this"),
-        ("memory.high", "x", "does not take this value"),
-        ("memory.oom.group", "2", "does not take this value"),
+        ("memory.high", "x", "takes bytes"),
+        ("memory.oom.group", "2", "takes 0 or 1"),
     ] {
         if file == "misc.max" && host.hierarchy_of(Controller::Misc).is_none() {
             skip("this kernel has no misc controller");

@@ -289,7 +289,7 @@ impl World {
         if let Ok(text) = fs::read_to_string(record) {
             let mut record: Value = serde_json::from_str(&text).expect("a record is whole");
             let fields = record.as_object_mut().expect("a record");
-            for numbered in ["device_program", "vcpus", "report", "mark"] {
+            for numbered in ["device_program", "vcpus", "report", "mark", "inodes"] {
                 fields.remove(numbered);
             }
             seen.insert("record".to_owned(), record.to_string());
