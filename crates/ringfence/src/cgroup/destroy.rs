@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde::{Serialize, Serializer};
 
 use crate::cgroup::freeze::event;
-use crate::cgroup::mark::{ANCESTOR, mark_drained, mark_of};
+use crate::cgroup::mark::{is_ancestor, is_unfinished, mark_drained, mark_of};
 use crate::cgroup::signal::send_inside;
 use crate::cgroup::slice::stop_default_slice;
 use crate::cgroup::tree::clear_below;
@@ -20,7 +20,7 @@ use crate::cgroup::{Cgroup, members};
 use crate::driver::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Counts, LastCounts};
-use crate::host::{Controller, Version};
+use crate::host::{Controller, Host, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
@@ -544,15 +544,20 @@ impl Cgroup {
         }
     }
 
-    /// Removes its directories that carry no mark, as far as they are empty.
-    pub(crate) fn remove_unmarked(&self) -> Outcome {
+    /// Removes what a creation at this path had made and not marked when it died, as far as it is empty, and the directories
+    /// above that were made on the way.
+    pub(crate) fn remove_unfinished(host: &Host, path: &str) -> Outcome {
         let mut outcome = Outcome::default();
-        let mut dirs = Dirs::new(&self.host, Vec::new());
-        for (dir, open) in self.dirs.iter().filter(|(_, open)| mark_of(open).is_none()) {
-            if dirs.above(dir).and_then(|above| above.remove_same(dir.name(), open)).is_ok() {
-                outcome.removed.push(dir.full(&self.host));
+        let mut dirs = Dirs::new(host, Vec::new());
+        for dir in (0..host.hierarchies.len()).map(|hierarchy| Dir::new(hierarchy, path)) {
+            if let Ok(open) = dirs.get(&dir)
+                && is_unfinished(&open)
+                && dirs.above(&dir).and_then(|above| above.remove_same(dir.name(), &open)).is_ok()
+            {
+                outcome.removed.push(dir.full(host));
             }
         }
+        Self::for_now(host.clone(), path.into(), Vec::new()).remove_made_ancestors(&mut outcome);
         outcome
     }
 
@@ -579,7 +584,7 @@ impl Cgroup {
             let mut dir = Dir::new(hierarchy, Arc::clone(&self.path));
             while let Some(above) = dir.parent().filter(|above| !above.path.is_empty()) {
                 let Ok(open) = dirs.get(&above) else { break };
-                if mark_of(&open).is_none_or(|mark| mark != ANCESTOR) {
+                if !is_ancestor(&open) {
                     break;
                 }
                 let Ok(parent) = dirs.above(&above) else { break };

@@ -5,7 +5,8 @@
 //! without the capability, because the owner of a delegated directory can set it.
 //!
 //! Before a directory is removed, or processes in it are killed or moved, its mark is compared with the recorded one. A
-//! directory with another mark, or with none, belongs to somebody else.
+//! directory with another mark, or with none, belongs to somebody else. One without a mark whose mode has the sticky bit was
+//! made by a creation that has not marked it yet: the kernel makes and marks in two steps.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -134,6 +135,19 @@ pub(crate) fn mark_of(dir: &CgroupDir) -> Option<String> {
     };
     let length = length.ok()?;
     String::from_utf8(buffer.get(..length)?.to_vec()).ok()
+}
+
+/// Whether a directory was made by a creation that died before it marked it, or that is about to.
+pub(crate) fn is_unfinished(dir: &CgroupDir) -> bool {
+    mark_of(dir).is_none() && dir.is_made_by_us()
+}
+
+/// Whether a directory was made on the way to a sandbox.
+pub(crate) fn is_ancestor(dir: &CgroupDir) -> bool {
+    match mark_of(dir) {
+        Some(mark) => mark == ANCESTOR,
+        None => dir.is_made_by_us(),
+    }
 }
 
 /// Whether this process may set trusted attributes: CAP_SYS_ADMIN in the initial user namespace.

@@ -35,11 +35,6 @@ impl Cgroup {
         self.dirs.retain(|_| own.next().unwrap_or_default());
     }
 
-    /// Whether one of its directories carries no mark.
-    pub(crate) fn has_unmarked(&self) -> bool {
-        self.dirs.iter().any(|(_, open)| mark::mark_of(open).is_none())
-    }
-
     /// Whether a directory is one that was made here, where it has no mark that can be read.
     fn has_own_inode(&self, dir: &Dir, open: &CgroupDir) -> bool {
         self.inodes.iter().any(|(hierarchy, inode)| {

@@ -146,17 +146,21 @@ impl Run<'_, '_> {
 
     fn make_dir(&mut self, dir: &Dir, ancestor: bool) -> Result<()> {
         let host = self.dirs.host;
-        if ancestor && self.dirs.get(dir).is_ok() {
-            return Ok(());
+        let is_own = !ancestor || dir.path == self.plan.path;
+        if ancestor && let Ok(there) = self.dirs.get(dir) {
+            return if is_own { self.take_again(dir, &there) } else { Ok(()) };
         }
         match self.dirs.above(dir).and_then(|above| above.make_dir(dir.name())) {
             Ok(()) => {}
             Err(Errno::EXIST) if ancestor => return Ok(()),
             Err(errno) => return Err(refusal::of_directory(&dir.full(host), errno)),
         }
-        let made = self.open(dir)?;
+        // What cannot be opened cannot be known again: it goes at once.
+        let made = self.open(dir).inspect_err(|_| {
+            _ = self.dirs.above(dir).and_then(|above| above.remove_dir(dir.name()));
+        })?;
         self.log.dir(dir, &made, ancestor);
-        let text = if ancestor { Some(mark::ANCESTOR) } else { self.plan.mark.as_deref() };
+        let text = if is_own { self.plan.mark.as_deref() } else { Some(mark::ANCESTOR) };
         match text.map_or(Ok(true), |text| mark::mark(&made, text)) {
             // Without one it is known by its inode.
             Ok(_) => {}
@@ -164,7 +168,20 @@ impl Run<'_, '_> {
             Err(Errno::EXIST) if ancestor => {}
             Err(errno) => return Err(refusal::of_directory(&dir.full(host), errno)),
         }
-        if ancestor { Ok(()) } else { self.refuse_nested(dir, &made) }
+        if is_own { self.refuse_nested(dir, &made) } else { Ok(()) }
+    }
+
+    /// Takes a directory that a scope of systemd left when it ended by itself. That of another sandbox is not taken.
+    fn take_again(&self, dir: &Dir, there: &CgroupDir) -> Result<()> {
+        let Some(own) = self.plan.mark.as_deref() else { return Ok(()) };
+        let is_taken = match mark::mark_of(there) {
+            Some(mark) => mark != own,
+            None => mark::mark(there, own) == Err(Errno::EXIST),
+        };
+        if is_taken {
+            return Err(refusal::of_directory(&dir.full(self.dirs.host), Errno::EXIST));
+        }
+        Ok(())
     }
 
     /// Refuses a new directory inside another sandbox's, or one in which somebody else has made one already: everything that

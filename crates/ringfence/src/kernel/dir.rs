@@ -19,6 +19,8 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_XDEV);
 
+const STICKY: u32 = 0o1000;
+
 /// A place, not to be read from.
 pub(crate) const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -130,9 +132,15 @@ impl CgroupDir {
         }
     }
 
-    /// Makes a child directory; `name` is one component.
+    /// Whether the directory was made by [`Self::make_dir`]: other managers set no sticky bit, which means nothing on a cgroup.
+    /// The kernel sets it in the step that makes the directory, before it can be marked.
+    pub(crate) fn is_made_by_us(&self) -> bool {
+        self.stat().is_ok_and(|stat| stat.st_mode & STICKY != 0)
+    }
+
+    /// Makes a child directory; `name` is one component. Its mode has the sticky bit: [`Self::is_made_by_us`].
     pub(crate) fn make_dir(&self, name: &str) -> Result<()> {
-        rustix::fs::mkdirat(self.descriptor()?, name, Mode::from_raw_mode(0o755))
+        rustix::fs::mkdirat(self.descriptor()?, name, Mode::from_raw_mode(0o755 | STICKY))
     }
 
     /// Removes a child directory; `name` is one component.

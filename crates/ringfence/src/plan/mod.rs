@@ -204,6 +204,7 @@ pub(crate) fn plan(host: &Host, want: &Want<'_>, read: &Read<'_>) -> Result<Plan
         report,
         unsupported: want.unsupported,
         by_systemd: want.unit.is_some(),
+        path: want.path.into(),
         mark: want.mark.map(Arc::from),
         allow_nested: want.allow_nested || want.unit.is_some(),
     })

@@ -213,6 +213,8 @@ pub struct Plan {
     pub(crate) unsupported: Unsupported,
     /// A unit of systemd carries the cgroup.
     pub(crate) by_systemd: bool,
+    /// The cgroup that is made or changed, below the root of each hierarchy.
+    pub(crate) path: Arc<str>,
     /// The mark of the directories that are made.
     pub(crate) mark: Option<Arc<str>>,
     /// The cgroup may be inside another sandbox's.

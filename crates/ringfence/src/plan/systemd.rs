@@ -8,11 +8,13 @@ mod properties;
 use std::borrow::Cow;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 pub(crate) use properties::properties_of;
 use properties::{Bandwidth, PERIOD, number};
 
 use super::draft::minus_one;
-use super::{Action, Dir, Draft, Step, Undo, Verify, devices, layout};
+use super::{Action, Dir, Draft, Reaction, Step, Undo, Verify, devices, layout};
 use crate::devices::{DeviceKind, DevicePolicy, Verdict};
 use crate::error::Result;
 use crate::host::{Controller, Hierarchy, Host, Version};
@@ -113,7 +115,7 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
             // When that is taken back, systemd writes them once more, and what they hold now is to be written behind it.
             for (index, setting, file, _) in overwritten(draft) {
                 if let Some(now) = draft.now_to_write(index, file) {
-                    draft.write(index, setting, file, now);
+                    draft.write(index, setting, file, now).on(Errno::NOENT, Reaction::Skip);
                 }
             }
             draft.steps.push(set);
@@ -133,7 +135,7 @@ fn allows_no_task(step: &Step) -> bool {
 fn write_again(draft: &mut Draft<'_>, told: &[Option<String>]) {
     for (index, setting, file, value) in overwritten(draft) {
         if !told.iter().flatten().any(|told| told == file) {
-            draft.write(index, setting, file, value);
+            draft.write(index, setting, file, value).on(Errno::NOENT, Reaction::Skip);
         }
     }
 }
@@ -145,6 +147,10 @@ fn overwritten(draft: &Draft<'_>) -> Vec<(usize, &'static str, &'static str, Str
     let unified = |file: &str| base.unified.get(file).zip(draft.host.unified());
     if let Some((value, (index, _))) = unified("memory.oom.group") {
         files.push((index, "unified.memory.oom.group", "memory.oom.group", value.clone()));
+    } else if draft.want.oom_group_by_default
+        && let Some((index, Version::V2)) = draft.place_of(Controller::Memory)
+    {
+        files.push((index, "unified.memory.oom.group", "memory.oom.group", "1".to_owned()));
     }
     // systemd writes the TasksMax of 1 that it was told for 0.
     if let Some((value, (index, _))) = unified("pids.max").filter(|(value, _)| value.trim() == "0") {
@@ -297,7 +303,9 @@ fn by_property(
         return Some(Told { step, properties: then.properties(), back: now.properties() });
     }
     let (file, value) = (file.clone(), value.clone());
-    if file == "memory.oom.group" && draft.want.create && !unit.name.is_slice() {
+    // With OOMPolicy=kill, systemd itself kills what is left, the process too that holds the scope for what is counted in it:
+    // only on request.
+    if file == "memory.oom.group" && draft.want.create && !unit.name.is_slice() && !step.is_optional() {
         let policy = if value.trim() == "1" { "kill" } else { "continue" };
         let properties = vec![Property::text("OOMPolicy", policy)];
         return Some(Told { step, properties, back: Vec::new() });

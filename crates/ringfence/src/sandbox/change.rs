@@ -8,7 +8,7 @@ use super::layout::{self, EachThread, Shares};
 use super::state::Anew;
 use super::{Pin, Sandbox, State, base_rules, joined};
 use crate::devices::filter::Override;
-use crate::devices::{DeviceRule, RuleKind};
+use crate::devices::{DeviceRule, Profile, RuleKind};
 use crate::driver::dirs::Dirs;
 use crate::driver::observe::plan_on;
 use crate::error::Result;
@@ -233,6 +233,7 @@ impl<'c> Changed<'c> {
         want.parts = &self.parts;
         want.unit = state.unit(before);
         want.burst_by_default = state.burst_by_default;
+        want.oom_group_by_default = state.profile != Profile::None;
         want.force = options.force;
         want.unsupported = options.unsupported;
         if let Some(devices) = &self.devices {

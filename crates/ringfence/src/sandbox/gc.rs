@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Entry, Phase, Sandbox, State, Store};
-use crate::cgroup::{Cgroup, Remaining};
+use crate::cgroup::Remaining;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::path::SandboxId;
@@ -44,7 +44,7 @@ pub enum GcAction {
     Kill,
     /// It stays, and is again as it was before a change that was interrupted.
     Settle,
-    /// It stays: whether its cgroup is ours cannot be known. `rm` removes it if it is empty, and forgets the record.
+    /// It stays: it was never ready, so that the processes inside are somebody else's.
     Keep,
 }
 
@@ -97,16 +97,6 @@ impl Store {
         let Some(state) = entry.load()? else { return Ok(None) };
         let sandbox = unless_gone(Sandbox::restore(host, state.clone()))?;
         let found = |why: String, action| Some(Collected { id: id.to_string(), why, action });
-        if state.phase == Phase::Creating && is_unclear(host, &state) {
-            if let Some(sandbox) = sandbox.filter(|_| options.apply) {
-                unless_gone(sandbox.destroy(Remaining::Refuse, options.timeout))?;
-            }
-            let why = format!(
-                "its creation was interrupted, and /{} carries no mark: it may be somebody else's (rm removes it if it is empty)",
-                state.cgroup
-            );
-            return Ok(found(why, GcAction::Keep));
-        }
         let Some(why) = why(&state, sandbox.as_ref()) else {
             return match sandbox.filter(Sandbox::is_unsettled) {
                 None => Ok(None),
@@ -147,13 +137,6 @@ impl Store {
         let remaining = if action == GcAction::Kill { Remaining::Kill } else { Remaining::Refuse };
         entry.remove_recorded(host, state, remaining, timeout).map(drop)
     }
-}
-
-/// Whether a directory is at the path that carries no mark: it may have been made before the creation died.
-fn is_unclear(host: &Host, state: &State) -> bool {
-    let both = std::iter::once(state).chain(state.apart.as_deref());
-    both.filter(|state| !state.cgroup.is_empty() && !state.path.is_systemd())
-        .any(|state| Cgroup::open_at(host, &state.cgroup).is_ok_and(|there| there.has_unmarked()))
 }
 
 /// Why nobody misses it; `None` for one that is to stay.

@@ -52,10 +52,6 @@ impl Entry {
         {
             *state = Some(mark.clone());
         }
-        intent.ancestors = missing_ancestors(host, &intent);
-        if let Some(apart) = &mut intent.apart {
-            apart.ancestors = missing_ancestors(host, apart);
-        }
         let mut units = intent.units().into_iter();
         let recorded = units.try_for_each(|unit| self.claim_unit(&unit)).and_then(|()| self.save(&intent));
         self.keep_identity(identity);
@@ -157,30 +153,17 @@ impl Entry {
 /// Said of what has the path of a sandbox that is forgotten.
 const OF_OTHERS: &str = "left alone: this cgroup was made by somebody else";
 
-/// The directories above that are missing in some hierarchy.
-fn missing_ancestors(host: &Host, state: &State) -> Vec<String> {
-    let base = host.base_of(&state.cgroup);
-    let ends = state.cgroup.match_indices('/').filter_map(|(end, _)| state.cgroup.get(..end));
-    let is_missing = |path: &&str| {
-        path.len() > base.len()
-            && (0..host.hierarchies.len())
-                .any(|index| host.takes(index, &state.cgroup) && host.open(index, path).is_err())
-    };
-    ends.filter(is_missing).map(str::to_owned).collect()
-}
-
-/// Removes what a creation that was interrupted had made and not yet marked, if it is empty: the kernel makes and marks in
-/// two steps. Tells of anything else that has the path.
+/// Removes what a creation that was interrupted had made and not yet marked. Tells of anything else that has the path.
 fn remove_unmarked(host: &Host, state: &State, outcome: &mut Outcome) {
     for state in std::iter::once(state).chain(state.apart.as_deref()).filter(|state| !state.cgroup.is_empty())
     {
-        if state.phase == Phase::Creating && !state.path.is_systemd() {
-            let paths = std::iter::once(&state.cgroup).chain(state.ancestors.iter().rev());
-            for there in paths.filter_map(|path| Cgroup::open_at(host, path).ok()) {
-                outcome.extend(there.remove_unmarked());
-            }
+        if state.path.is_systemd() {
+            continue;
         }
-        if !state.path.is_systemd() && Cgroup::open_at(host, &state.cgroup).is_ok() {
+        if state.phase == Phase::Creating {
+            outcome.extend(Cgroup::remove_unfinished(host, &state.cgroup));
+        }
+        if Cgroup::open_at(host, &state.cgroup).is_ok() {
             outcome.report.add("cgroup", format!("/{}", state.cgroup), OF_OTHERS);
         }
     }

@@ -182,7 +182,6 @@ impl Sandbox {
             apart: None,
             begun: None,
             killing: false,
-            ancestors: Vec::new(),
             unknown: BTreeMap::new(),
         }))
     }
@@ -227,7 +226,6 @@ impl Sandbox {
             }
         };
         state.phase = Phase::Ready;
-        state.ancestors = Vec::new();
         let (host, unsupported, apart) = (host.clone(), config.unsupported, second.made);
         let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
         let made = Self { host, cgroup, state, unsupported, apart, hearers: Hearers::default() };

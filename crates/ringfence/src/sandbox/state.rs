@@ -125,9 +125,6 @@ pub struct State {
     /// takes it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begun: Option<Begun>,
-    /// Directories above that were not there when its creation began: it makes them, and a crash may leave them unmarked.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub ancestors: Vec<String>,
     /// Its removal was begun with killing what is inside; without, it goes on only if nothing is.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub killing: bool,

@@ -257,10 +257,12 @@ impl Trial {
         }
     }
 
-    /// What is seen. A lock alone may stay where it could not be taken or removed: it is empty, and `gc` sweeps it.
+    /// What is seen. A lock or the store's identity alone may stay where it could not be taken or removed: they say nothing of a
+    /// sandbox, and `gc` sweeps them.
     fn swept(&self) -> Seen {
         let now = self.world.seen();
-        if now.contains_key("file ID.lock") && !now.contains_key("file ID.json") {
+        let is_left = now.contains_key("file ID.lock") || now.contains_key("file .identity");
+        if is_left && !now.contains_key("file ID.json") {
             self.world.does(&["gc", "--apply"]);
             return self.world.seen();
         }
