@@ -40,6 +40,7 @@ mod rootless;
 mod rootless_vm;
 mod security;
 mod silent_bus;
+mod stress;
 mod systemd;
 mod tenant;
 mod unstoppable;

@@ -1,6 +1,7 @@
 //! Repairing a sandbox of which directories are missing in some hierarchy.
 
 use super::{Sandbox, open};
+use crate::cgroup::Cgroup;
 use crate::devices::filter::Earlier;
 use crate::driver::cgroupfs::carry_out_and;
 use crate::driver::dirs::Dirs;
@@ -48,6 +49,8 @@ impl Sandbox {
         if missing.is_empty() {
             return Ok(Report::default());
         }
+        // A repair that died between making a directory and marking it.
+        missing.iter().for_each(|dir| _ = Cgroup::remove_unfinished(&self.host, &dir.path));
         let anew = state.anew();
         // As files, also where systemd carries the rest: it writes the same when it is told something the next time.
         let want = Want { unit: None, ..state.want(&anew) };
