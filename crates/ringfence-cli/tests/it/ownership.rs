@@ -520,6 +520,37 @@ fn part_that_is_missing_keeps_everything_from_starting_until_repaired() {
 }
 
 #[test]
+fn owner_gains_nothing_by_moving_its_processes_out_of_the_parts() {
+    let sandbox = Sandbox::named("own-parts");
+    let options = ["--owner", "1000:1000", "--overhead", "nested", "--profile", "none"];
+    sandbox.create(&[&options[..], &["--cpus", "0.5", "--cpuset-cpus", "0"]].concat());
+    let whole = sandbox.dir("cpu");
+    if !whole.join("vcpu").exists() {
+        sandbox.does("rm", &["--kill"]);
+        return skip("no parts here");
+    }
+    let held = |directory: &Path, v1: &str, v2: &str| {
+        let file = if directory.join("tasks").exists() { v1 } else { v2 };
+        fs::read_to_string(directory.join(file)).unwrap().trim().to_owned()
+    };
+    for (cpus, v1, v2) in
+        [("0.5", "50000", "50000 100000"), ("0.2", "20000", "20000 100000"), ("0.8", "80000", "80000 100000")]
+    {
+        sandbox.does("set", &["--cpus", cpus]);
+        for directory in [whole.clone(), whole.join("vcpu")] {
+            let now = held(&directory, "cpu.cfs_quota_us", "cpu.max");
+            assert!([v1, v2].contains(&now.as_str()), "{directory:?}: {now}");
+        }
+    }
+    let cpuset = sandbox.dir("cpuset");
+    for directory in [cpuset.clone(), cpuset.join("vcpu")] {
+        assert_eq!(held(&directory, "cpuset.cpus", "cpuset.cpus"), "0", "{directory:?}");
+    }
+    assert_eq!(sandbox.json("diff", &[]), serde_json::json!([]));
+    sandbox.does("rm", &["--kill"]);
+}
+
+#[test]
 fn directory_that_was_renamed_is_removed_with_the_sandbox() {
     let on_v1 = hierarchies().into_iter().find(|one| !one.is_v2 && one.point.ends_with("freezer"));
     let Some(freezer) = on_v1.filter(|_| !by_systemd()) else { return skip("cgroup v2 renames nothing") };

@@ -235,7 +235,9 @@ fn think_out(host: &Host, want: &Want<'_>, observed: &Observed<'_>) -> Result<(V
     }
     // What a part has asked for by way of the whole.
     observed.failure()?;
+    let last = if want.create { Vec::new() } else { lowered_bandwidth(host, observed, &mut steps) };
     steps.extend(of_parts);
+    steps.extend(last);
     if !want.create {
         around_parts(host, want, observed, &mut steps);
     }
@@ -266,6 +268,29 @@ fn follow_parent(host: &Host, part: &PartWant, planned: &[&[Step]], steps: &mut 
             value.clone_from(above);
         }
     }
+}
+
+/// Bandwidth of v1: nothing can have more than what is above it, so that a lower one of the whole is written after those of
+/// its parts. Takes these steps out.
+fn lowered_bandwidth(host: &Host, observed: &Observed<'_>, steps: &mut Vec<Step>) -> Vec<Step> {
+    let number = |text: &str| text.trim().parse::<i64>().unwrap_or(-1);
+    let is_bandwidth = |step: &Step| {
+        matches!(&step.action, Action::Write { dir, file, .. }
+            if file.starts_with("cpu.cfs_") && host.version_of(dir.hierarchy) == Version::V1)
+    };
+    let is_lower = |step: &Step| match &step.action {
+        Action::Write { dir, file, value } if file == "cpu.cfs_quota_us" => {
+            let now = observed.look(FileAt::to_write(dir, file)).map_or(-1, |now| number(&now));
+            number(value) >= 0 && (now < 0 || number(value) < now)
+        }
+        _ => false,
+    };
+    if !steps.iter().any(|step| is_bandwidth(step) && is_lower(step)) {
+        return Vec::new();
+    }
+    let (last, first) = std::mem::take(steps).into_iter().partition(is_bandwidth);
+    *steps = first;
+    last
 }
 
 /// CPUs and memory nodes of v1: nothing can have what is not above it, so that what is above a part has the old ones and the

@@ -159,15 +159,19 @@ impl EachThread {
 impl<'a> Shares<'a> {
     /// All of it is the whole's where there are no parts.
     ///
+    /// With an owner, the bandwidth and the CPUs of the vCPUs hold for the whole as well: the owner can move processes from the
+    /// parts into the whole.
+    ///
     /// Else the vCPUs have the bandwidth and the CPUs of the workload; real-time bandwidth and memory nodes are everybody's,
     /// since no part can have what the whole has not; the rest is the whole's.
     pub(super) fn of(
         has_parts: bool,
+        has_owner: bool,
         resources: &'a Resources,
         overhead: &Resources,
         each: &EachThread,
     ) -> Self {
-        let whole = Self::whole_of(has_parts, resources);
+        let whole = Self::whole_of(has_parts && !has_owner, resources);
         let is_of_vcpus = |name: &&str| resources.unified.contains_key(*name);
         let is_by_part = resources.cpu != Cpu::default() || OF_VCPUS.iter().any(is_of_vcpus);
         if !has_parts || !is_by_part && overhead.is_empty() && each.is_empty() {
@@ -190,10 +194,10 @@ impl<'a> Shares<'a> {
         Self { whole, by_part: Some(Box::new(ByPart { vcpu, overhead, iothreads, each })) }
     }
 
-    /// What of it is the whole's.
-    fn whole_of(has_parts: bool, resources: &'a Resources) -> Cow<'a, Resources> {
+    /// What of it is the whole's: all, or what is left where the vCPUs alone have the rest.
+    fn whole_of(is_shared_out: bool, resources: &'a Resources) -> Cow<'a, Resources> {
         let mut whole = Cow::Borrowed(resources);
-        if !has_parts {
+        if !is_shared_out {
             return whole;
         }
         let Cpu { quota, period, burst, cpus, .. } = &resources.cpu;
@@ -263,12 +267,12 @@ impl State {
         overhead: &Resources,
         each: &EachThread,
     ) -> Shares<'a> {
-        Shares::of(!self.parts.is_empty(), resources, overhead, each)
+        Shares::of(!self.parts.is_empty(), self.owner.is_some(), resources, overhead, each)
     }
 
     /// What the whole has of its limits.
     pub(super) fn whole(&self) -> Cow<'_, Resources> {
-        Shares::whole_of(!self.parts.is_empty(), &self.resources)
+        Shares::whole_of(!self.parts.is_empty() && self.owner.is_none(), &self.resources)
     }
 
     /// Forgets the parts of single threads: they went with the cgroup.
@@ -304,7 +308,7 @@ mod tests {
         overhead.cpu.quota = Some(Limit::Value(10_000));
 
         let each = EachThread::default();
-        let Shares { whole, by_part } = Shares::of(true, &resources, &overhead, &each);
+        let Shares { whole, by_part } = Shares::of(true, false, &resources, &overhead, &each);
         let ByPart { vcpu, overhead: given, .. } = *by_part.unwrap();
         assert_eq!((whole.memory.limit, whole.pids.limit), (resources.memory.limit, resources.pids.limit));
         assert_eq!(whole.cpu, Cpu { weight: Some(200), mems: resources.cpu.mems.clone(), ..Cpu::default() });
@@ -315,7 +319,10 @@ mod tests {
         overhead.cpu.mems.clone_from(&resources.cpu.mems);
         assert_eq!(given, overhead);
         // Nothing is lost where there are no parts.
-        assert_eq!(*Shares::of(false, &resources, &overhead, &each).whole, resources);
+        assert_eq!(*Shares::of(false, false, &resources, &overhead, &each).whole, resources);
+        // An owner gains nothing by moving its processes out of the parts.
+        let Shares { whole, by_part } = Shares::of(true, true, &resources, &overhead, &each);
+        assert_eq!((&*whole, &by_part.unwrap().vcpu.cpu.quota), (&resources, &resources.cpu.quota));
     }
 
     #[test]
