@@ -58,6 +58,10 @@ pub fn ringfence() -> Command {
         }
     }
     command.env("RINGFENCE_DRIVER", driver()).env("NO_COLOR", "1").stdin(Stdio::null());
+    if soak::in_testbed() {
+        // systemd in an emulated guest may take longer than a command waits by itself.
+        command.env("RINGFENCE_TIMEOUT", "40");
+    }
     command
 }
 
