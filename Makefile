@@ -12,7 +12,7 @@ demo:
 test: check unit-test
 	./testbed/testbed run --gate
 
-check: check-format check-links check-dependencies check-lints check-features check-docs
+check: check-format check-links check-dependencies check-lints check-features check-docs check-workspaces
 
 check-format:
 	cargo fmt --all --check
@@ -39,6 +39,11 @@ check-features:
 # Links in the documentation lead somewhere, from public items to public ones alone.
 check-docs:
 	RUSTDOCFLAGS="-D warnings" cargo doc -p ringfence --no-deps --locked
+
+# The benchmarks and the fuzz targets are workspaces of their own: they build with the library as it is.
+check-workspaces:
+	cargo check --manifest-path bench/Cargo.toml --all-targets --locked
+	RUSTFLAGS="--cfg fuzzing" cargo check --manifest-path fuzz/Cargo.toml --locked
 
 # What needs neither root nor cgroups.
 unit-test:

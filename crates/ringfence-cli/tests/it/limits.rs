@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::Write as _;
 
-use crate::support::{self, Sandbox, by_systemd, hierarchies, is_on_v1, mode, skip};
+use crate::support::{self, Sandbox, by_systemd, hierarchies, hold, is_on_v1, mode, skip};
 use serde_json::Value;
 
 testbed! {
@@ -346,5 +346,34 @@ fn a_cpuset_is_lifted_by_max_by_nothing_and_by_name() {
             assert_eq!(sandbox.json("diff", &[]), serde_json::json!([]));
         }
         sandbox.does("rm", &["--kill"]);
+    }
+}
+
+#[test]
+fn memory_limit_below_a_page_is_an_error_and_not_no_memory() {
+    let sandbox = Sandbox::named("no-page");
+    for host in ["v1", "hybrid", "v2"] {
+        let error = sandbox.attempt_json("plan", &["--host", host, "--memory", "4095"]).exits(2).error();
+        assert_eq!((&error["setting"], &error["value"]), (&"memory.limit".into(), &"4095".into()), "{error}");
+        assert!(error["message"].as_str().unwrap().contains("one page, 4096 bytes"), "{error}");
+    }
+    sandbox.attempt("create", &["--memory", "1"]).exits(2);
+    assert!(sandbox.directories().is_empty());
+}
+
+#[test]
+fn partition_that_the_kernel_makes_invalid_is_an_error() {
+    if mode() != "v2" {
+        return skip("partitions are of cgroup v2");
+    }
+    let sandbox = Sandbox::named("partition");
+    let options = ["--cpuset-cpus", "0", "--unified", "cpuset.cpus.partition=isolated"];
+    for overhead in ["together", "nested"] {
+        let options = [&options[..], hold(), &["--overhead", overhead]].concat();
+        let error = sandbox.attempt_json("create", &options).exits(1).error();
+        // The default parent is no partition.
+        assert_eq!(error["setting"], "unified.cpuset.cpus.partition", "{error}");
+        assert!(error["message"].as_str().unwrap().contains("invalid"), "{error}");
+        sandbox.is_gone();
     }
 }

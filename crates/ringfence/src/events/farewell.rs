@@ -1,13 +1,14 @@
 //! The last words of a sandbox: whoever removes its cgroup reads the counters when everything inside is dead, before they
 //! are gone, and passes them on, in this process and to those that watch its store.
 
+use std::any::Any;
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::{ErrorKind as IoKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 use serde::{Deserialize, Serialize};
@@ -34,18 +35,27 @@ pub(crate) enum LastWord {
 /// Who is told. Called by whoever removes the sandbox.
 pub(crate) type Hearer = Arc<dyn Fn(LastWord) + Send + Sync>;
 
+/// What a listener lives as long as.
+pub(crate) type Lifetime = Weak<dyn Any + Send + Sync>;
+
 /// Those that are told of one sandbox.
 #[derive(Default)]
-pub(crate) struct Hearers(Mutex<Vec<Hearer>>);
+pub(crate) struct Hearers(Mutex<Vec<(Lifetime, Hearer)>>);
 
 impl Hearers {
-    pub(crate) fn add(&self, hearer: Hearer) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(hearer);
+    /// Adds a listener, until what it belongs to is dropped. Those whose owners are gone are forgotten.
+    pub(crate) fn add(&self, lifetime: Lifetime, hearer: Hearer) {
+        let mut hearers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hearers.retain(|(lifetime, _)| lifetime.strong_count() > 0);
+        hearers.push((lifetime, hearer));
     }
 
     pub(crate) fn tell(&self, word: LastWord) {
         let hearers = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        hearers.iter().for_each(|hearer| hearer(word));
+        hearers
+            .iter()
+            .filter(|(lifetime, _)| lifetime.strong_count() > 0)
+            .for_each(|(_, hearer)| hearer(word));
     }
 }
 
@@ -173,6 +183,26 @@ impl Drop for Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listeners_whose_owners_are_gone_are_forgotten() {
+        let (hearers, told) = (Hearers::default(), Arc::new(AtomicU32::new(0)));
+        let add = |owner: &Arc<u8>| {
+            let told = Arc::clone(&told);
+            let lifetime: Lifetime = Arc::downgrade(owner) as Lifetime;
+            hearers.add(lifetime, Arc::new(move |_| _ = told.fetch_add(1, Ordering::Relaxed)));
+        };
+        for _ in 0..1000 {
+            add(&Arc::new(0));
+        }
+        let owner = Arc::new(0);
+        add(&owner);
+        assert_eq!(hearers.0.lock().unwrap().len(), 1);
+        hearers.tell(LastWord::Removed);
+        drop(owner);
+        hearers.tell(LastWord::Removed);
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+    }
     use crate::events::Counts;
 
     #[test]

@@ -28,7 +28,7 @@ use rustix::fs::inotify::ReadFlags;
 pub use counts::Counts;
 pub(crate) use counts::LastCounts;
 pub use event::{Event, What};
-pub(crate) use farewell::{Hearer, Hearers, LastWord, announce};
+pub(crate) use farewell::{Hearer, Hearers, LastWord, Lifetime, announce};
 pub use trigger::{PressureKind, PressureResource, PressureTrigger};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -124,11 +124,16 @@ impl Events {
         let key = self.next_key();
         // Before it is looked at, so that its end is not missed.
         let mailbox = Arc::downgrade(&self.kit.mailbox);
-        sandbox.before_removal(Arc::new(move |word| {
-            if let Some(mailbox) = mailbox.upgrade() {
-                mailbox.post(Message::Last(key, word));
-            }
-        }));
+        let lifetime: Arc<()> = Arc::default();
+        let listening: Lifetime = Arc::downgrade(&lifetime) as Lifetime;
+        sandbox.before_removal(
+            listening,
+            Arc::new(move |word| {
+                if let Some(mailbox) = mailbox.upgrade() {
+                    mailbox.post(Message::Last(key, word));
+                }
+            }),
+        );
         let mut subject = Subject::new(key, name, &host, &state, &mut self.kit)?;
         if let Err(error) = subject.begin(&mut self.kit) {
             subject.close(&mut self.kit);
@@ -140,6 +145,7 @@ impl Events {
             return Err(Error::new(ErrorKind::NotFound, why).with_value(&state.cgroup));
         }
         subject.ends_with_cgroup = !state.path.is_systemd();
+        subject.lifetime = Some(lifetime);
         self.subjects.insert(key, subject);
         Ok(())
     }

@@ -21,6 +21,8 @@ pub(super) struct Subject {
     pub(super) triggers: Vec<PressureTrigger>,
     /// Nobody else says that it is removed.
     pub(super) ends_with_cgroup: bool,
+    /// What listens to the sandbox lives as long as this.
+    pub(super) lifetime: Option<Arc<()>>,
     /// There was something to see of it.
     pub(super) was_there: bool,
     tally: Tally,
@@ -55,6 +57,7 @@ impl Subject {
             places: Vec::new(),
             triggers: Vec::new(),
             ends_with_cgroup: false,
+            lifetime: None,
             was_there: false,
             tally: Tally::default(),
             populated: false,

@@ -16,6 +16,13 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
     if memory.use_hierarchy == Some(false) {
         draft.report.add("memory.useHierarchy", false, "accounting is always hierarchical");
     }
+    if let Some(Limit::Value(bytes)) = memory.limit
+        && (1..draft.host.page_size).contains(&bytes)
+    {
+        // The kernel rounds down to whole pages.
+        let why = format!("takes at least one page, {} bytes", draft.host.page_size);
+        return Err(Error::invalid("memory.limit", bytes, why));
+    }
     match draft.place_of(Controller::Memory) {
         Some((index, Version::V1)) => v1(draft, index),
         Some((index, Version::V2)) => v2(draft, index),

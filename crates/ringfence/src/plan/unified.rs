@@ -60,6 +60,11 @@ pub(super) fn plan(draft: &mut Draft<'_>) -> Result<()> {
             if let (Some(file), Ok(asked)) = (cpuset::effective(key), line.trim().parse()) {
                 cpuset::explain(step).verify(Verify::Within { file, asked });
             }
+            // It takes the word, and says afterwards that the partition is invalid, and why.
+            if key == "cpuset.cpus.partition" {
+                let allowed = "member; root and isolated where the kernel finds the CPUs and the cgroups above fit for it";
+                step.verify(Verify::ReadsBack { allowed });
+            }
             if keyed {
                 io::explain(step).on(
                     Errno::OPNOTSUPP,

@@ -101,7 +101,7 @@ pub(super) fn is_by_part(key: &Key) -> bool {
 }
 
 /// The names of v2 files whose values are those of the vCPUs.
-const OF_VCPUS: [&str; 3] = ["cpu.max", "cpu.max.burst", "cpuset.cpus"];
+const OF_VCPUS: [&str; 4] = ["cpu.max", "cpu.max.burst", "cpuset.cpus", "cpuset.cpus.partition"];
 
 /// Limits as the whole has them, and as each part has them.
 #[derive(Debug, Default)]

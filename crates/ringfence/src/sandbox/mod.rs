@@ -47,7 +47,7 @@ use crate::cgroup::{Cgroup, Filter, Outcome, Remaining, stop_default_slice};
 use crate::devices::{DevicePolicy, DeviceRule, Profile, runtime_defaults};
 use crate::driver::systemd::Processes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::{Counts, Hearer, Hearers, LastCounts, LastWord};
+use crate::events::{Counts, Hearer, Hearers, LastCounts, LastWord, Lifetime};
 use crate::explain::{Explanation, Key};
 use crate::host::Host;
 use crate::kernel::poll::Deadline;
@@ -425,11 +425,11 @@ impl Sandbox {
     }
 
     /// Whom to tell what was counted before it is removed, and that it is.
-    pub(crate) fn before_removal(&self, hearer: Hearer) {
+    pub(crate) fn before_removal(&self, lifetime: Lifetime, hearer: Hearer) {
         if let Some(apart) = &self.apart {
-            apart.hearers.add(Arc::clone(&hearer));
+            apart.hearers.add(Lifetime::clone(&lifetime), Arc::clone(&hearer));
         }
-        self.hearers.add(hearer);
+        self.hearers.add(lifetime, hearer);
     }
 
     fn own_freeze(&self, timeout: Duration) -> Result<()> {

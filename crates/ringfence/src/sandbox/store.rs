@@ -16,7 +16,7 @@ use crate::cgroup::mark::Identity;
 use crate::cgroup::refuse_system;
 use crate::document::read_document;
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::{LastWord, announce};
+use crate::events::{LastWord, Lifetime, announce};
 use crate::host::Host;
 use crate::kernel::poll::Deadline;
 use crate::path::SandboxId;
@@ -430,13 +430,15 @@ impl Entry {
 
     /// From now on those that watch the store are told what was counted in the sandbox, before its cgroup is removed.
     pub fn tell_watchers_of(&self, sandbox: &Sandbox) {
-        let (directory, id) = (Arc::clone(&self.directory), self.id.clone());
-        sandbox.before_removal(Arc::new(move |word| {
+        let (directory, id) = (Arc::downgrade(&self.directory), self.id.clone());
+        let lifetime = Arc::downgrade(&self.directory) as Lifetime;
+        let hearer = move |word| {
             // That it is removed is told with its state.
-            if matches!(word, LastWord::Counted(_)) {
+            if let (Some(directory), LastWord::Counted(_)) = (directory.upgrade(), word) {
                 announce(&directory.by_descriptor(), &id, word);
             }
-        }));
+        };
+        sandbox.before_removal(lifetime, Arc::new(hearer));
     }
 
     /// Tells them what was counted until now, before the cgroup goes that nothing holds any more.

@@ -134,7 +134,7 @@ fn what_systemd_says_is_in_the_error() {
     let manager = host.manager().unwrap();
     let error =
         manager.set("rf-no-such.scope", &[super::property::Property::number("TasksMax", 5)]).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Systemd);
+    assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("Unit rf-no-such.scope not"), "{error}");
     assert!(!manager.is_taken("rf-no-such.scope").unwrap());
     assert!(!manager.stop("rf-no-such.scope", false).unwrap());
