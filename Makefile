@@ -1,6 +1,6 @@
 # Each target does its own set-up on a fresh Debian machine with cargo; as root, since cgroups and devices are.
 .PHONY: demo test check unit-test matrix soak bench fuzz faults sanitize
-.PHONY: check-format check-links check-dependencies check-lints check-features check-docs
+.PHONY: check-format check-links check-dependencies check-lints check-features check-docs check-workspaces
 
 # Boots a busy guest in QEMU, ring-fenced, and shows what that means: on this machine, or within a small guest where this machine
 # makes no such sandbox. An ordinary user needs QEMU installed.

@@ -244,7 +244,10 @@ fn a_read_only_cgroup_file_system_leaves_a_user_without_a_cgroup_and_says_why() 
     };
     let done = in_mounts("ringfence run $ID --pids 9 -- cat /proc/self/cgroup").exits(0);
     let own = format!("/{}/leaf", place.name);
-    assert!(done.stdout.lines().all(|line| line.ends_with(&own)), "{}", done.stdout);
+    // A v2 tree that was mounted once, and is no more, is listed all the same.
+    let is_v2_mounted = hierarchies().iter().any(|hierarchy| hierarchy.is_v2);
+    let mut places = done.stdout.lines().filter(|line| is_v2_mounted || !line.starts_with("0::"));
+    assert!(places.all(|line| line.ends_with(&own)), "{}", done.stdout);
     assert!(done.stderr.contains("pids.limit = 9: ") && done.stderr.contains("read-only"), "{}", done.stderr);
     let done = in_mounts("ringfence --strict create $ID").exits(1);
     assert!(done.stderr.contains("read-only"), "{}", done.stderr);

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 
 use crate::support::soak::{in_testbed, is_soak};
 use crate::support::{self, PATIENCE, Sandbox, driver, finish, hierarchies, hold, send, until, wait};
@@ -52,8 +52,13 @@ impl Watch {
             if let Some(found) = self.seen.iter().find(is_it) {
                 return found.clone();
             }
-            let Ok(line) = self.lines.recv_timeout(PATIENCE) else {
-                panic!("{event} of {id} was never told: {:#?}", self.seen)
+            let line = match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => panic!("{event} of {id} was never told: {:#?}", self.seen),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let ended = self.child.take().map(|child| wait(child, "watch".to_owned()));
+                    panic!("watch ended before {event} of {id}: {ended:?} {:#?}", self.seen)
+                }
             };
             self.seen.push(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")));
         }

@@ -272,7 +272,10 @@ impl Cgroup {
         if failures.is_empty()
             && let Some(unit) = &self.unit
         {
-            let stopped = self.host.manager().and_then(|manager| manager.stop(&unit.unit(), false));
+            // When the last process has died, the scope ends, and others may start one of its name.
+            let own = self.mark.as_ref().map(|mark| format!("({mark})"));
+            let is_own = |text: &str| own.as_ref().is_none_or(|own| text.ends_with(own));
+            let stopped = self.host.manager().and_then(|manager| manager.stop_own(&unit.unit(), &is_own));
             failures.extend(stopped.err());
         }
         // In all hierarchies: one that was not there when the cgroup was opened may be by now.

@@ -42,11 +42,11 @@ use crate::kernel::descriptors::Share;
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::ProcessIdentity;
 use crate::kernel::spawn::{Inside, Stage, join_self};
-use crate::kernel::{proc, spawn};
+use crate::kernel::{probe, proc, spawn};
 use crate::path::{CgroupPath, SystemdName};
 use crate::plan::{self, Action, DeviceWant, Dir, Plan, UnitWant, Verify, Want};
 use crate::report::Report;
-use crate::resources::Resources;
+use crate::resources::{CpuSet, Resources};
 use crate::sandbox::begun::{Ahead, UNRECORDED};
 use crate::stats::{Source, StatsReader};
 
@@ -647,7 +647,8 @@ impl Cgroup {
         self.refuse_damaged()?;
         self.refuse_frozen()?;
         // What is born inside was never among those that systemd may move.
-        let may_be_born = self.host.capabilities.clone_into_cgroup && self.unified().is_some();
+        let born_inside = self.can_be_born_inside();
+        let may_be_born = born_inside && self.unified().is_some();
         let is_moved_about = self.unit_with_v1().is_some();
         if self.unit_of_user().is_some() || is_moved_about && !may_be_born {
             return self.spawn_held(command);
@@ -662,7 +663,6 @@ impl Cgroup {
             let inside = Inside { unified: unified.as_ref().map(AsFd::as_fd), join: &join };
             Ok(spawn::spawn(&image, &inside))
         };
-        let born_inside = self.host.capabilities.clone_into_cgroup;
         // `None` where only systemd may move it in.
         let attempt = |leaf: Option<&CgroupDir>| match start(born_inside, leaf)? {
             // A seccomp filter that came after the host was looked at denies clone3.
@@ -687,6 +687,28 @@ impl Cgroup {
             started.extend(ProcessIdentity::of(child.pid()));
         }
         Ok(child)
+    }
+
+    /// Whether clone3(2) can make a child inside that is confined to the CPUs and memory nodes of this cgroup. On kernels
+    /// that do not apply them, only if the caller has no others; else the child has to join, which applies them.
+    fn can_be_born_inside(&self) -> bool {
+        if !self.host.capabilities.clone_into_cgroup {
+            return false;
+        }
+        let unified = self.dirs.iter().find(|(dir, _)| self.version(dir) == Version::V2);
+        let Some((dir, _)) = unified.filter(|_| !probe::clone_applies_cpuset()) else { return true };
+        let sets = [
+            ("cpuset.cpus.effective", proc::own_list("Cpus_allowed_list")),
+            ("cpuset.mems.effective", proc::own_list("Mems_allowed_list")),
+        ];
+        sets.iter().all(|(file, own)| {
+            // A cgroup for which the controller is not enabled has what its nearest ancestor has.
+            let mut levels = std::iter::successors(Some(dir.clone()), Dir::parent);
+            let found = levels.find_map(|dir| self.host.open(dir.hierarchy, &dir.path).ok()?.read(file).ok());
+            let Some(found) = found else { return true };
+            let Ok(set) = found.trim().parse::<CpuSet>() else { return false };
+            own.as_ref().is_some_and(|own| own.is_subset(&set))
+        })
     }
 
     /// The same, by a process that waits until it has been moved in.

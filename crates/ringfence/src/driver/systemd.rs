@@ -65,7 +65,7 @@ impl Run<'_, '_> {
                 }
             }
         }
-        self.log.started(unit, path, self.processes, origins);
+        self.log.started(unit, description.unwrap_or_default(), path, self.processes, origins);
         for pid in pids {
             self.join(path, *pid)?;
         }

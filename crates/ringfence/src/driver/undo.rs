@@ -99,7 +99,7 @@ enum Done {
     Wrote(Dir, Writes),
     Filtered(Dir, DeviceFilter),
     Told { unit: String, back: Vec<Property>, files: Vec<(Dir, Writes)> },
-    Started { unit: String, path: String, kill: bool, origins: Vec<Origin> },
+    Started { unit: String, description: String, path: String, kill: bool, origins: Vec<Origin> },
 }
 
 impl Log {
@@ -125,9 +125,17 @@ impl Log {
         self.0.push(Done::Told { unit: unit.to_owned(), back, files: files.collect() });
     }
 
-    pub(super) fn started(&mut self, unit: &str, path: &str, processes: Processes<'_>, origins: Vec<Origin>) {
+    pub(super) fn started(
+        &mut self,
+        unit: &str,
+        description: &str,
+        path: &str,
+        processes: Processes<'_>,
+        origins: Vec<Origin>,
+    ) {
         let kill = matches!(processes, Processes::Waiting(_));
-        self.0.push(Done::Started { unit: unit.to_owned(), path: path.to_owned(), kill, origins });
+        let (unit, description, path) = (unit.to_owned(), description.to_owned(), path.to_owned());
+        self.0.push(Done::Started { unit, description, path, kill, origins });
     }
 
     /// Nothing is to be undone any more: the program that is attached now.
@@ -166,10 +174,12 @@ impl Log {
                         }
                     }
                 }
-                Done::Started { unit, path, kill, origins } => match stop(dirs.host, &unit, kill, &origins) {
-                    Ok(()) => remove_rest(dirs, &path),
-                    Err(error) => failures.push(error),
-                },
+                Done::Started { unit, description, path, kill, origins } => {
+                    match stop(dirs.host, &unit, &description, kill, &origins) {
+                        Ok(()) => remove_rest(dirs, &path),
+                        Err(error) => failures.push(error),
+                    }
+                }
                 Done::Filtered(dir, filter) => {
                     let open = dirs.get(&dir);
                     match open.as_ref().map_err(|errno| *errno).and_then(|open| open.descriptor()) {
@@ -196,7 +206,7 @@ fn write_back(dirs: &mut Dirs<'_>, dir: &Dir, writes: Writes) -> Vec<Error> {
 
 /// Stops a unit that was just started, without the processes that it was started around; if one of them cannot be moved
 /// out, it keeps them.
-fn stop(host: &Host, unit: &str, kill: bool, origins: &[Origin]) -> Result<()> {
+fn stop(host: &Host, unit: &str, description: &str, kill: bool, origins: &[Origin]) -> Result<()> {
     for origin in origins {
         if kill {
             if let Ok(process) = proc::Held::open(origin.pid)
@@ -212,7 +222,7 @@ fn stop(host: &Host, unit: &str, kill: bool, origins: &[Origin]) -> Result<()> {
             error.with_setting("pid").with_value(origin.pid)
         })?;
     }
-    host.manager()?.stop(unit, false).map(drop)
+    host.manager()?.stop_own(unit, &|text| text == description).map(drop)
 }
 
 /// systemd removes the cgroups of a unit that has ended, but tries once. Best effort: where it succeeded there is nothing.

@@ -247,23 +247,24 @@ impl Place {
         self.live = Some(live);
         opened.map_err(|errno| self.failed(CANNOT_WATCH, errno))?;
         for (position, trigger) in triggers.iter().enumerate() {
-            match self.arm(position, trigger, kit) {
-                // Gone again.
-                Err(error) if error.is_one_of(&[Errno::NODEV]) => {}
-                armed => armed?,
-            }
+            self.arm(position, trigger, kit)?;
         }
         Ok(true)
     }
 
-    /// Has the kernel tell of pressure, as long as the cgroup is there.
+    /// Registers a pressure trigger with the kernel. Does nothing if the cgroup is gone or is being removed.
     pub(super) fn arm(&mut self, position: usize, trigger: &PressureTrigger, kit: &mut Kit) -> Result<()> {
         let Some(live) = &mut self.live else { return Ok(()) };
         let unified = self.host.unified().map_or(usize::MAX, |(index, _)| index);
         let dir = self.host.open(unified, &self.path);
         let opened = dir.and_then(|dir| dir.open(trigger.file(), OFlags::RDWR | OFlags::NONBLOCK));
         let armed = opened.and_then(|fd| write_once(&fd, &trigger.line()).map(|()| fd));
-        let fd = armed.map_err(|errno| trigger.refused(errno))?;
+        let fd = match armed {
+            Ok(fd) => fd,
+            Err(Errno::NODEV) => return Ok(()),
+            Err(Errno::NOENT) if self.is_being_removed(unified) => return Ok(()),
+            Err(errno) => return Err(trigger.refused(errno)),
+        };
         let cannot = |error: std::io::Error| {
             Error::new(ErrorKind::Kernel, "cannot start a thread that waits for pressure").with_source(error)
         };
@@ -275,6 +276,12 @@ impl Place {
         }
         live.triggers.push(fd);
         Ok(())
+    }
+
+    /// Whether the directory has lost its files, or is gone: rmdir(2) removes the files of a cgroup before its directory,
+    /// `cgroup.procs` among the first.
+    fn is_being_removed(&self, hierarchy: usize) -> bool {
+        self.host.open(hierarchy, &self.path).map_or(true, |dir| !dir.has("cgroup.procs"))
     }
 
     fn failed(&self, what: &'static str, errno: Errno) -> Error {

@@ -148,10 +148,16 @@ impl CgroupDir {
         rustix::fs::unlinkat(self.descriptor()?, name.as_ref(), AtFlags::REMOVEDIR)
     }
 
-    /// Moves a process here with all its threads. EINVAL is the answer while a task is still being born: briefly retried.
+    /// Moves a process here with all its threads.
     pub(crate) fn join(&self, pid: u32) -> Result<()> {
+        self.migrate("cgroup.procs", pid)
+    }
+
+    /// Moves a process (`cgroup.procs`) or a thread (`tasks`, `cgroup.threads`) here. Retries for 10 ms after EINVAL: the cpu
+    /// controller refuses a task that fork has not finished (TASK_NEW; Linux 4.8 to 6.0).
+    pub(crate) fn migrate(&self, list: &str, id: u32) -> Result<()> {
         for _ in 0..10 {
-            match self.enlist("cgroup.procs", pid) {
+            match self.enlist(list, id) {
                 Err(Errno::INVAL) => std::thread::sleep(std::time::Duration::from_millis(1)),
                 done => return done,
             }

@@ -1,5 +1,7 @@
 //! What this kernel lets this process do, asked in ways that change nothing.
 
+use std::sync::OnceLock;
+
 use rustix::io::Errno;
 
 /// A descriptor that no process can have open: above the highest `fs.nr_open`.
@@ -24,6 +26,21 @@ pub(crate) fn clone_into_cgroup() -> bool {
     made == -1 && matches!(last_errno(), Errno::BADF | Errno::AGAIN | Errno::NOMEM)
 }
 
+/// Whether a child that clone3(2) makes in a cgroup gets the CPUs and memory nodes of that cgroup. Before Linux 6.4 it keeps
+/// those of its parent (fixed by commit 42a11bf5c543, which some stable kernels have too: for them this is false as well).
+pub(crate) fn clone_applies_cpuset() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let uname = rustix::system::uname();
+        is_at_least(uname.release().to_str().unwrap_or_default(), (6, 4))
+    })
+}
+
+fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|version| version >= wanted)
+}
+
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
@@ -46,5 +63,25 @@ mod on_a_kernel {
         clone_into_cgroup();
         assert_eq!(children(), before);
         assert!(page_size() >= 4096);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for (release, expected) in [
+            ("6.4.0", true),
+            ("6.12.63+deb13-cloud-amd64", true),
+            ("7.0-rc1", true),
+            ("6.3.13", false),
+            ("5.10.0-30-amd64", false),
+            ("6", false),
+            ("", false),
+        ] {
+            assert_eq!(is_at_least(release, (6, 4)), expected, "{release}");
+        }
     }
 }

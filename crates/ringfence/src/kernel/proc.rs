@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::dir::read_file;
+use crate::resources::CpuSet;
 
 /// The flag of a kernel thread in `/proc/PID/stat` (`PF_KTHREAD`).
 const KERNEL_THREAD: u64 = 0x0020_0000;
@@ -116,6 +117,12 @@ pub(crate) fn threads(pid: u32) -> Vec<u32> {
 /// Whether there is no such process or thread, and not only that it cannot be looked at.
 pub(crate) fn has_ended(tid: u32) -> bool {
     matches!(std::fs::exists(format!("/proc/{tid}")), Ok(false))
+}
+
+/// A list of CPUs or memory nodes in the status of the calling thread.
+pub(crate) fn own_list(key: &str) -> Option<CpuSet> {
+    let status = read_text("/proc/thread-self/status")?;
+    status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?.trim().parse().ok()
 }
 
 /// The process of a thread.

@@ -14,6 +14,9 @@ const SETTINGS: [(&str, &str, &str); 2] = [
     ("cpu.mems", "cpuset.mems", "cpuset.mems.effective"),
 ];
 
+const USED_BELOW: &str = "a child cgroup uses what would be taken away, or (cgroup v2 before Linux 5.17) has a set of CPUs or \
+                          memory nodes while this cgroup has none";
+
 pub(super) fn plan(draft: &mut Draft<'_>) {
     let Cpu { cpus, mems, .. } = &draft.want.change.cpu;
     match draft.hierarchy_of(Controller::Cpuset) {
@@ -101,7 +104,7 @@ pub(super) fn explain(step: &mut Step) -> &mut Step {
         .on(Errno::RANGE, Reaction::Explain("not on this machine"))
         .on(Errno::ACCESS, Reaction::Explain("the parent cgroup does not have all of it"))
         .on(Errno::NOSPC, Reaction::Explain("a set that is in use cannot become empty"))
-        .on(Errno::BUSY, Reaction::Explain("a child cgroup uses what would be taken away"))
+        .on(Errno::BUSY, Reaction::Explain(USED_BELOW))
 }
 
 /// The file with the set that is in force (v2), for a file that takes one.

@@ -343,6 +343,34 @@ fn real_time_never_exceeds_its_period_at_any_step() {
 }
 
 #[test]
+fn v2_takes_cpus_from_a_part_before_they_are_taken_from_the_part_above() {
+    let nothing = Resources::default();
+    let cpus = |now: &str, next: &str| {
+        let change = Resources::new().cpuset_cpus(set(next));
+        let part = |path: &str| PartWant {
+            path: format!("ringfence/a/{path}"),
+            base: Resources::default(),
+            change: change.clone(),
+        };
+        let parts = [part("vcpu"), part("vcpu/0")];
+        let want = Want { parts: &parts, ..want(&nothing, &nothing, false) };
+        let planned = plan(&v2(), &want, &holding(&[("cpuset.cpus", now)])).unwrap();
+        let written = |step: &Step| match &step.action {
+            Action::Write { dir, value, .. } => {
+                let is_verified = if step.verify == Verify::Accepted { "" } else { " verified" };
+                Some(format!("{} {value}{is_verified}", dir.name()))
+            }
+            _ => None,
+        };
+        planned.steps.iter().filter_map(written).collect::<Vec<_>>()
+    };
+    assert_eq!(cpus("0-1", "1"), ["0 1 verified", "vcpu 1 verified"]);
+    assert_eq!(cpus("1", "0-1"), ["vcpu 0-1 verified", "0 0-1 verified"]);
+    assert_eq!(cpus("0", "1"), ["vcpu 0,1", "0 1 verified", "vcpu 1 verified"]);
+    assert_eq!(cpus("", "1"), ["vcpu 1 verified", "0 1 verified"]);
+}
+
+#[test]
 fn a_plan_reads_only_what_ordering_and_undo_require() {
     let nothing = Resources::default();
     let needed = |host: &Host, change: &Resources, create: bool| -> Vec<_> {

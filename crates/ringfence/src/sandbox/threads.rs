@@ -84,7 +84,7 @@ impl Parts {
     /// Moves a thread; whether it was there to be moved.
     fn put(&self, cgroup: &Cgroup, part: Part, tid: u32) -> Result<bool> {
         let Some((dir, open)) = self.parts.get(&part) else { return Ok(false) };
-        match open.enlist(self.file(), tid) {
+        match open.migrate(self.file(), tid) {
             Ok(()) => Ok(true),
             Err(Errno::SRCH) => Ok(false),
             Err(errno) => {

@@ -267,7 +267,8 @@ impl Bus {
         R::try_from(value).map_err(|_| Failure::Broken(format!("the property {name} has another type")))
     }
 
-    fn call_at<B, R>(
+    /// Calls a method of an object of systemd's.
+    pub(super) fn call_at<B, R>(
         &self,
         object: &str,
         interface: &str,

@@ -15,6 +15,8 @@ use crate::kernel::poll::Deadline;
 use crate::resources::CpuSet;
 
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
+/// systemd knows its units by this path and their invocation ID too.
+const BY_INVOCATION: &str = "/org/freedesktop/systemd1/unit/";
 const JOB: &str = "org.freedesktop.systemd1.Job";
 
 /// How long one request may take, a job and all repetitions included, unless a limit says less.
@@ -156,14 +158,13 @@ impl Manager {
         deadline: Deadline,
     ) -> Result<Option<Started>> {
         let what = format!("cannot start {unit}");
-        let looked_up = || -> Result<Option<(String, String)>, Failure> {
-            let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
-                return Ok(None);
-            };
-            let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
-            Ok(Some((state, bus.property::<String>(object.as_str(), UNIT, "Description", deadline)?)))
+        let looked_up = || -> Result<Option<(String, String, String)>, Failure> {
+            let Some(object) = activation(bus, unit, deadline)? else { return Ok(None) };
+            let state = found(bus.property::<String>(&object, UNIT, "ActiveState", deadline))?;
+            let theirs = found(bus.property::<String>(&object, UNIT, "Description", deadline))?;
+            Ok(state.zip(theirs).map(|(state, theirs)| (state, theirs, object)))
         };
-        let (state, theirs) = match looked_up() {
+        let (state, theirs, object) = match looked_up() {
             Ok(Some(known)) => known,
             // It is gone, or will be.
             Ok(None) | Err(Failure::Broken(_) | Failure::TimedOut) => return Ok(None),
@@ -180,7 +181,7 @@ impl Manager {
                     Err(failure) => return Err(failure.while_doing(&what)),
                 };
                 if inside.is_empty() && !unit.ends_with(".slice") {
-                    let ended = end(bus, unit, &theirs, deadline);
+                    let ended = end(bus, unit, &object, &theirs, deadline);
                     ended.map_err(|failure| failure.while_doing(&what))?;
                     return Ok(None);
                 }
@@ -241,22 +242,33 @@ impl Manager {
         self.persistently(&what, |bus, deadline| stop(bus, unit, mode, deadline))
     }
 
+    /// Stops a unit whose description is ours, and waits until it is gone; whether there was one. One of the same name that
+    /// others started meanwhile is left alone.
+    pub(crate) fn stop_own(&self, unit: &str, is_own: &dyn Fn(&str) -> bool) -> Result<bool> {
+        let what = format!("cannot stop {unit}");
+        self.persistently(&what, |bus, deadline| {
+            let Some(object) = activation(bus, unit, deadline)? else { return Ok(false) };
+            match found(bus.property::<String>(&object, UNIT, "Description", deadline))? {
+                Some(description) if is_own(&description) => stop_activation(bus, unit, &object, deadline),
+                _ => Ok(false),
+            }
+        })
+    }
+
     /// Whether there is a unit of the name. A scope of ours in which nothing runs is none, and is ended: it may have lost its
     /// cgroup before systemd saw it empty.
     pub(crate) fn is_taken(&self, unit: &str) -> Result<bool> {
         self.persistently(&format!("cannot look {unit} up"), |bus, deadline| {
-            let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
-                return Ok(false);
-            };
-            let state = bus.property::<String>(object.as_str(), UNIT, "ActiveState", deadline)?;
-            if matches!(state.as_str(), "inactive" | "failed" | "deactivating") {
+            let Some(object) = activation(bus, unit, deadline)? else { return Ok(false) };
+            let state = found(bus.property::<String>(&object, UNIT, "ActiveState", deadline))?;
+            if matches!(state.as_deref(), None | Some("inactive" | "failed" | "deactivating")) {
                 return Ok(false);
             }
             if unit.ends_with(".slice") || !inside(bus, unit, deadline)?.is_empty() {
                 return Ok(true);
             }
-            let theirs = bus.property::<String>(object.as_str(), UNIT, "Description", deadline)?;
-            end(bus, unit, &theirs, deadline).map(|is_ended| !is_ended)
+            let theirs = found(bus.property::<String>(&object, UNIT, "Description", deadline))?;
+            end(bus, unit, &object, &theirs.unwrap_or_default(), deadline).map(|is_ended| !is_ended)
         })
     }
 
@@ -379,10 +391,32 @@ fn stop(bus: &Bus, unit: &str, mode: &str, deadline: Deadline) -> Result<bool, F
     }
 }
 
+/// The object of a unit as it runs now, by its invocation ID: a unit of the same name that starts later is another object.
+fn activation(bus: &Bus, unit: &str, deadline: Deadline) -> Result<Option<String>, Failure> {
+    let Some(object) = found(bus.call::<_, OwnedObjectPath>("GetUnit", &unit, deadline))? else {
+        return Ok(None);
+    };
+    let id = found(bus.property::<Vec<u8>>(object.as_str(), UNIT, "InvocationID", deadline))?;
+    // One that does not run has none.
+    Ok(id.map(|id| match id.len() {
+        16 => id.iter().fold(String::from(BY_INVOCATION), |path, byte| format!("{path}{byte:02x}")),
+        _ => object.to_string(),
+    }))
+}
+
+/// Stops one activation of a unit and waits until it is gone; whether it was there.
+fn stop_activation(bus: &Bus, unit: &str, object: &str, deadline: Deadline) -> Result<bool, Failure> {
+    let watch = bus.watch(unit, deadline)?;
+    match found(bus.call_at::<_, OwnedObjectPath>(object, UNIT, "Stop", &"replace", deadline))? {
+        None => Ok(false),
+        Some(job) => wait_for(bus, &watch, unit, job.as_str(), deadline).map(|_| true),
+    }
+}
+
 /// Ends a scope in which nothing runs, if it is one of ours; waits a moment for one of others, which may end by itself.
-fn end(bus: &Bus, unit: &str, description: &str, deadline: Deadline) -> Result<bool, Failure> {
+fn end(bus: &Bus, unit: &str, object: &str, description: &str, deadline: Deadline) -> Result<bool, Failure> {
     if description.starts_with(OURS) {
-        return stop(bus, unit, "replace", deadline).map(|_| true);
+        return stop_activation(bus, unit, object, deadline).map(|_| true);
     }
     deadline.sleep(PAUSE);
     Ok(false)
@@ -401,6 +435,7 @@ fn found<T>(answer: Result<T, Failure>) -> Result<Option<T>, Failure> {
         Ok(answer) => Ok(Some(answer)),
         Err(Failure::Refused { name, .. })
             if name.ends_with(".NoSuchUnit")
+                || name.ends_with(".NoUnitForInvocationID")
                 || name.ends_with(".UnknownObject")
                 || name.ends_with(".NoSuchJob") =>
         {

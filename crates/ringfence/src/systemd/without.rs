@@ -60,6 +60,10 @@ impl Manager {
         unsupported()
     }
 
+    pub(crate) fn stop_own(&self, _: &str, _: &dyn Fn(&str) -> bool) -> Result<bool> {
+        unsupported()
+    }
+
     pub(crate) fn is_taken(&self, _: &str) -> Result<bool> {
         unsupported()
     }

@@ -264,27 +264,33 @@ fn unified_files_that_bound_each_other_are_written_in_an_order_that_the_kernel_t
         return skip("unified settings need cgroup v2");
     }
     let vm = Guarded::new(&host, "unified", Resources::new());
-    let file = |name: &str| vm.file("unified", name, name).unwrap();
+    let file = |name: &str| vm.file("unified", name, name);
+    let burst = |value: &str| file("cpu.max.burst").is_none_or(|found| found == value);
     let set = |pairs: &[(&str, &str)]| {
         let change = pairs.iter().fold(Resources::new(), |change, (key, value)| change.unified(*key, *value));
-        vm.change(&change).unwrap_or_else(|error| panic!("{pairs:?}: {error}"));
+        let report = vm.change(&change).unwrap_or_else(|error| panic!("{pairs:?}: {error}"));
         for (key, value) in pairs {
-            assert_eq!(file(key), *value, "{pairs:?}");
+            match file(key) {
+                Some(found) => assert_eq!(found, *value, "{pairs:?}"),
+                // `cpu.max.burst` is of Linux 5.14, `cpu.idle` of 5.15.
+                None => assert!(report.to_string().contains(key), "{pairs:?}: {report}"),
+            }
         }
     };
     set(&[("cpu.max", "50000 100000"), ("cpu.max.burst", "40000")]);
     set(&[("cpu.max", "10000 100000"), ("cpu.max.burst", "5000")]);
     set(&[("cpu.max", "90000 200000"), ("cpu.max.burst", "80000")]);
     set(&[("cpu.max", "20000 100000")]);
-    assert_eq!(file("cpu.max.burst"), "20000", "it goes down with the quota");
+    assert!(burst("20000"), "it goes down with the quota");
     set(&[("cpu.weight", "50")]);
     vm.change(&Resources::new().unified("cpu.weight", "70").unified("cpu.idle", "1")).unwrap();
-    assert_eq!(file("cpu.idle"), "1");
+    assert!(file("cpu.idle").is_none_or(|found| found == "1"));
     set(&[("cpu.idle", "0"), ("cpu.weight", "80")]);
     // Over OCI's fields, which stay in force beside it.
     vm.change(&Resources::new().cpu_quota(60_000).cpu_burst(30_000).unified("cpu.max", "max 50000")).unwrap();
     let max = if by_systemd() { "max 100000" } else { "max 50000" };
-    assert_eq!((file("cpu.max").as_str(), file("cpu.max.burst").as_str()), (max, "30000"));
+    assert_eq!(file("cpu.max").as_deref(), Some(max));
+    assert!(burst("30000"));
     for (key, value) in [("cpu.max", "x"), ("cpu.max", "1 2 3"), ("cpu.max.burst", "-1"), ("cpu.idle", "2")] {
         let error = vm.change(&Resources::new().unified(key, value)).unwrap_err();
         assert_eq!(error.setting(), Some(format!("unified.{key}").as_str()), "{error}");

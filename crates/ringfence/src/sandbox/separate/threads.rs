@@ -67,7 +67,7 @@ fn listed(host: &Host, (dir, open): &Place) -> Result<BTreeSet<u32>> {
 
 /// Moves a thread; whether both were there.
 fn put(host: &Host, (dir, open): &Place, tid: u32) -> Result<bool> {
-    match open.enlist(TASKS, tid) {
+    match open.migrate(TASKS, tid) {
         Ok(()) => Ok(true),
         Err(Errno::SRCH | Errno::NODEV | Errno::NOENT) => Ok(false),
         Err(errno) => {
