@@ -330,7 +330,7 @@ impl Run<'_, '_> {
                 std::thread::sleep(RETRY_PAUSE);
                 continue;
             }
-            if reaction == Some(Reaction::Skip) {
+            if step.is_optional() {
                 return Ok(());
             }
             if let Some(Reaction::Unsupported(why)) = reaction {

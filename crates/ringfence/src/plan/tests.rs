@@ -96,35 +96,35 @@ fn a_throttle_leaves_the_others_of_its_device_as_they_are() {
 fn v1_keeps_the_limit_of_memory_below_that_of_memory_and_swap_at_every_step() {
     const NONE: &str = "9223372036854771712";
     let limits = |limit, swap| [("memory.limit_in_bytes", limit), ("memory.memsw.limit_in_bytes", swap)];
-    let grow = Resources::new().memory_limit(200).memory_swap(300);
+    let grow = Resources::new().memory_limit(200000).memory_swap(300000);
     assert_eq!(
-        changed(&v1(), &grow, &limits("100", "100")),
-        ["memory.memsw.limit_in_bytes 300", "memory.limit_in_bytes 200"]
+        changed(&v1(), &grow, &limits("100000", "100000")),
+        ["memory.memsw.limit_in_bytes 300000", "memory.limit_in_bytes 200000"]
     );
     assert_eq!(
-        changed(&v1(), &grow, &limits("400", "400")),
-        ["memory.limit_in_bytes 200", "memory.memsw.limit_in_bytes 300"]
+        changed(&v1(), &grow, &limits("400000", "400000")),
+        ["memory.limit_in_bytes 200000", "memory.memsw.limit_in_bytes 300000"]
     );
     assert_eq!(
         changed(&v1(), &grow, &limits(NONE, NONE)),
-        ["memory.limit_in_bytes 200", "memory.memsw.limit_in_bytes 300"]
+        ["memory.limit_in_bytes 200000", "memory.memsw.limit_in_bytes 300000"]
     );
     // Above the present memory+swap, without one given: raised with it.
     assert_eq!(
-        changed(&v1(), &Resources::new().memory_limit(500), &limits("100", "300")),
-        ["memory.memsw.limit_in_bytes 500", "memory.limit_in_bytes 500"]
+        changed(&v1(), &Resources::new().memory_limit(500000), &limits("100000", "300000")),
+        ["memory.memsw.limit_in_bytes 500000", "memory.limit_in_bytes 500000"]
     );
     assert_eq!(
-        changed(&v1(), &Resources::new().memory_limit(200), &limits("100", "300")),
-        ["memory.limit_in_bytes 200"]
+        changed(&v1(), &Resources::new().memory_limit(200000), &limits("100000", "300000")),
+        ["memory.limit_in_bytes 200000"]
     );
     assert_eq!(
-        changed(&v1(), &Resources::new().memory_limit(Limit::Max), &limits("100", "300")),
+        changed(&v1(), &Resources::new().memory_limit(Limit::Max), &limits("100000", "300000")),
         ["memory.memsw.limit_in_bytes -1", "memory.limit_in_bytes -1"]
     );
     assert_eq!(
-        changed(&v1(), &Resources::new().memory_swap(400), &limits("100", "300")),
-        ["memory.memsw.limit_in_bytes 400"]
+        changed(&v1(), &Resources::new().memory_swap(400000), &limits("100000", "300000")),
+        ["memory.memsw.limit_in_bytes 400000"]
     );
 }
 

@@ -292,6 +292,9 @@ impl Machine {
                 .call("bpf attach", "the device program")
         };
         minimum = minimum.write("memory limit", "memory").write("quota", "cpu").write("pids.max", "pids");
+        if !self.is_on_v1(Controller::Memory) {
+            minimum = minimum.write("memory.oom.group", "a VM whose helper alone is killed is half a VM");
+        }
         if self.host.capabilities.cpu_burst {
             minimum = minimum.write("burst", "a quota brings a burst with it, else vCPUs stop all at once");
         }
