@@ -89,7 +89,9 @@ fn a_creation_is_one_call_and_so_is_a_change() {
     vm.change(&Resources::new().cpu_burst(10_000)).unwrap();
     assert_eq!(calls(&host, ""), (0, 0), "it has no word for bursts");
     vm.destroy(Remaining::Kill, SOON).unwrap();
-    assert_eq!(calls(&host, "StopUnit"), (1, 1));
+    // Which unit has the name, its invocation, whose it is: then that one is stopped. It may have ended by itself.
+    let (stopped, all) = calls(&host, "Stop");
+    assert!(stopped <= 1 && (1..=4).contains(&all), "{stopped} of {all}");
 }
 
 #[test]
