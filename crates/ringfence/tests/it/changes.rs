@@ -273,7 +273,7 @@ fn unified_files_that_bound_each_other_are_written_in_an_order_that_the_kernel_t
             match file(key) {
                 Some(found) => assert_eq!(found, *value, "{pairs:?}"),
                 // `cpu.max.burst` is of Linux 5.14, `cpu.idle` of 5.15.
-                None => assert!(report.to_string().contains(key), "{pairs:?}: {report}"),
+                None => assert!(report.unsupported().next().is_some(), "{pairs:?}: nothing is told"),
             }
         }
     };
