@@ -849,14 +849,7 @@ pub(crate) const OUT_OF_REACH: &str = "the cgroup was removed, or it lies outsid
 /// [`ErrorKind::Busy`], with the process and what it is.
 pub(crate) fn refuse_system(pids: &[u32]) -> Result<()> {
     for pid in pids {
-        let what = match proc::Stat::read(*pid) {
-            _ if *pid == 1 => "process 1",
-            Some(stat) if stat.is_kernel_thread() => "a kernel thread",
-            Some(_) if proc::is_first_of_other_namespace(*pid) => {
-                "the first process of a PID namespace, as of a container"
-            }
-            _ => continue,
-        };
+        let Some(what) = proc::system_role(*pid) else { continue };
         let why = format!(
             "this is {what}, on which others depend: it is moved only if that is asked for (--force)"
         );

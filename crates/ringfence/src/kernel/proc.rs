@@ -96,11 +96,20 @@ pub(crate) fn is_running(pid: u32) -> bool {
     Stat::read(pid).is_some_and(|stat| stat.is_running(pid))
 }
 
-/// Whether a process is number 1 in a PID namespace below this one (`NSpid`, Linux 4.1).
-pub(crate) fn is_first_of_other_namespace(pid: u32) -> bool {
-    let status = read_text(&format!("/proc/{pid}/status")).unwrap_or_default();
-    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-    numbers.split_ascii_whitespace().skip(1).last() == Some("1")
+/// What depends on a process, if it is one on which others depend: from one look at `/proc/PID/status`.
+pub(crate) fn system_role(pid: u32) -> Option<&'static str> {
+    if pid == 1 {
+        return Some("process 1");
+    }
+    let status = read_text(&format!("/proc/{pid}/status"))?;
+    // What has no memory is a kernel thread, or has ended.
+    if !status.contains("\nVmSize:") && Stat::read(pid).is_some_and(|stat| stat.is_kernel_thread()) {
+        return Some("a kernel thread");
+    }
+    // Its numbers in this PID namespace and those below (Linux 4.1).
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    let is_first = numbers.split_ascii_whitespace().skip(1).last() == Some("1");
+    is_first.then_some("the first process of a PID namespace, as of a container")
 }
 
 /// The name of a thread or process (`comm`).
