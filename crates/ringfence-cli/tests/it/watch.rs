@@ -314,6 +314,22 @@ fn pressure_is_told_of_every_sandbox() {
     watch.end(Signal::HUP);
 }
 
+/// A cgroup that is being removed has lost its files while its directory can still be opened.
+#[test]
+fn a_watch_for_pressure_outlives_the_removal_of_sandboxes() {
+    if !hierarchies().iter().any(|hierarchy| hierarchy.is_v2) {
+        return support::skip("there is no v2 tree");
+    }
+    let sandbox = Sandbox::named("outlives");
+    let mut watch = Watch::start(&sandbox, &["--pressure", "cpu:some:100ms/2s"]);
+    for number in 0..how_many() {
+        let id = format!("{}-{number}", sandbox.id);
+        finish(run(&sandbox, &id, &[], &["sleep", "0.05"])).exits(0);
+        watch.until(&id, "removed");
+    }
+    watch.end(Signal::HUP);
+}
+
 #[test]
 fn an_ordinary_user_is_told_which_windows_the_kernel_takes() {
     if !hierarchies().iter().any(|hierarchy| hierarchy.is_v2) {

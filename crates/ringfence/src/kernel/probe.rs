@@ -26,8 +26,9 @@ pub(crate) fn clone_into_cgroup() -> bool {
     made == -1 && matches!(last_errno(), Errno::BADF | Errno::AGAIN | Errno::NOMEM)
 }
 
-/// Whether a child that clone3(2) makes in a cgroup gets the CPUs and memory nodes of that cgroup. Before Linux 6.4 it keeps
-/// those of its parent (fixed by commit 42a11bf5c543, which some stable kernels have too: for them this is false as well).
+/// Whether a child that clone3(2) makes in a cgroup gets the CPUs and memory nodes of that cgroup. Otherwise it keeps those of
+/// its parent. Fixed by commit 42a11bf5c543, late in 6.3: Linux 6.4 is the first of which every candidate has it. Stable kernels
+/// that have it too answer `false` all the same.
 pub(crate) fn clone_applies_cpuset() -> bool {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     *KNOWN.get_or_init(|| {

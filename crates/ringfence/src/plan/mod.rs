@@ -295,7 +295,7 @@ fn lowered_bandwidth(host: &Host, observed: &Observed<'_>, steps: &mut Vec<Step>
 
 /// Orders the writes of CPUs and memory nodes of the cgroups above a part so that the set of a part lies within the set
 /// above it at every moment. v1 demands that; v2 before Linux 5.17 refuses to take from a cgroup what a child's
-/// `cpuset.cpus` or `cpuset.mems` holds (commit d068eebbd482).
+/// `cpuset.cpus` or `cpuset.mems` holds (commit 1f1562fcd04a).
 ///
 /// What is above a part gets the old set and the new one together while the parts change, and then the new one. On v2 one
 /// write is enough if the set only grows (before the parts) or only shrinks (after them).
