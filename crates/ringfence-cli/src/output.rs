@@ -214,7 +214,7 @@ fn line(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map(exact).map_err(unprintable)
 }
 
-/// The same JSON without what a terminal acts on.
+/// The JSON text with control and format characters written as `\uXXXX`: a terminal does not act on them.
 fn exact(json: String) -> String {
     match escape_json(&json) {
         Cow::Owned(escaped) => escaped,

@@ -28,7 +28,7 @@ pub use state::{
 use stateright::{Model, Property};
 use steps::Turn;
 
-/// What an actor is for.
+/// The role of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Creates a sandbox, then spawns a process into it.
@@ -61,7 +61,7 @@ pub enum Role {
     },
 }
 
-/// What the foreign manager, systemd or the operator does behind Ringfence's back, each at most once.
+/// An action of the foreign manager, of systemd or of the operator behind Ringfence's back; each occurs at most once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
     /// Makes the parent.
@@ -119,7 +119,7 @@ pub struct Protocol {
     pub stores: [u8; 2],
     /// The actors.
     pub roles: Vec<Role>,
-    /// What the foreign manager may do, a bit for each.
+    /// The actions allowed to the foreign manager, a bit for each.
     pub foreign: u8,
     /// Whether another manager has made the leaf, in every hierarchy. Otherwise the checker begins with two states: the
     /// operator has made the parent, or not.

@@ -229,7 +229,7 @@ pub struct State {
     pub actors: Vec<Actor>,
     /// The processes that have started, in the directories of all hierarchies.
     pub running: Processes,
-    /// What the foreign manager may still do, a bit for each [`Foreign`](crate::Foreign).
+    /// The actions left to the foreign manager, a bit for each [`Foreign`](crate::Foreign).
     pub foreign: u8,
     /// Harm done.
     pub harm: Harm,

@@ -53,7 +53,7 @@ pub struct Run {
     command: Vec<OsString>,
 }
 
-/// What `run --detach` prints.
+/// The result of `run --detach`, as it is printed.
 #[derive(Debug, Serialize)]
 struct Detached<'a> {
     id: &'a SandboxId,

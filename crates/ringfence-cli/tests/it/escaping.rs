@@ -15,8 +15,8 @@ testbed! {
     gate: "host";
 }
 
-/// What a terminal acts on: clear the screen, set the title, CSI of C1, DEL, a right-to-left override, a line separator; and
-/// a newline, which would forge a line of output.
+/// Control and format characters: clear the screen, set the title, CSI of C1, DEL, a right-to-left override, a line separator,
+/// and a newline, which would forge a line of output.
 const HOSTILE: &str = "\u{1b}[2J\u{1b}]0;x\u{7}\u{9b}2J\u{7f}\u{202e}\u{2028}\u{85}\r\nforged";
 
 /// [`HOSTILE`] without the newline, which paths and keys cannot have.

@@ -42,7 +42,7 @@ impl Dice {
     }
 }
 
-/// What is common to all that race.
+/// State shared by the stores and the foreign manager: the paths, the end of the race, and what was seen to go wrong.
 struct Race {
     name: String,
     until: Instant,

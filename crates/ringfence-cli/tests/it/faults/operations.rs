@@ -257,8 +257,8 @@ impl Trial {
         }
     }
 
-    /// What is seen. A lock or the store's identity alone may stay where it could not be taken or removed: they say nothing of a
-    /// sandbox, and `gc` sweeps them.
+    /// The state of the machine after `gc` has swept a lock or the store's identity that stayed alone. A failed call may leave
+    /// these: they say nothing of a sandbox.
     fn swept(&self) -> Seen {
         let now = self.world.seen();
         let is_left = now.contains_key("file ID.lock") || now.contains_key("file .identity");
