@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, ValueEnum};
-use ringfence::{Entry, Error, ErrorKind, Host, Plan, Result, Sandbox, SandboxId, State, Store, Unsupported};
+use ringfence::{
+    Entry, Error, ErrorKind, Host, Plan, Result, Sandbox, SandboxId, State, Store, Unsupported, unless_gone,
+};
 
 use crate::exit::Exit;
 use crate::output::{Color, Format, Output};
@@ -208,15 +210,6 @@ pub fn no_such_sandbox(id: &SandboxId) -> Error {
 /// The sandbox, unless its cgroup is gone.
 pub fn alive(host: &Host, state: &State) -> Result<Option<Sandbox>> {
     unless_gone(Sandbox::restore(host, state.clone()))
-}
-
-/// What is asked of a cgroup that may be removed at this moment.
-pub fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 fn state_dir(host: &Host) -> PathBuf {

@@ -223,6 +223,19 @@ impl std::error::Error for Error {
     }
 }
 
+/// The result of asking something of a cgroup that may be removed at this moment: `None` if it is gone
+/// ([`ErrorKind::NotFound`]).
+///
+/// # Errors
+/// Every other error.
+pub fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -91,7 +91,7 @@ pub use cgroup::{Cgroup, Child, Command, Failures, JoinOptions, Outcome, Remaini
 pub use convert::UnitProperties;
 pub use devices::{DeviceNumber, DevicePolicy, DeviceRule, Profile};
 pub use document::{LONGEST_DOCUMENT, read_document};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, unless_gone};
 pub use events::{Event, Events, PressureTrigger, What};
 pub use explain::Explanation;
 pub use host::{Capabilities, Controller, Delegation, DeviceNode, Hierarchy, Host, HostFacts, Mode, Version};

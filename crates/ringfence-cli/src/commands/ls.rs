@@ -1,11 +1,11 @@
 //! `ls`: what sandboxes there are.
 
 use clap::Args;
-use ringfence::{Host, Result, SandboxId, State, Status};
+use ringfence::{Host, Result, SandboxId, State, Status, unless_gone};
 use serde::Serialize;
 
 use crate::commands::show::{driver, path, status};
-use crate::context::{Context, alive, unless_gone};
+use crate::context::{Context, alive};
 use crate::exit::Exit;
 use crate::output::{Table, bytes, or_dash, seconds};
 

@@ -1,9 +1,9 @@
 //! `ps`: the processes and threads of a sandbox.
 
 use clap::Args;
-use ringfence::{Result, SandboxId, Task};
+use ringfence::{Result, SandboxId, Task, unless_gone};
 
-use crate::context::{Context, alive, unless_gone};
+use crate::context::{Context, alive};
 use crate::exit::Exit;
 use crate::output::Table;
 

@@ -8,12 +8,12 @@ use clap::Args;
 use ringfence::terminal::Escaped;
 use ringfence::{
     DevicePolicy, DeviceRule, Mode, Part, Phase, Pin, ProcessIdentity, Report, Resources, Result, Sandbox,
-    SandboxId, State, Status,
+    SandboxId, State, Status, unless_gone,
 };
 use serde::Serialize;
 
 use crate::commands::classify::pins;
-use crate::context::{Context, alive, unless_gone};
+use crate::context::{Context, alive};
 use crate::exit::Exit;
 
 /// Show one sandbox: its state, cgroups, limits, devices, and what could not be done

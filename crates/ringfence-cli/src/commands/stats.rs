@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use ringfence::stats::{CpuStats, MemoryStats, Stats as Sample};
-use ringfence::{Host, Limit, Part, Result, Sandbox, SandboxId, StatsReader};
+use ringfence::{Host, Limit, Part, Result, Sandbox, SandboxId, StatsReader, unless_gone};
 use serde::Serialize;
 
-use crate::context::{Context, seconds as parse_seconds, unless_gone};
+use crate::context::{Context, seconds as parse_seconds};
 use crate::exit::Exit;
 use crate::output::{Format, Table, bytes, or_dash, seconds};
 

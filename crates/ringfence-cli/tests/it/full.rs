@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
-use crate::support::{Done, Sandbox, hold, is_alive, wait};
+use crate::support::{Done, Sandbox, by_systemd, hold, is_alive, wait};
 
 testbed! {
     drivers: "cgroupfs systemd";
@@ -111,6 +111,22 @@ fn run_returns_the_status_of_its_command_when_the_state_file_system_is_full() {
     sandbox.is_gone();
     // Full from the start: nothing is started.
     on_a_small_file_system(&sandbox, "set +e; fill; rf run \"$ID\" -- sleep 1000").exits(125);
+    sandbox.is_gone();
+}
+
+#[test]
+fn creation_whose_second_record_does_not_fit_is_removed_with_its_parts() {
+    let sandbox = Sandbox::named("create-full");
+    // The directory, the lock, the identity of the store and the first record; a unit has a link besides.
+    let inodes = if by_systemd() { 5 } else { 4 };
+    let script = format!(
+        "set +e; mount -o remount,nr_inodes={inodes} \"$STATE\"
+         rf create \"$ID\" --overhead nested --cpus 0.5; status=$?
+         test ! -e \"$STATE/$ID.json\" || exit 9; exit $status"
+    );
+    let done = on_a_small_file_system(&sandbox, &script).exits(1);
+    assert!(done.stderr.contains("No space left"), "{}", done.stderr);
+    assert!(!done.stderr.contains("caused by"), "{}", done.stderr);
     sandbox.is_gone();
 }
 

@@ -1,4 +1,5 @@
-//! What was made by somebody else is never killed, moved or removed; what is ours is.
+//! Ringfence never kills in, moves out of or removes a cgroup that another manager or another store made, and leaves nothing of
+//! its own behind.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees only #[test] functions.
 
@@ -56,20 +57,22 @@ impl Foreigner {
     }
 }
 
-impl Drop for Foreigner {
-    fn drop(&mut self) {
+impl Foreigner {
+    fn end(&mut self) {
         _ = self.0.kill();
         _ = self.0.wait();
     }
 }
 
+impl Drop for Foreigner {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Makes a directory as another manager does, fit for processes.
 fn make(directory: &Path) {
-    // Others may remove the parent at this moment.
-    until("made", || {
-        _ = fs::create_dir_all(directory.parent().unwrap());
-        fs::create_dir(directory).is_ok()
-    });
+    fs::create_dir(directory).unwrap();
     for file in ["cpuset.cpus", "cpuset.mems"] {
         if directory.join("tasks").exists()
             && let Ok(above) = fs::read(directory.parent().unwrap().join(file))
@@ -77,13 +80,6 @@ fn make(directory: &Path) {
             fs::write(directory.join(file), above).unwrap();
         }
     }
-}
-
-/// Makes a directory of this path in every hierarchy, as another manager does.
-fn make_everywhere(path: &str) -> Vec<PathBuf> {
-    let made: Vec<_> = hierarchies().iter().map(|one| one.point.join(path.trim_start_matches('/'))).collect();
-    made.iter().for_each(|directory| make(directory));
-    made
 }
 
 /// Removes the directories, deepest first.
@@ -96,10 +92,45 @@ fn remove_all(directories: &[PathBuf]) {
     }
 }
 
-/// Removes a sandbox behind the manager's back, and makes its path anew.
-fn exchange(sandbox: &Sandbox) -> Vec<PathBuf> {
-    remove_all(&sandbox.directories());
-    make_everywhere(&sandbox.cgroup())
+/// Directories of another manager in the place of a sandbox's, with a process inside; removed at the end.
+struct Taken {
+    directories: Vec<PathBuf>,
+    foreigner: Foreigner,
+}
+
+impl Taken {
+    /// In each hierarchy: removes the sandbox behind the command's back, and makes its path anew.
+    fn everywhere(sandbox: &Sandbox) -> Self {
+        let directories = sandbox.directories();
+        remove_all(&directories);
+        directories.iter().for_each(|directory| make(directory));
+        Self::with(directories)
+    }
+
+    /// In one hierarchy.
+    fn in_place_of(directory: &Path) -> Self {
+        remove_all(std::slice::from_ref(&directory.to_owned()));
+        make(directory);
+        Self::with(vec![directory.to_owned()])
+    }
+
+    fn with(directories: Vec<PathBuf>) -> Self {
+        let foreigner = Foreigner::start();
+        directories.iter().for_each(|directory| foreigner.joins(directory));
+        Self { directories, foreigner }
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.foreigner.lives() && self.directories.iter().all(|directory| directory.exists())
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.foreigner.end();
+        let is_removed = |directory: &PathBuf| fs::remove_dir(directory).is_ok() || !directory.exists();
+        until("empty", || self.directories.iter().all(is_removed));
+    }
 }
 
 /// Whether this machine is a guest of the testbed, which is thrown away.
@@ -121,6 +152,11 @@ fn edit_state(sandbox: &Sandbox, edit: impl FnOnce(&mut Value)) {
     let mut state = serde_json::from_slice(&fs::read(state_file(sandbox)).unwrap()).unwrap();
     edit(&mut state);
     fs::write(state_file(sandbox), state.to_string()).unwrap();
+}
+
+/// A path without a parent that the tests beside this one make and remove.
+fn alone(sandbox: &Sandbox) -> String {
+    format!("/{}", sandbox.directory)
 }
 
 /// The path option for a sandbox of this name, for the driver under test.
@@ -276,10 +312,8 @@ fn cgroup_of_somebody_else_at_our_path_is_gone_for_us() {
     }
     for removal in [&["rm", "--kill"][..], &["rm"], &["gc", "--apply", "--kill"]] {
         let sandbox = Sandbox::named("own-exchanged");
-        sandbox.create(&["--memory", "64M"]);
-        let made = exchange(&sandbox);
-        let foreigner = Foreigner::start();
-        made.iter().for_each(|directory| foreigner.joins(directory));
+        sandbox.create(&["--path", &alone(&sandbox), "--memory", "64M"]);
+        let taken = Taken::everywhere(&sandbox);
         assert_eq!(sandbox.json("show", &[])["state"], "gone");
         assert_ne!(sandbox.attempt("exec", &["--", "true"]).code, 0);
         assert_ne!(sandbox.attempt("freeze", &[]).code, 0);
@@ -290,14 +324,32 @@ fn cgroup_of_somebody_else_at_our_path_is_gone_for_us() {
             let done = sandbox.attempt("rm", &removal[1..]).exits(0);
             assert!(done.stderr.contains("left alone"), "{}", done.stderr);
         }
-        assert!(foreigner.lives(), "{removal:?} killed it");
-        assert!(made.iter().all(|directory| directory.exists()), "{removal:?} removed a foreign directory");
+        assert!(taken.is_untouched(), "{removal:?} killed or removed what is not ours");
         assert!(!state_file(&sandbox).exists(), "the record stays");
-        drop(foreigner);
-        until("empty", || made.iter().all(|made| fs::remove_dir(made).is_ok() || !made.exists()));
-        // The parent goes with it where it was ours.
-        directories_named("ringfence").iter().for_each(|parent| _ = fs::remove_dir(parent));
     }
+}
+
+#[test]
+fn cgroup_of_somebody_else_in_one_hierarchy_is_not_changed() {
+    if by_systemd() || mode() == "v2" {
+        return skip("systemd makes a unit's cgroups, and v2 has one hierarchy");
+    }
+    let sandbox = Sandbox::named("own-one");
+    let path = alone(&sandbox);
+    sandbox.create(&["--path", &path, "--profile", "none", "--pids", "77", "--memory", "64M"]);
+    let pids = crate::support::hierarchy_of("pids").point.join(&sandbox.directory);
+    let taken = Taken::in_place_of(&pids);
+    let before = fs::read_to_string(pids.join("pids.max")).unwrap();
+    assert_eq!(sandbox.json("show", &[])["state"], "damaged");
+    // What is in the other hierarchies can be changed.
+    sandbox.does("set", &["--memory", "32M"]);
+    assert_ne!(sandbox.attempt("set", &["--memory", "48M", "--pids", "5"]).code, 0);
+    assert_ne!(sandbox.attempt("repair", &[]).code, 0, "it would take a foreign cgroup");
+    sandbox.does("rm", &["--kill"]);
+    assert!(taken.is_untouched());
+    assert_eq!(fs::read_to_string(pids.join("pids.max")).unwrap(), before);
+    drop(taken);
+    sandbox.is_gone();
 }
 
 #[test]
@@ -306,18 +358,13 @@ fn interrupted_creation_does_not_claim_what_others_made_at_its_path() {
         return skip("systemd alone makes what has the path of a unit");
     }
     let sandbox = Sandbox::named("own-interrupted");
-    sandbox.create(&[]);
+    sandbox.create(&["--path", &alone(&sandbox)]);
     edit_state(&sandbox, |state| state["phase"] = "creating".into());
-    let made = exchange(&sandbox);
-    let foreigner = Foreigner::start();
-    made.iter().for_each(|directory| foreigner.joins(directory));
+    let taken = Taken::everywhere(&sandbox);
     let found = finish(sandbox.ringfence(&["-o", "json", "gc", "--apply", "--kill"])).exits(0).json();
     assert_eq!(found[0]["action"], "forget", "{found}");
-    assert!(foreigner.lives() && made.iter().all(|directory| directory.exists()));
+    assert!(taken.is_untouched());
     assert!(!state_file(&sandbox).exists());
-    drop(foreigner);
-    until("empty", || made.iter().all(|made| fs::remove_dir(made).is_ok() || !made.exists()));
-    directories_named("ringfence").iter().for_each(|parent| _ = fs::remove_dir(parent));
 }
 
 #[test]
@@ -329,19 +376,15 @@ fn creation_that_meets_a_foreign_cgroup_leaves_it_alone() {
     // In the last hierarchy alone, so that the others are made before it is seen.
     let last = hierarchies().last().unwrap().point.join(&sandbox.directory);
     make(&last);
-    let foreigner = Foreigner::start();
-    foreigner.joins(&last);
-    let path = format!("/{}", sandbox.directory);
-    sandbox.attempt("create", &["--path", &path]).exits(5);
-    assert!(foreigner.lives() && last.exists());
+    let taken = Taken::with(vec![last.clone()]);
+    sandbox.attempt("create", &["--path", &alone(&sandbox)]).exits(5);
+    assert!(taken.is_untouched());
     assert_eq!(
         sandbox.directories(),
         std::slice::from_ref(&last),
         "what was made in the other hierarchies is gone"
     );
     assert!(!state_file(&sandbox).exists());
-    drop(foreigner);
-    until("empty", || fs::remove_dir(&last).is_ok());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use serde::{Serialize, Serializer};
 
 use crate::cgroup::freeze::event;
-use crate::cgroup::mark::{is_ancestor, is_unfinished, mark_drained, mark_of};
+use crate::cgroup::mark::{is_ancestor, is_described, is_unfinished, mark_drained, mark_of};
 use crate::cgroup::signal::send_inside;
 use crate::cgroup::slice::stop_default_slice;
 use crate::cgroup::tree::clear_below;
@@ -273,8 +273,7 @@ impl Cgroup {
             && let Some(unit) = &self.unit
         {
             // When the last process has died, the scope ends, and others may start one of its name.
-            let own = self.mark.as_ref().map(|mark| format!("({mark})"));
-            let is_own = |text: &str| own.as_ref().is_none_or(|own| text.ends_with(own));
+            let is_own = |text: &str| self.mark.as_ref().is_none_or(|mark| is_described(text, mark));
             let stopped = self.host.manager().and_then(|manager| manager.stop_own(&unit.unit(), &is_own));
             failures.extend(stopped.err());
         }
@@ -555,7 +554,7 @@ impl Cgroup {
         for dir in (0..host.hierarchies.len()).map(|hierarchy| Dir::new(hierarchy, path)) {
             if let Ok(open) = dirs.get(&dir)
                 && is_unfinished(&open)
-                && dirs.above(&dir).and_then(|above| above.remove_same(dir.name(), &open)).is_ok()
+                && dirs.remove(&dir, &open).is_ok()
             {
                 outcome.removed.push(dir.full(host));
             }
@@ -569,8 +568,7 @@ impl Cgroup {
         let mut outcome = Outcome::default();
         let mut dirs = Dirs::new(&self.host, Vec::new());
         for (dir, open) in &self.dirs {
-            let Ok(parent) = dirs.above(dir) else { continue };
-            if parent.remove_same(dir.name(), open).is_ok() {
+            if dirs.remove(dir, open).is_ok() {
                 outcome.removed.push(dir.full(&self.host));
             }
         }
@@ -590,14 +588,13 @@ impl Cgroup {
                 if !is_ancestor(&open) {
                     break;
                 }
-                let Ok(parent) = dirs.above(&above) else { break };
-                let removed = parent.remove_same(above.name(), &open).or_else(|_| {
+                let removed = dirs.remove(&above, &open).or_else(|_| {
                     let leaf = open.open_dir(DRAINED)?;
                     if mark_of(&leaf).is_none_or(|mark| mark != DRAINED) {
                         return Err(Errno::BUSY);
                     }
                     open.remove_same(DRAINED, &leaf)?;
-                    parent.remove_same(above.name(), &open)
+                    dirs.remove(&above, &open)
                 });
                 if removed.is_err() {
                     break;

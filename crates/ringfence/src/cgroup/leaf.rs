@@ -11,9 +11,7 @@ use crate::error::{Error, Result};
 use crate::host::Version;
 use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc;
-
-/// The name of the leaf: what is moved out of the way of controllers goes to one of this name too.
-pub(super) const LEAF: &str = "evacuated";
+use crate::path::EVACUATED;
 
 impl Cgroup {
     /// The leaf that takes processes in the place of the cgroup's v2 directory, made if it is not there; `None` if the
@@ -25,17 +23,19 @@ impl Cgroup {
         if !is_domain || whole.read("cgroup.subtree_control").is_ok_and(|enabled| enabled.is_empty()) {
             return Ok(None);
         }
-        let made = whole.make_dir(LEAF);
+        let made = whole.make_dir(EVACUATED);
         let opened = match made {
-            Ok(()) | Err(Errno::EXIST) => whole.open_dir(LEAF),
+            Ok(()) | Err(Errno::EXIST) => whole.open_dir(EVACUATED),
             Err(errno) => Err(errno),
         };
         let leaf = match opened {
             Ok(leaf) => leaf,
             // Not permitted, or as many cgroups as cgroup.max.descendants allows.
             Err(errno) => {
-                let failed =
-                    || Error::kernel("cannot make a leaf for processes", &*self.path, errno).with_value(LEAF);
+                let failed = || {
+                    Error::kernel("cannot make a leaf for processes", &*self.path, errno)
+                        .with_value(EVACUATED)
+                };
                 return self.first_leaf(whole).map(Some).ok_or_else(failed);
             }
         };

@@ -19,6 +19,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::dir::{CgroupDir, path_of_descriptor};
+use crate::kernel::proc;
 use crate::path::DRAINED;
 
 const TRUSTED: &str = "trusted.ringfence";
@@ -63,6 +64,17 @@ impl FromStr for Identity {
         let number = u128::from_str_radix(text, 16).ok().filter(|_| is_plain);
         number.map(Self).ok_or_else(|| Error::invalid("identity", text, "expected 32 hexadecimal digits"))
     }
+}
+
+/// The description of a unit of systemd, which carries its mark.
+pub(crate) fn describe(what: &str, mark: &str) -> String {
+    format!("{what} ({mark})")
+}
+
+/// Whether a description of a unit carries this mark.
+pub(crate) fn is_described(description: &str, mark: &str) -> bool {
+    let rest = description.strip_suffix(')').and_then(|rest| rest.strip_suffix(mark));
+    rest.is_some_and(|rest| rest.ends_with(" ("))
 }
 
 /// The mark of a new sandbox: `STORE/CREATION`, or `-/CREATION` outside of any store.
@@ -154,11 +166,7 @@ pub(crate) fn is_ancestor(dir: &CgroupDir) -> bool {
 fn is_trusted() -> bool {
     let is_admin = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
-    let is_initial = || {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
-    };
-    is_admin && is_initial()
+    is_admin && proc::is_in_initial_user_namespace()
 }
 
 #[cfg(test)]
@@ -177,6 +185,8 @@ mod tests {
         for other in [&*cgroup, ANCESTOR, DRAINED, "store:/run/ringfence", "a/b", ""] {
             assert!(store_of(other).is_none() && !is_of_sandbox(other), "{other}");
         }
+        let described = describe("Ringfence sandbox a:b:c", &mark);
+        assert!(is_described(&described, &mark) && !is_described(&described, &outside));
         assert_eq!(store.to_string().parse::<Identity>().unwrap(), store);
         for bad in ["", "12", "+0000000000000000000000000000000", &"0".repeat(33)] {
             assert!(bad.parse::<Identity>().is_err(), "{bad}");

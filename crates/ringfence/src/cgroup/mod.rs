@@ -43,7 +43,7 @@ use crate::kernel::dir::CgroupDir;
 use crate::kernel::proc::ProcessIdentity;
 use crate::kernel::spawn::{Inside, Stage, join_self};
 use crate::kernel::{probe, proc, spawn};
-use crate::path::{CgroupPath, SystemdName};
+use crate::path::{CgroupPath, EVACUATED, SystemdName};
 use crate::plan::{self, Action, DeviceWant, Dir, Plan, UnitWant, Verify, Want};
 use crate::report::Report;
 use crate::resources::{CpuSet, Resources};
@@ -173,7 +173,7 @@ impl Cgroup {
         let resolved = host.locate(path, None, None)?;
         let host = &host.as_seen_at(&resolved);
         let mark = mark::new_cgroup_mark()?;
-        let description = format!("Ringfence cgroup {path} ({mark})");
+        let description = mark::describe(&format!("Ringfence cgroup {path}"), &mark);
         let unit = path.as_systemd().map(|name| UnitWant { name, description: &description });
         let devices = DeviceWant { before: None, policy: &policy, overriding: Override::Refuse };
         let nothing = Resources::default();
@@ -397,7 +397,7 @@ impl Cgroup {
         ahead: Ahead<'_>,
         also: &mut dyn FnMut() -> Result<()>,
     ) -> Result<(Report, BTreeSet<Cow<'static, str>>)> {
-        let mut dirs = Dirs::new(&self.host, self.dirs.clone());
+        let mut dirs = Dirs::of(self);
         let plan = plan_on(&self.host, &mut dirs, want)?;
         let mut report = plan.report().clone();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -512,8 +512,8 @@ impl Cgroup {
         parts.try_for_each(|place| self.enter(place, pid))
     }
 
-    /// The processes that are inside with all that they are: as the hierarchies list them in which no single threads go into
-    /// parts.
+    /// The processes that are inside with all their threads: as listed in the hierarchies in which threads are not placed
+    /// singly (v1).
     pub(crate) fn whole_processes(&self) -> Result<BTreeSet<u32>> {
         let mut pids = BTreeSet::new();
         let is_of_processes = |(dir, _): &&(Dir, Arc<CgroupDir>)| {
@@ -601,7 +601,7 @@ impl Cgroup {
             let attached = match self.leaf()? {
                 None => attach(unit),
                 Some(_) => {
-                    self.host.manager()?.attach_below(&unit.unit(), &format!("/{}", leaf::LEAF), &[pid])
+                    self.host.manager()?.attach_below(&unit.unit(), &format!("/{}", EVACUATED), &[pid])
                 }
             };
             attached.map_err(|error| error.with_setting("pid").with_value(pid))?;

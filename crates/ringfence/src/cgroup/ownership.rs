@@ -1,4 +1,4 @@
-//! Which directories of a path are those of one creation.
+//! Decides which directories at a path were made by this creation (docs/protocol.md).
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::kernel::dir::CgroupDir;
 use crate::plan::{self, Dir};
 
 impl Cgroup {
-    /// Forgets the directories that another creation made, or nobody known: for this one they are gone.
+    /// Closes the directories that are not this cgroup's: another creation, or another manager, made them.
     ///
     /// systemd makes and removes the directories of a unit in the v1 hierarchies as controllers are needed, so that a unit is
     /// known by its main directory alone; its others must only not carry another mark.
@@ -22,17 +22,23 @@ impl Cgroup {
                 Some(found) => *found == *mark,
                 None => self.has_own_inode(dir, open) || self.has_own_description(&mark),
             });
-        let is_own = |(dir, open): &(Dir, Arc<CgroupDir>)| {
-            let is_units = self.unit.is_some() && self.is_managed(dir.hierarchy);
-            match mark::mark_of(open) {
-                Some(found) => *found == *mark,
-                None if is_units => is_own_unit,
-                None => mark::is_legacy(&mark) || self.has_own_inode(dir, open),
-            }
+        let is_legacy = mark::is_legacy(&mark);
+        let is_own = |dir: &Dir, open: &CgroupDir| {
+            self.is_own(dir, open, is_own_unit) || is_legacy && mark::mark_of(open).is_none()
         };
-        let own = self.dirs.iter().map(is_own).collect::<Vec<_>>();
-        let mut own = own.into_iter();
-        self.dirs.retain(|_| own.next().unwrap_or_default());
+        let own = self.dirs.iter().filter(|(dir, open)| is_own(dir, open)).cloned().collect();
+        self.dirs = own;
+    }
+
+    /// Whether a directory of this path is this cgroup's: by its mark; without one as a directory of its unit, in a hierarchy
+    /// in which systemd makes these, or by its inode.
+    fn is_own(&self, dir: &Dir, open: &CgroupDir, is_own_unit: bool) -> bool {
+        let Some(mark) = &self.mark else { return true };
+        match mark::mark_of(open) {
+            Some(found) => *found == **mark,
+            None if self.unit.is_some() && self.is_managed(dir.hierarchy) => is_own_unit,
+            None => self.has_own_inode(dir, open),
+        }
     }
 
     /// Whether a directory is one that was made here, where it has no mark that can be read.
@@ -42,11 +48,12 @@ impl Cgroup {
         })
     }
 
-    /// Whether systemd says so of a unit that is not marked: its starter died at once, or may not set attributes.
+    /// Whether the description of the unit carries the mark: for a unit whose starter died before it marked the directory, or
+    /// may not set attributes.
     fn has_own_description(&self, mark: &str) -> bool {
         let Some(unit) = &self.unit else { return false };
         let described = self.host.manager().and_then(|manager| manager.description(&unit.unit()));
-        described.is_ok_and(|text| text.is_some_and(|text| text.ends_with(&format!("({mark})"))))
+        described.is_ok_and(|text| text.is_some_and(|text| mark::is_described(&text, mark)))
     }
 
     /// Marks the directories that systemd made.
@@ -61,13 +68,8 @@ impl Cgroup {
     }
 
     /// Whether a directory that appeared at this path after the cgroup was opened is this cgroup's.
-    pub(super) fn owns(&self, dir: &Dir, open: &CgroupDir) -> bool {
-        let Some(mark) = &self.mark else { return true };
-        let is_units = self.unit.is_some() && self.is_managed(dir.hierarchy);
-        match mark::mark_of(open) {
-            Some(found) => found == **mark,
-            None => is_units || self.has_own_inode(dir, open),
-        }
+    pub(crate) fn owns(&self, dir: &Dir, open: &CgroupDir) -> bool {
+        self.is_own(dir, open, true)
     }
 
     /// The hierarchies in which it should have a directory and has none.
@@ -99,7 +101,7 @@ impl Cgroup {
         missing
     }
 
-    /// This cgroup, and what of it was renamed.
+    /// Adds the directories of this cgroup that somebody renamed.
     pub(crate) fn with_renamed(self: Arc<Self>) -> Arc<Self> {
         let renamed = self.renamed();
         if renamed.is_empty() {
@@ -137,7 +139,7 @@ impl Cgroup {
     }
 
     /// The path of a part from this cgroup's directory.
-    pub(super) fn below<'p>(&self, part: &'p str) -> Option<&'p str> {
+    pub(crate) fn below<'p>(&self, part: &'p str) -> Option<&'p str> {
         part.strip_prefix(&*self.path)?.strip_prefix('/')
     }
 
@@ -189,7 +191,7 @@ impl Cgroup {
     }
 }
 
-/// What keeps a process from joining a cgroup of which a directory is missing.
+/// The error for a cgroup of which a directory is missing in some hierarchy.
 pub(crate) fn damaged(missing: &Dir, host: &crate::host::Host) -> Error {
     let why = "damaged: its directory is missing in this hierarchy, and what starts would run outside of the controllers \
                there: `ringfence repair` makes it anew";

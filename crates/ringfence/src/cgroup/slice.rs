@@ -80,21 +80,19 @@ pub(crate) fn stop_default_slice(host: &Host, path: &str, outcome: &mut Outcome)
         let chosen = known.filter(move |(_, hierarchy)| plan::is_managed(hierarchy) == is_managed);
         chosen.map(|(index, _)| Dir::new(index, path))
     };
-    let is_ours = |dir: &CgroupDir| mark::mark_of(dir).is_some_and(|mark| mark == mark::ANCESTOR);
     let there: Vec<_> = slices(true).filter_map(|slice| dirs.get(&slice).ok()).collect();
     let has_units = |slice: &Arc<CgroupDir>| slice.children().is_ok_and(|children| !children.is_empty());
     if there.iter().any(has_units) {
         return;
     }
-    if there.iter().any(|slice| is_ours(slice))
+    if there.iter().any(|slice| mark::is_ancestor(slice))
         && let Ok(manager) = host.manager()
     {
         _ = manager.stop(DEFAULT_SLICE, true);
     }
     for slice in slices(false) {
-        let Some(above) = slice.parent().and_then(|above| dirs.get(&above).ok()) else { continue };
         let Ok(open) = dirs.get(&slice) else { continue };
-        if is_ours(&open) && above.remove_same(slice.name(), &open).is_ok() {
+        if mark::is_ancestor(&open) && dirs.remove(&slice, &open).is_ok() {
             outcome.removed.push(slice.full(host));
         }
     }

@@ -21,6 +21,7 @@ use crate::host::{Controller, Version};
 use crate::interface::restoring;
 use crate::kernel::dir::{CgroupDir, write_once};
 use crate::kernel::proc;
+use crate::path::EVACUATED;
 use crate::plan::{Action, DEVICES_LIST, Dir, OWNER, Owner, Plan, Reaction, Step, Undo, Verify};
 use crate::report::Report;
 use crate::resources::CpuSet;
@@ -244,7 +245,7 @@ impl Run<'_, '_> {
         let mut result =
             if threaded { takes_children(&open) } else { Ok(()) }.and_then(|()| enable(self.dirs));
         if result == Err(Errno::BUSY) && evacuate {
-            move_to_leaf(&open, "evacuated").map_err(|errno| {
+            move_to_leaf(&open).map_err(|errno| {
                 Error::kernel("cannot move the processes out of the way", dir.full(self.dirs.host), errno)
             })?;
             self.report.note(
@@ -422,12 +423,12 @@ impl From<Error> for Failed {
 }
 
 /// Moves all processes of a v2 cgroup to a leaf below it, which is made on demand, until none is left.
-pub(crate) fn move_to_leaf(dir: &CgroupDir, leaf: &str) -> Result<Vec<u32>, Errno> {
-    match dir.make_dir(leaf) {
+fn move_to_leaf(dir: &CgroupDir) -> Result<Vec<u32>, Errno> {
+    match dir.make_dir(EVACUATED) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno),
     }
-    let to = dir.open_dir(leaf)?;
+    let to = dir.open_dir(EVACUATED)?;
     let mut moved = Vec::new();
     for _ in 0..RETRIES {
         let pids: Vec<_> = proc::numbers(&dir.read("cgroup.procs")?).collect();

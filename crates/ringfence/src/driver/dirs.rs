@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::cgroup::Cgroup;
 use crate::host::Host;
 use crate::kernel::dir::{CgroupDir, read_text};
 use crate::plan::Dir;
@@ -14,6 +15,8 @@ use crate::plan::Dir;
 #[derive(Debug)]
 pub(crate) struct Dirs<'a> {
     pub(super) host: &'a Host,
+    /// The cgroup for which the directories are opened, where there is one already.
+    cgroup: Option<&'a Cgroup>,
     open: Vec<(Dir, Arc<CgroupDir>)>,
     files: Vec<OpenFile>,
 }
@@ -31,7 +34,12 @@ const OPEN_FILES: usize = 32;
 
 impl<'a> Dirs<'a> {
     pub(crate) fn new(host: &'a Host, open: Vec<(Dir, Arc<CgroupDir>)>) -> Self {
-        Self { host, open, files: Vec::new() }
+        Self { host, cgroup: None, open, files: Vec::new() }
+    }
+
+    /// For an operation on a cgroup: a directory that has its path and was made by somebody else is not there.
+    pub(crate) fn of(cgroup: &'a Cgroup) -> Self {
+        Self { cgroup: Some(cgroup), ..Self::new(&cgroup.host, cgroup.dirs.clone()) }
     }
 
     /// The directory, opened now if it was not yet.
@@ -43,9 +51,24 @@ impl<'a> Dirs<'a> {
         if dir.path.is_empty() {
             return Ok(root);
         }
-        let opened = Arc::new(root.open_dir(&*dir.path)?);
+        let opened = match self.cgroup.and_then(|cgroup| Some((cgroup, cgroup.below(&dir.path)?))) {
+            Some((cgroup, below)) => {
+                let whole = self.get(&Dir::new(dir.hierarchy, Arc::clone(&cgroup.path)))?;
+                whole.open_dir(below)?
+            }
+            None => root.open_dir(&*dir.path)?,
+        };
+        if self.cgroup.is_some_and(|cgroup| cgroup.path == dir.path && !cgroup.owns(dir, &opened)) {
+            return Err(Errno::NOENT);
+        }
+        let opened = Arc::new(opened);
         self.open.push((dir.clone(), Arc::clone(&opened)));
         Ok(opened)
+    }
+
+    /// Removes a directory that is open, if its name still leads to it.
+    pub(crate) fn remove(&mut self, dir: &Dir, open: &CgroupDir) -> Result<(), Errno> {
+        self.above(dir)?.remove_same(dir.name(), open)
     }
 
     /// The directory above one that is not the root.

@@ -11,10 +11,10 @@ use super::{
 };
 use crate::kernel::dir::{CgroupDir, read_file, read_records};
 use crate::kernel::probe::page_size;
+use crate::kernel::proc;
 use crate::{Error, ErrorKind, Result};
 
 /// The inode numbers of the first namespaces, fixed since Linux 3.8 (`include/linux/proc_ns.h`).
-const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 const INITIAL_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
 
 impl Host {
@@ -58,7 +58,7 @@ fn detect(root: Option<&Path>) -> Result<Host> {
         unified = Some(directory);
     }
 
-    let initial_user_namespace = is_namespace("/proc/self/ns/user", INITIAL_USER_NAMESPACE);
+    let initial_user_namespace = proc::is_in_initial_user_namespace();
     let rootless = !rustix::process::geteuid().is_root() || !initial_user_namespace;
     let delegation = if rootless { delegation::to_this_process(&hierarchies, &mounts) } else { None };
     delegation::narrow(&mut hierarchies, delegation.as_ref());
@@ -88,7 +88,7 @@ fn detect(root: Option<&Path>) -> Result<Host> {
         systemd_root: manager::root(rootless),
         delegation,
         read_only,
-        namespaced: !is_namespace("/proc/self/ns/cgroup", INITIAL_CGROUP_NAMESPACE),
+        namespaced: !proc::is_in_namespace("/proc/self/ns/cgroup", INITIAL_CGROUP_NAMESPACE),
         roots: Default::default(),
         manager: Default::default(),
     }))
@@ -105,11 +105,6 @@ fn read_mounts(path: &str) -> Result<Vec<u8>, Errno> {
 /// Whether a file system is mounted read-only.
 pub(crate) fn is_read_only(root: &Path) -> bool {
     rustix::fs::statvfs(root).is_ok_and(|mounted| mounted.f_flag.contains(StatVfsMountFlags::RDONLY))
-}
-
-/// Whether this process is in the namespace with this inode number; so it is where the kernel has no such namespaces.
-fn is_namespace(link: &str, inode: u64) -> bool {
-    rustix::fs::stat(link).map_or(true, |stat| stat.st_ino == inode)
 }
 
 #[cfg(test)]

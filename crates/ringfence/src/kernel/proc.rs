@@ -40,6 +40,19 @@ impl ProcessIdentity {
     }
 }
 
+/// The inode of `/proc/PID/ns/user` of the initial user namespace.
+const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+
+/// Whether this process is in the namespace with this inode; so it is where the kernel has no such namespaces.
+pub(crate) fn is_in_namespace(link: &str, inode: u64) -> bool {
+    rustix::fs::stat(link).map_or(true, |stat| stat.st_ino == inode)
+}
+
+/// Whether this process is in the initial user namespace.
+pub(crate) fn is_in_initial_user_namespace() -> bool {
+    is_in_namespace("/proc/self/ns/user", INITIAL_USER_NAMESPACE)
+}
+
 /// It is read once.
 pub(crate) fn boot_id() -> Option<&'static str> {
     static BOOT_ID: OnceLock<String> = OnceLock::new();

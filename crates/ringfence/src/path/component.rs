@@ -6,6 +6,9 @@ use crate::resources::HugePageSize;
 /// removes it when it is empty: the end of another sandbox, or gc.
 pub(crate) const DRAINED: &str = "drained";
 
+/// The leaf below a v2 cgroup that takes processes in its place, once controllers are enabled for its children.
+pub(crate) const EVACUATED: &str = "evacuated";
+
 /// The longest name of a directory, in bytes: `NAME_MAX`.
 pub(super) const NAME_MAX: usize = 255;
 

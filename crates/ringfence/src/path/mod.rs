@@ -18,7 +18,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use component::DRAINED;
+pub(crate) use component::{DRAINED, EVACUATED};
 pub use sandbox_id::SandboxId;
 pub use subpath::Subpath;
 pub(crate) use systemd::DEFAULT_SLICE;

@@ -196,7 +196,7 @@ impl Sandbox {
                 manager.settle()?;
             }
         }
-        let mut dirs = Dirs::new(host, cgroup.dirs.clone());
+        let mut dirs = Dirs::of(cgroup);
         let mut failed = None;
         for held in values {
             let Some(dir) = dir_of(held) else { continue };

@@ -53,7 +53,7 @@ impl Sandbox {
             Some(cgroup) => {
                 let before = state.as_it_is();
                 let want = planned.want(state, &before, options);
-                plan_on(&self.host, &mut Dirs::new(&self.host, cgroup.dirs.clone()), &want)?
+                plan_on(&self.host, &mut Dirs::of(&cgroup), &want)?
             }
             None => planned.plan_anew(&self.host, state, options.unsupported)?,
         };

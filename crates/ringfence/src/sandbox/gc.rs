@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Entry, Phase, Sandbox, State, Store};
+use super::{Phase, Sandbox, State, Store};
 use crate::cgroup::Remaining;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, unless_gone};
 use crate::host::Host;
 use crate::path::SandboxId;
 
@@ -52,8 +52,10 @@ impl Store {
     /// Collects the garbage of this store: recorded sandboxes whose holder died, or whose creation or removal was
     /// interrupted; and cgroups that carry the store's mark and have no record. A sandbox that is locked is passed over.
     ///
+    /// The second value has the errors of single sandboxes, which do not keep the others from being collected.
+    ///
     /// # Errors
-    /// The second value has those of single sandboxes, which do not keep the others from being collected.
+    /// The store cannot be listed, or a cgroup without a record cannot be removed.
     pub fn gc(&self, host: &Host, options: GcOptions) -> Result<(Vec<Collected>, Vec<Error>)> {
         let (mut found, mut failures) = (Vec::new(), Vec::new());
         for id in self.ids()? {
@@ -121,21 +123,10 @@ impl Store {
         if options.apply && action == GcAction::Settle {
             entry.save(&State { phase: Phase::Ready, ..state })?;
         } else if options.apply && action != GcAction::Keep {
-            self.take_away(host, entry, state, action, options.timeout)?;
+            let remaining = if action == GcAction::Kill { Remaining::Kill } else { Remaining::Refuse };
+            entry.remove_recorded(host, state, remaining, options.timeout)?;
         }
         Ok(found(why, action))
-    }
-
-    fn take_away(
-        &self,
-        host: &Host,
-        entry: Entry,
-        state: State,
-        action: GcAction,
-        timeout: Duration,
-    ) -> Result<()> {
-        let remaining = if action == GcAction::Kill { Remaining::Kill } else { Remaining::Refuse };
-        entry.remove_recorded(host, state, remaining, timeout).map(drop)
     }
 }
 
@@ -149,14 +140,5 @@ fn why(state: &State, sandbox: Option<&Sandbox>) -> Option<String> {
             Some(format!("its holder died (PID {})", holder.pid))
         }
         _ => None,
-    }
-}
-
-/// What is asked of a cgroup that may be removed at this moment.
-fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }

@@ -80,10 +80,6 @@ fn search(
                 ("took drained processes, and is empty", true, false)
             }
             Some(mark::ANCESTOR) if is_unused(cgroup, version) => ("no sandbox is left in it", true, true),
-            // Of whatever store: who is at it meanwhile begins again.
-            None if mark::is_unfinished(cgroup) && is_unused(cgroup, version) => {
-                ("its creation was interrupted", true, true)
-            }
             _ if name.strip_prefix(PROBE).is_some_and(is_of_dead_process) => {
                 ("a probe that was cut short", false, false)
             }

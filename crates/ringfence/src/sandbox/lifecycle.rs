@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use super::{Entry, Phase, Sandbox, SandboxConfig, State};
+use super::{Entry, LONGEST_UNDO, Phase, Sandbox, SandboxConfig, State};
 use crate::cgroup::mark::new_mark;
 use crate::cgroup::{Cgroup, Outcome, Remaining};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, unless_gone};
 use crate::host::Host;
 use crate::kernel::proc::ProcessIdentity;
 
@@ -46,11 +46,9 @@ impl Entry {
         let mut intent = Sandbox::intent(host, config)?;
         intent.holder.clone_from(&holder);
         let identity = self.identity()?;
-        let mark = new_mark(Some(identity))?;
-        for state in
-            std::iter::once(&mut intent.mark).chain(intent.apart.as_mut().map(|apart| &mut apart.mark))
-        {
-            *state = Some(mark.clone());
+        intent.mark = Some(new_mark(Some(identity))?);
+        if let Some(apart) = &mut intent.apart {
+            apart.mark.clone_from(&intent.mark);
         }
         let mut units = intent.units().into_iter();
         let recorded = units.try_for_each(|unit| self.claim_unit(&unit)).and_then(|()| self.save(&intent));
@@ -59,9 +57,9 @@ impl Entry {
         recorded.map_err(|error| self.give_up(&intent, error))?;
         let (sandbox, _) = Sandbox::create_as(host, config, intent.clone()).map_err(|error| {
             // All of it was undone. What could not be, still carries the mark, and stays recorded.
-            match Sandbox::restore(host, intent.clone()) {
-                Err(gone) if gone.kind() == ErrorKind::NotFound => self.give_up(&intent, error),
-                Ok(left) => self.undo(&left, error),
+            match unless_gone(Sandbox::restore(host, intent.clone())) {
+                Ok(None) => self.give_up(&intent, error),
+                Ok(Some(left)) => self.undo(&left, error),
                 Err(also) => error.with_source(also),
             }
         })?;
@@ -70,8 +68,9 @@ impl Entry {
         Ok(sandbox)
     }
 
-    /// Forgets a sandbox that was not made; the error is the one for which it was not.
+    /// Removes the record of a sandbox that could not be made, and returns the error for which it could not.
     fn give_up(&self, intent: &State, error: Error) -> Error {
+        // They are claimed before they are recorded.
         self.release_units(&intent.units());
         match self.forget() {
             Ok(()) => error,
@@ -81,7 +80,7 @@ impl Entry {
 
     /// Removes a sandbox in which nothing runs yet; where something was put into it meanwhile, it stays recorded.
     fn undo(&self, sandbox: &Sandbox, error: Error) -> Error {
-        match sandbox.destroy(Remaining::Refuse, Duration::ZERO) {
+        match sandbox.destroy(Remaining::Refuse, LONGEST_UNDO) {
             Ok(_) if sandbox.is_gone() || sandbox.held().is_none_or(|held| !held.is_there()) => {
                 self.give_up(&sandbox.state(), error)
             }
@@ -137,23 +136,20 @@ impl Entry {
         remaining: Remaining,
         timeout: Duration,
     ) -> Result<Outcome> {
-        match Sandbox::restore(host, state.clone()) {
-            Ok(sandbox) => self.remove_with(&sandbox, remaining, timeout),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let mut outcome = Outcome::default();
-                remove_unmarked(host, &state, &mut outcome);
-                self.forget()?;
-                Ok(outcome)
-            }
-            Err(error) => Err(error),
+        if let Some(sandbox) = unless_gone(Sandbox::restore(host, state.clone()))? {
+            return self.remove_with(&sandbox, remaining, timeout);
         }
+        let mut outcome = Outcome::default();
+        remove_unmarked(host, &state, &mut outcome);
+        self.forget()?;
+        Ok(outcome)
     }
 }
 
-/// Said of what has the path of a sandbox that is forgotten.
+/// The report line for a cgroup at the path of a sandbox whose record is removed.
 const OF_OTHERS: &str = "left alone: this cgroup was made by somebody else";
 
-/// Removes what a creation that was interrupted had made and not yet marked. Tells of anything else that has the path.
+/// Removes the directories that an interrupted creation had made and not yet marked. Reports any other cgroup at the path.
 fn remove_unmarked(host: &Host, state: &State, outcome: &mut Outcome) {
     for state in std::iter::once(state).chain(state.apart.as_deref()).filter(|state| !state.cgroup.is_empty())
     {

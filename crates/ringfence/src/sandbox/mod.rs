@@ -353,7 +353,7 @@ impl Sandbox {
         }
     }
 
-    /// What of it is missing: directories of the whole or of its parts, each in one hierarchy.
+    /// The missing directories of the sandbox and of its parts, each in one hierarchy.
     fn damage(&self, cgroup: &Cgroup) -> Vec<Dir> {
         let parts = self.locked().parts.values().cloned().collect::<Vec<_>>();
         cgroup.damage(parts.iter().map(String::as_str))
@@ -453,7 +453,8 @@ impl Sandbox {
         }
     }
 
-    /// Refuses a removal that could not be begun: other sandboxes are nested inside, or processes live that are to be refused.
+    /// Refuses a removal before anything is changed: if other sandboxes are nested inside, or if processes live and `remaining`
+    /// says to refuse.
     pub(crate) fn allows_removal(&self, remaining: Remaining) -> Result<()> {
         for one in std::iter::once(self).chain(self.apart.as_deref()) {
             let state = one.locked();
@@ -556,6 +557,9 @@ fn open_leftover(host: &Host, state: &State) -> Result<Option<Arc<Cgroup>>> {
     }
     Ok(Some(Arc::new(cgroup)))
 }
+
+/// How long the directories of a creation that failed may be busy: those below them were removed a moment before.
+const LONGEST_UNDO: Duration = Duration::from_secs(5);
 
 /// Without a cgroup.
 const IN_OUR_OWN: &str = "nothing can be limited, and what is started runs in the cgroup of who starts it";

@@ -1,6 +1,6 @@
 //! Repairing a sandbox of which directories are missing in some hierarchy.
 
-use super::{Sandbox, open};
+use super::{Part, Sandbox, open};
 use crate::cgroup::Cgroup;
 use crate::devices::filter::Earlier;
 use crate::driver::cgroupfs::carry_out_and;
@@ -65,11 +65,11 @@ impl Sandbox {
         });
         let done =
             carry_out_and(&plan, &mut dirs, Earlier::Unknown, Processes::NONE, UNRECORDED, &mut |_| Ok(()))?;
-        let default = self.default_part_of(&state);
+        let default = state.parts.get(&Part::Overhead);
         for pid in cgroup.processes()? {
             for index in &wholes {
                 let path = default.filter(|_| self.host.has_parts(*index)).unwrap_or(&state.cgroup);
-                let dir = Dir::new(*index, path);
+                let dir = Dir::new(*index, path.as_str());
                 let joined = dirs.get(&dir).and_then(|open| open.join(pid));
                 match joined {
                     Ok(()) => {}
@@ -94,9 +94,5 @@ impl Sandbox {
             report.append(self.place_again()?);
         }
         Ok(report)
-    }
-
-    fn default_part_of<'s>(&self, state: &'s super::State) -> Option<&'s str> {
-        state.parts.get(&super::Part::Overhead).map(String::as_str)
     }
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use super::begun::Ahead;
 use super::change::{ChangeOptions, Changed};
-use super::{Overhead, Part, Sandbox, SandboxConfig, State, Status, gone, joined, open_leftover};
+use super::{
+    LONGEST_UNDO, Overhead, Part, Sandbox, SandboxConfig, State, Status, gone, joined, open_leftover,
+};
 use crate::cgroup::{Cgroup, Failures, Outcome, Remaining, signal_all};
 use crate::error::{Error, Result};
 use crate::events::LastWord;
@@ -52,7 +54,7 @@ impl<'a> Second<'a> {
     /// Takes it away again: nothing runs inside.
     pub(super) fn unmake(&mut self) {
         if let Some(made) = self.made.take() {
-            _ = made.destroy(Remaining::Refuse, Duration::ZERO);
+            _ = made.destroy(Remaining::Refuse, LONGEST_UNDO);
         }
     }
 }

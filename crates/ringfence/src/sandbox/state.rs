@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::layout::{self, EachThread, Shares};
 use super::{Begun, Overhead, Part, Pin, VcpuHints};
 use crate::cgroup::Cgroup;
+use crate::cgroup::mark::describe;
 use crate::devices::filter::Override;
 use crate::devices::{DevicePolicy, DeviceRule, Profile};
 use crate::error::{Error, ErrorKind, Result};
@@ -221,8 +222,8 @@ impl State {
 
     fn description(&self) -> Option<String> {
         self.path.as_systemd().map(|_| {
-            let kept = self.mark.as_ref().map_or(String::new(), |mark| format!(" ({mark})"));
-            format!("{OURS}{}{kept}", self.path)
+            let what = format!("{OURS}{}", self.path);
+            self.mark.as_ref().map_or_else(|| what.clone(), |mark| describe(&what, mark))
         })
     }
 

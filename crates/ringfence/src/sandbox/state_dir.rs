@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::dir::{PLACE, path_of_descriptor};
+use crate::kernel::proc;
 
 const PRIVATE: u32 = 0o700;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -201,10 +202,8 @@ struct Trust {
 
 impl Trust {
     fn of_this_process() -> Self {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        let is_initial = map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
         let overflow = || std::fs::read_to_string("/proc/sys/fs/overflowuid").ok()?.trim().parse().ok();
-        let unmapped = if is_initial { None } else { overflow() };
+        let unmapped = if proc::is_in_initial_user_namespace() { None } else { overflow() };
         Self { user: rustix::process::geteuid().as_raw(), unmapped }
     }
 

@@ -391,7 +391,7 @@ fn remove_unused(cgroup: &Cgroup, state: &mut State, wanted: &BTreeMap<u32, Part
         wanted.values().flat_map(|part| part.above().into_iter().chain([*part])).collect();
     let unused: Vec<_> =
         state.parts.keys().copied().filter(|part| part.is_for_threads() && !used.contains(part)).collect();
-    let mut dirs = Dirs::new(&cgroup.host, cgroup.dirs.clone());
+    let mut dirs = Dirs::of(cgroup);
     for part in unused.into_iter().rev() {
         let path = part.path_in(&state.cgroup);
         let mut is_gone = true;
