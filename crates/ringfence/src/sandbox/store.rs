@@ -172,10 +172,12 @@ impl StateDir {
         }
     }
 
-    /// Removes the identity of the store with its last record. Whoever makes a sandbox at this moment puts it back.
-    fn forget_identity(&self) {
+    /// Removes the identity of the store if `record` is its last record and about to be removed. Whoever makes a sandbox at this
+    /// moment puts it back.
+    fn forget_identity(&self, record: &str) {
         let Some(_alone) = self.alone() else { return };
-        if self.names().is_ok_and(|names| names.iter().all(|name| !name.ends_with(b".json"))) {
+        let is_other = |name: &Vec<u8>| name.ends_with(b".json") && name != record.as_bytes();
+        if self.names().is_ok_and(|names| !names.iter().any(is_other)) {
             _ = self.remove(IDENTITY);
         }
     }
@@ -456,6 +458,8 @@ impl Entry {
     pub(super) fn forget(&self) -> Result<()> {
         // What cannot be read claims nothing that can be known.
         let units = self.load().ok().flatten().map(|state| state.units()).unwrap_or_default();
+        // First: a process that dies in between leaves the record, by which all of this is done again.
+        self.directory.forget_identity(&self.named("json"));
         for name in [self.named("json"), self.temporary()] {
             match self.directory.remove(&name) {
                 Ok(()) | Err(Errno::NOENT) => {}
@@ -463,7 +467,6 @@ impl Entry {
             }
         }
         self.release_units(&units);
-        self.directory.forget_identity();
         announce(&self.directory.by_descriptor(), &self.id, LastWord::Removed);
         Ok(())
     }
