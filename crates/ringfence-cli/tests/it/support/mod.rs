@@ -418,11 +418,18 @@ impl Sandbox {
         }
     }
 
-    /// Waits until a command that was started in the background runs inside.
+    /// Waits until a command that was started in the background runs inside. A child that has not executed it yet still
+    /// shares the lock of its parent.
     #[track_caller]
     pub fn wait_until_populated(&self) {
         let all = hierarchies().len();
-        until("inside", || self.directories().len() == all && !self.processes().is_empty());
+        let has_executed = |pid: &u32| {
+            !fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "ringfence\n")
+        };
+        until("inside", || {
+            let inside = self.processes();
+            self.directories().len() == all && !inside.is_empty() && inside.iter().all(has_executed)
+        });
     }
 
     #[track_caller]
