@@ -576,13 +576,22 @@ fn owner_gains_nothing_by_moving_its_processes_out_of_the_parts() {
         let file = if directory.join("tasks").exists() { v1 } else { v2 };
         fs::read_to_string(directory.join(file)).unwrap().trim().to_owned()
     };
-    for (cpus, v1, v2) in
-        [("0.5", "50000", "50000 100000"), ("0.2", "20000", "20000 100000"), ("0.8", "80000", "80000 100000")]
-    {
-        sandbox.does("set", &["--cpus", cpus]);
+    let document = sandbox.scratch.path().join("resources.json");
+    // On v1, at no moment a part may have more than the whole.
+    for (quota, period) in [
+        (50_000, 100_000),
+        (20_000, 100_000),
+        (80_000, 100_000),
+        (90_000, 200_000),
+        (60_000, 100_000),
+        (40_000, 50_000),
+    ] {
+        fs::write(&document, format!("{{\"cpu\": {{\"quota\": {quota}, \"period\": {period}}}}}")).unwrap();
+        sandbox.does("set", &["--resources", document.to_str().unwrap()]);
         for directory in [whole.clone(), whole.join("vcpu")] {
             let now = held(&directory, "cpu.cfs_quota_us", "cpu.max");
-            assert!([v1, v2].contains(&now.as_str()), "{directory:?}: {now}");
+            let expected = [quota.to_string(), format!("{quota} {period}")];
+            assert!(expected.contains(&now), "{directory:?}: {now}");
         }
     }
     let cpuset = sandbox.dir("cpuset");

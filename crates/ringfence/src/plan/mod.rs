@@ -235,9 +235,10 @@ fn think_out(host: &Host, want: &Want<'_>, observed: &Observed<'_>) -> Result<(V
     }
     // What a part has asked for by way of the whole.
     observed.failure()?;
-    let last = if want.create { Vec::new() } else { lowered_bandwidth(host, observed, &mut steps) };
+    if !want.create {
+        steps.splice(0..0, lowered_bandwidth(host, observed, &steps, &mut of_parts));
+    }
     steps.extend(of_parts);
-    steps.extend(last);
     if !want.create {
         around_parts(host, want, observed, &mut steps);
     }
@@ -270,27 +271,46 @@ fn follow_parent(host: &Host, part: &PartWant, planned: &[&[Step]], steps: &mut 
     }
 }
 
-/// Bandwidth of v1: nothing can have more than what is above it, so that a lower one of the whole is written after those of
-/// its parts. Takes these steps out.
-fn lowered_bandwidth(host: &Host, observed: &Observed<'_>, steps: &mut Vec<Step>) -> Vec<Step> {
-    let number = |text: &str| text.trim().parse::<i64>().unwrap_or(-1);
-    let is_bandwidth = |step: &Step| {
-        matches!(&step.action, Action::Write { dir, file, .. }
-            if file.starts_with("cpu.cfs_") && host.version_of(dir.hierarchy) == Version::V1)
-    };
-    let is_lower = |step: &Step| match &step.action {
-        Action::Write { dir, file, value } if file == "cpu.cfs_quota_us" => {
-            let now = observed.look(FileAt::to_write(dir, file)).map_or(-1, |now| number(&now));
-            number(value) >= 0 && (now < 0 || number(value) < now)
+/// Bandwidth of v1: nothing can have more than what is above it, so that where the whole gets less, its parts get it
+/// first. Takes these steps out of those of the parts.
+fn lowered_bandwidth(
+    host: &Host,
+    observed: &Observed<'_>,
+    of_whole: &[Step],
+    of_parts: &mut Vec<Step>,
+) -> Vec<Step> {
+    const FILES: [&str; 2] = ["cpu.cfs_quota_us", "cpu.cfs_period_us"];
+    fn write_of(step: &Step) -> Option<(&Dir, &str, &str)> {
+        match &step.action {
+            Action::Write { dir, file, value } => Some((dir, file, value)),
+            _ => None,
         }
-        _ => false,
+    }
+    let is_bandwidth = |step: &Step| {
+        write_of(step).is_some_and(|(dir, file, _)| {
+            FILES.contains(&file) && host.version_of(dir.hierarchy) == Version::V1
+        })
     };
-    if !steps.iter().any(|step| is_bandwidth(step) && is_lower(step)) {
+    let writes = of_whole.iter().flat_map(Step::and_told).filter(|step| is_bandwidth(step));
+    let (mut now, mut then) = ([None; 2], [None; 2]);
+    for (dir, file, value) in writes.filter_map(write_of) {
+        for (index, name) in FILES.into_iter().enumerate() {
+            let held = observed.look(FileAt::to_write(dir, name));
+            now[index] = held.and_then(|held| held.trim().parse::<i64>().ok());
+            then[index] = if name == file { value.trim().parse().ok() } else { then[index].or(now[index]) };
+        }
+    }
+    // Time per period; a quota of -1 is none.
+    let share = |[quota, period]: [Option<i64>; 2]| match (quota, period) {
+        (Some(quota), Some(period)) if quota >= 0 => quota as f64 / period as f64,
+        _ => f64::INFINITY,
+    };
+    if share(then) >= share(now) {
         return Vec::new();
     }
-    let (last, first) = std::mem::take(steps).into_iter().partition(is_bandwidth);
-    *steps = first;
-    last
+    let (first, rest) = std::mem::take(of_parts).into_iter().partition(is_bandwidth);
+    *of_parts = rest;
+    first
 }
 
 /// Orders the writes of CPUs and memory nodes of the cgroups above a part so that the set of a part lies within the set

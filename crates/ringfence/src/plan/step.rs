@@ -176,6 +176,15 @@ impl Step {
         }
     }
 
+    /// The step, and those that it stands for: what a unit of systemd is told.
+    pub(super) fn and_told(&self) -> impl Iterator<Item = &Self> {
+        let told = match &self.action {
+            Action::StartUnit { told, .. } | Action::SetProperties { told, .. } => told.as_slice(),
+            _ => &[],
+        };
+        std::iter::once(self).chain(told.iter().map(|told| &told.step))
+    }
+
     pub(crate) fn new(action: Action) -> Self {
         Self { action, setting: None, verify: Verify::Accepted, reactions: Vec::new(), undo: Undo::Nothing }
     }
