@@ -279,7 +279,6 @@ fn lowered_bandwidth(
     of_whole: &[Step],
     of_parts: &mut Vec<Step>,
 ) -> Vec<Step> {
-    const FILES: [&str; 2] = ["cpu.cfs_quota_us", "cpu.cfs_period_us"];
     fn write_of(step: &Step) -> Option<(&Dir, &str, &str)> {
         match &step.action {
             Action::Write { dir, file, value } => Some((dir, file, value)),
@@ -288,13 +287,13 @@ fn lowered_bandwidth(
     }
     let is_bandwidth = |step: &Step| {
         write_of(step).is_some_and(|(dir, file, _)| {
-            FILES.contains(&file) && host.version_of(dir.hierarchy) == Version::V1
+            cpu::V1_BANDWIDTH.contains(&file) && host.version_of(dir.hierarchy) == Version::V1
         })
     };
     let writes = of_whole.iter().flat_map(Step::and_told).filter(|step| is_bandwidth(step));
     let (mut now, mut then) = ([None; 2], [None; 2]);
     for (dir, file, value) in writes.filter_map(write_of) {
-        for (index, name) in FILES.into_iter().enumerate() {
+        for (index, name) in cpu::V1_BANDWIDTH.into_iter().enumerate() {
             let held = observed.look(FileAt::to_write(dir, name));
             now[index] = held.and_then(|held| held.trim().parse::<i64>().ok());
             then[index] = if name == file { value.trim().parse().ok() } else { then[index].or(now[index]) };

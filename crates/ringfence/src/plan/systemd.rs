@@ -13,6 +13,7 @@ use rustix::io::Errno;
 pub(crate) use properties::properties_of;
 use properties::{Bandwidth, PERIOD, number};
 
+use super::cpu::V1_BANDWIDTH;
 use super::draft::minus_one;
 use super::{Action, Dir, Draft, Reaction, Step, Undo, Verify, devices, layout};
 use crate::devices::{DeviceKind, DevicePolicy, Verdict};
@@ -59,6 +60,8 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
     let bandwidth = v1_bandwidth(draft, &steps);
     let (mut told, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
     let files: Vec<Option<String>> = steps.iter().map(|step| file_of(step).map(str::to_owned)).collect();
+    let is_changed = |half: &str| files.iter().flatten().any(|file| file == half);
+    let changes_both_halves = !draft.want.create && V1_BANDWIDTH.into_iter().all(is_changed);
     for (position, step) in steps.into_iter().enumerate() {
         if is_device_write(&step) {
             continue;
@@ -86,6 +89,11 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
                     let why = format!("systemd keeps it in whole hundredths of a CPU: {kept}");
                     draft.report.add(setting, asked, why);
                 }
+            }
+            // systemd writes the period before the quota, and on the way between the two there may be more than the parent
+            // has, or less than a child.
+            if changes_both_halves && file_of(&step).is_some_and(|file| V1_BANDWIDTH.contains(&file)) {
+                before.push(one.step.clone());
             }
             told.push(one);
             continue;
@@ -292,7 +300,7 @@ fn by_property(
     let version = draft.host.version_of(dir.hierarchy);
     let mut step = step.clone();
     if let (Some((then, now)), Version::V1) = (bandwidth, version)
-        && matches!(file.as_ref(), "cpu.cfs_quota_us" | "cpu.cfs_period_us")
+        && V1_BANDWIDTH.contains(&file.as_ref())
     {
         let kept = then.kept();
         let value = match file.as_ref() {
