@@ -427,8 +427,10 @@ impl Sandbox {
             !fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "ringfence\n")
         };
         until("inside", || {
-            let inside = self.processes();
-            self.directories().len() == all && !inside.is_empty() && inside.iter().all(has_executed)
+            self.directories().len() == all && {
+                let inside = self.processes();
+                !inside.is_empty() && inside.iter().all(has_executed)
+            }
         });
     }
 
