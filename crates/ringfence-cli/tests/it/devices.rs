@@ -209,19 +209,15 @@ fn devices_are_added_and_taken_away_while_a_process_runs() {
     }
 }
 
-#[test]
-fn a_device_that_is_allowed_all_the_time_is_never_refused_while_others_change() {
-    let sandbox = Sandbox::named("steady");
-    sandbox.create(&[]);
+/// Opens a device that is allowed again and again, while `change` is called with the numbers up to `turns`.
+#[track_caller]
+fn never_refused(sandbox: &Sandbox, turns: usize, change: impl Fn(usize)) {
     let stop = sandbox.scratch.path().join("stop");
     let hammer = format!("hammer /dev/zero rw {}", stop.display());
     let mut command = sandbox.probe_command("exec", &[], &hammer);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let child = command.spawn().unwrap();
-    for turn in 0..50 {
-        let rule = ["c 1:11 rwm", "c 10:229 rw", "b 7:* rwm"][turn / 2 % 3];
-        sandbox.does(if turn % 2 == 0 { "devices allow" } else { "devices deny" }, &[rule]);
-    }
+    (0..turns).for_each(change);
     fs::write(&stop, "").unwrap();
     let done = wait(child, hammer).exits(0);
     let [tries, failures] =
@@ -231,6 +227,45 @@ fn a_device_that_is_allowed_all_the_time_is_never_refused_while_others_change() 
     };
     assert!(tries > 100, "{tries} tries");
     assert_eq!(failures, 0, "of {tries} tries");
+}
+
+#[test]
+fn a_device_that_is_allowed_all_the_time_is_never_refused_while_others_change() {
+    let sandbox = Sandbox::named("steady");
+    sandbox.create(&[]);
+    never_refused(&sandbox, 50, |turn| {
+        let rule = ["c 1:11 rwm", "c 10:229 rw", "b 7:* rwm"][turn / 2 % 3];
+        sandbox.does(if turn % 2 == 0 { "devices allow" } else { "devices deny" }, &[rule]);
+    });
+}
+
+#[test]
+fn a_device_that_is_allowed_is_never_refused_while_limits_change() {
+    let all_but_one = json!({"devices": [
+        {"allow": true, "access": "rwm"},
+        {"allow": false, "type": "c", "major": 1, "minor": 11, "access": "rwm"},
+    ]});
+    // The last two cannot be told to systemd as they are.
+    for rules in [&[][..], &["--device-allow", "c *:200 rw"], &["--profile", "none", "--resources"]] {
+        let sandbox = Sandbox::named("steady-limits");
+        let document = sandbox.scratch.path().join("devices.json");
+        fs::write(&document, all_but_one.to_string()).unwrap();
+        let whole = rules.last() == Some(&"--resources");
+        let file = whole.then_some(document.to_str().unwrap());
+        sandbox.create(&rules.iter().copied().chain(file).collect::<Vec<_>>());
+        let list = sandbox.file("devices.list");
+        never_refused(&sandbox, if rules.is_empty() { 12 } else { 4 }, |turn| {
+            let number = (100 + turn).to_string();
+            let change = [["--pids", &number], ["--cpu-weight", &number], ["--cpus", "0.9"]][turn % 3];
+            sandbox.does("set", &change);
+        });
+        assert_eq!(sandbox.file("devices.list"), list, "{rules:?}");
+        if whole && outsider_opens_outside() {
+            let script = format!("open {OUTSIDER} r;open /dev/null rw");
+            assert_eq!(allowed(&sandbox, &script), [false, true], "{rules:?}");
+        }
+        sandbox.does("rm", &["--kill"]);
+    }
 }
 
 /// `ringfence OPTIONS VERB ID RULE` without some capabilities, as in a container.

@@ -106,6 +106,32 @@ fn a_change_is_told_to_systemd_and_outlives_its_reloads() {
 }
 
 #[test]
+fn what_a_reload_resets_of_devices_opens_nothing() {
+    if skipped() {
+        return;
+    }
+    let _alone = SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
+    let sandbox = Sandbox::named("reload-devices");
+    let document = sandbox.scratch.path().join("devices.json");
+    let all_but_one = serde_json::json!({"devices": [
+        {"allow": true, "access": "rwm"},
+        {"allow": false, "type": "c", "major": 1, "minor": 11, "access": "rwm"},
+    ]});
+    fs::write(&document, all_but_one.to_string()).unwrap();
+    create(&sandbox, &["--hold", "--profile", "none", "--resources", document.to_str().unwrap()]);
+    let opens = |device: &str| exec(&sandbox, &format!("exec 3<{device}")).code == 0;
+    for order in ["daemon-reload", "daemon-reexec"] {
+        assert!(opens("/dev/null") && opens("/dev/vda") && !opens("/dev/kmsg"), "before {order}");
+        systemctl(&[order]);
+        assert!(opens("/dev/vda") && !opens("/dev/kmsg"), "after {order}");
+        sandbox.does("set", &["--pids", "50"]);
+    }
+    assert!(opens("/dev/null") && opens("/dev/vda") && !opens("/dev/kmsg"));
+    sandbox.does("rm", &[]);
+    nothing_is_left(&sandbox);
+}
+
+#[test]
 fn a_systemd_that_executes_itself_anew_again_and_again_is_waited_for() {
     if skipped() {
         return;

@@ -44,7 +44,7 @@ use crate::kernel::proc::ProcessIdentity;
 use crate::kernel::spawn::{Inside, Stage, join_self};
 use crate::kernel::{probe, proc, spawn};
 use crate::path::{CgroupPath, EVACUATED, SystemdName};
-use crate::plan::{self, Action, DeviceWant, Dir, Plan, UnitWant, Verify, Want};
+use crate::plan::{self, Action, DeviceWant, Dir, UnitWant, Unsupported, Want};
 use crate::report::Report;
 use crate::resources::{CpuSet, Resources};
 use crate::sandbox::begun::{Ahead, UNRECORDED};
@@ -57,12 +57,12 @@ pub const STATISTICS: &[Controller] =
 /// A creation meets a vanishing parent more than once only under a storm of other creations and removals.
 const CREATE_RETRIES: u32 = 8;
 
-/// How long what runs inside may take to stop, before systemd changes what it may open.
-const FREEZE_FOR_DEVICES: Duration = Duration::from_secs(5);
+/// How long what runs inside may take to stop, before systemd changes its unit.
+const FREEZE_FOR_SYSTEMD: Duration = Duration::from_secs(5);
 
-/// Said where what runs inside was not stopped while systemd changed what it may open.
-const NOT_FROZEN: &str = "the calling process is inside, so that the cgroup cannot be frozen while systemd changes the list: for a \
-                          moment, devices that are allowed before and after are refused";
+/// Said where what runs inside was not stopped while systemd changed its unit.
+const NOT_FROZEN: &str = ", so that it is not frozen while systemd resets the list of devices: for a moment, devices that \
+                          are allowed before and after are refused";
 
 /// One cgroup: a directory of the same path in every v1 hierarchy, or the one directory of v2, or both.
 ///
@@ -401,8 +401,12 @@ impl Cgroup {
         let plan = plan_on(&self.host, &mut dirs, want)?;
         let mut report = plan.report().clone();
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
-        // systemd refuses for a moment what is allowed before and after (v1).
-        let stopped = self.stop_for(&plan, &mut report)?;
+        let tells_systemd =
+            plan.steps().iter().any(|step| matches!(step.action, Action::SetProperties { .. }));
+        let stopped = match tells_systemd {
+            true => self.stop_for_systemd(plan.unsupported, &mut report)?,
+            false => None,
+        };
         let mut also = |_: &mut Dirs<'_>| also();
         let done = carry_out_and(&plan, &mut dirs, filter.as_earlier(), Processes::NONE, ahead, &mut also);
         drop(stopped);
@@ -414,27 +418,30 @@ impl Cgroup {
         Ok((report, plan.writes().filter_map(|step| step.setting.clone()).collect()))
     }
 
-    /// Freezes the cgroup for a change of devices by systemd, unless it is frozen already, until the answer is dropped. It
-    /// cannot be frozen while the calling process is inside: then the report says what that means.
-    fn stop_for(&self, plan: &Plan, report: &mut Report) -> Result<Option<Stopped<'_>>> {
-        let by_systemd = plan.steps().iter().any(|step| match &step.action {
-            Action::SetProperties { told, .. } => {
-                told.iter().any(|told| matches!(told.step.verify, Verify::DeviceList(_)))
+    /// Freezes the cgroup while systemd changes its unit and resets the list of devices (v1), unless it is frozen already,
+    /// until the answer is dropped. Where it cannot be frozen, the report says what that means.
+    pub(crate) fn stop_for_systemd(
+        &self,
+        unsupported: Unsupported,
+        report: &mut Report,
+    ) -> Result<Option<Stopped<'_>>> {
+        if !plan::resets_devices(&self.host) || self.is_frozen()? {
+            return Ok(None);
+        }
+        let why = if self.freezes_caller()? {
+            "the calling process is inside"
+        } else {
+            match self.freeze(FREEZE_FOR_SYSTEMD) {
+                Ok(()) => return Ok(Some(Stopped(self))),
+                Err(error) if error.kind() == ErrorKind::TimedOut => "what runs inside does not stop",
+                Err(error) => return Err(error),
             }
-            _ => false,
-        });
-        if !by_systemd || self.is_frozen()? {
-            return Ok(None);
-        }
-        if self.freezes_caller()? {
-            let mut unfrozen = Report::default();
-            unfrozen.add("devices", &self.path, NOT_FROZEN);
-            plan.unsupported.mind(&unfrozen)?;
-            report.append(unfrozen);
-            return Ok(None);
-        }
-        self.freeze(FREEZE_FOR_DEVICES)?;
-        Ok(Some(Stopped(self)))
+        };
+        let mut unfrozen = Report::default();
+        unfrozen.add("devices", &self.path, format!("{why}{NOT_FROZEN}"));
+        unsupported.mind(&unfrozen)?;
+        report.append(unfrozen);
+        Ok(None)
     }
 
     /// The number of our device program (v2).
@@ -816,7 +823,7 @@ impl Cgroup {
 }
 
 /// Thaws when it is dropped.
-struct Stopped<'a>(&'a Cgroup);
+pub(crate) struct Stopped<'a>(&'a Cgroup);
 
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {

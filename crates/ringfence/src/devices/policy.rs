@@ -96,16 +96,6 @@ impl DevicePolicy {
         Self { default: Verdict::Allow, exceptions: Vec::new() }
     }
 
-    /// Every device denied but those with a number: all of them.
-    pub(crate) fn every_number() -> Self {
-        let all = [DeviceKind::Char, DeviceKind::Block];
-        let mut every = Self::deny_all();
-        for kind in all {
-            every.insert(Exception { kind, numbers: Numbers::ALL, access: Access::ALL });
-        }
-        every
-    }
-
     /// The policy that rules make, beginning with every device denied; later rules win.
     ///
     /// Errors: those of [`DevicePolicy::apply`].
@@ -231,7 +221,7 @@ impl DevicePolicy {
     }
 
     /// Adds to the exceptions.
-    pub(super) fn insert(&mut self, exception: Exception) {
+    pub(crate) fn insert(&mut self, exception: Exception) {
         match self.position(exception) {
             Err(at) => self.exceptions.insert(at, exception),
             Ok(at) => {

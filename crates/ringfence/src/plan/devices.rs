@@ -1,5 +1,7 @@
 //! What may be opened: `devices.allow` and `devices.deny` on v1, an eBPF program on v2.
 
+use std::borrow::Cow;
+
 use rustix::io::Errno;
 
 use super::{Action, DeviceWant, Draft, Reaction, Step, Undo, Verify};
@@ -77,16 +79,22 @@ fn is_running(draft: &Draft<'_>, index: usize) -> bool {
     draft.want.unit.is_none() && !is_empty && !is_frozen()
 }
 
+/// The writes that make one policy of another, while nothing runs inside.
+pub(super) fn writes_between(
+    from: &DevicePolicy,
+    to: &DevicePolicy,
+) -> Result<Vec<(Cow<'static, str>, String)>> {
+    let live = LiveDevices { list: from.into(), known: Some(from.clone()) };
+    let writes = transition::transition(&live, to, || false)?;
+    Ok(writes.into_iter().map(|write| (write.file.into(), write.value)).collect())
+}
+
 fn change(draft: &mut Draft<'_>, index: usize, wanted: &DeviceWant<'_>, live: &LiveDevices) -> Result<()> {
     let writes = transition::transition(live, wanted.policy, || is_running(draft, index))?;
-    let undo = match wanted.before {
-        Some(before) if !draft.want.create => {
-            let then = LiveDevices { list: wanted.policy.into(), known: Some(wanted.policy.clone()) };
-            transition::transition(&then, before, || false)?
-        }
+    let mut undo = match wanted.before {
+        Some(before) if !draft.want.create => writes_between(wanted.policy, before)?,
         _ => Vec::new(),
     };
-    let mut undo = undo.into_iter().map(|write| (write.file.into(), write.value)).collect();
     let last = writes.len().saturating_sub(1);
     for (position, write) in writes.into_iter().enumerate() {
         let reset = write.is_reset();

@@ -27,7 +27,9 @@ use observed::Observed;
 pub(crate) use observed::{FileAt, Read, UNREAD};
 pub(crate) use step::{Action, Dir, Reaction, Undo, Verify};
 pub use step::{Plan, Step};
-pub(crate) use systemd::{Told, UnitWant, in_order_of_leaving, is_managed, properties_of, scope};
+pub(crate) use systemd::{
+    Told, UnitWant, in_order_of_leaving, is_managed, properties_of, resets_devices, scope,
+};
 
 use std::fmt;
 use std::sync::Arc;
@@ -107,6 +109,8 @@ pub(crate) struct Want<'a> {
     /// What is to become different.
     pub(crate) change: &'a Resources,
     pub(crate) devices: Option<DeviceWant<'a>>,
+    /// The policy that is in force before the change, for a systemd that resets it.
+    pub(crate) devices_now: Option<&'a DevicePolicy>,
     /// A quota of CPU time brings a burst of the same size with it, unless the caller says something about bursts.
     pub(crate) burst_by_default: bool,
     /// When memory runs out, all processes are killed, unless the caller says something about it (v2, `memory.oom.group`).
@@ -160,6 +164,7 @@ impl<'a> Want<'a> {
             change: &part.change,
             unit: None,
             devices: None,
+            devices_now: None,
             oom_group_by_default: false,
             evacuate: false,
             statistics: &[Controller::Cpu],
@@ -178,6 +183,7 @@ impl<'a> Want<'a> {
             base,
             change,
             devices: None,
+            devices_now: None,
             burst_by_default: false,
             oom_group_by_default: false,
             force: false,

@@ -3,20 +3,20 @@
 //! What systemd knows of is never written behind its back: the next reload, or the next change of a property, would put
 //! back what it knows. What it has no property for is written to the files, and stays.
 
+mod devices;
 mod properties;
 
-use std::borrow::Cow;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
 
+pub(crate) use devices::resets_devices;
 pub(crate) use properties::properties_of;
 use properties::{Bandwidth, PERIOD, number};
 
 use super::cpu::V1_BANDWIDTH;
 use super::draft::minus_one;
-use super::{Action, Dir, Draft, Reaction, Step, Undo, Verify, devices, layout};
-use crate::devices::{DeviceKind, DevicePolicy, Verdict};
+use super::{Action, Dir, Draft, Reaction, Step, Undo, layout};
 use crate::error::Result;
 use crate::host::{Controller, Hierarchy, Host, Version};
 use crate::interface::lifts_cpuset;
@@ -108,7 +108,7 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
         };
         if goes_before { before.push(step) } else { after.push(step) }
     }
-    told.extend(device_rules(draft, &mut after)?);
+    told.extend(devices::rules(draft, !told.is_empty(), &mut after)?);
     if draft.want.create {
         let (own, start) = start(draft, unit, told);
         draft.steps = own;
@@ -377,67 +377,6 @@ fn v1_bandwidth(draft: &Draft<'_>, steps: &[Step]) -> Option<(Bandwidth, Bandwid
         period: period.map_or(before.period, |period| micros(Some(period))),
     };
     Some((then, before))
-}
-
-/// v1: the device policy as systemd's, or the next reload would open every device.
-fn device_rules(draft: &mut Draft<'_>, after: &mut Vec<Step>) -> Result<Option<Told>> {
-    let Some(wanted) = draft.want.devices else { return Ok(None) };
-    let Some((index, _)) = draft.place_of(Controller::Devices) else { return Ok(None) };
-    if draft.host.rootless {
-        let value = format!("{} exceptions", wanted.policy.exceptions().count());
-        draft.report.add("devices", value, "a user's systemd has no say on cgroup v1");
-        return Ok(None);
-    }
-    let dir = draft.leaf(index);
-    let words = allowed(wanted.policy);
-    let (properties, shown) = words.clone().unwrap_or_else(every_device);
-    if words.is_none() {
-        // What has no words is written, and is lost.
-        let why = "systemd has no words for this device policy: it is in force until systemd is reloaded, which then \
-                   opens every device";
-        draft.report.add("devices", wanted.policy.to_string(), why);
-        devices::v1_from(draft, index, &wanted, &shown)?;
-        after.append(&mut draft.steps);
-    }
-    let back = wanted.before.and_then(allowed).map(|(properties, _)| properties);
-    let list = Action::Write { dir, file: Cow::Borrowed(devices::DEVICES_LIST), value: String::new() };
-    let mut step = Step::new(list);
-    step.setting = Some("devices".into());
-    step.verify(Verify::DeviceList(shown));
-    Ok(Some(Told { step, properties, back: back.unwrap_or_default() }))
-}
-
-/// A policy in systemd's words, and what it becomes in the kernel.
-fn allowed(policy: &DevicePolicy) -> Option<(Vec<Property>, DevicePolicy)> {
-    if policy.default_verdict() == Verdict::Allow {
-        // It has none for what is denied.
-        return policy.exceptions().next().is_none().then(every_device);
-    }
-    let mut entries = Vec::new();
-    for exception in policy.exceptions() {
-        let kind = match exception.kind {
-            DeviceKind::Char => "char",
-            DeviceKind::Block => "block",
-        };
-        let name = match (exception.numbers.major, exception.numbers.minor) {
-            (Some(major), Some(minor)) => format!("/dev/{kind}/{major}:{minor}"),
-            (None, None) => format!("{kind}-*"),
-            (Some(major), None) => format!("{kind}-{major}"),
-            (None, Some(_)) => return None,
-        };
-        entries.push((name, exception.access.to_string()));
-    }
-    Some((strict(entries), policy.clone()))
-}
-
-/// With the policy `auto` there would be no cgroup for devices.
-fn every_device() -> (Vec<Property>, DevicePolicy) {
-    let entries = ["char-*", "block-*"].map(|name| (name.to_owned(), "rwm".to_owned())).to_vec();
-    (strict(entries), DevicePolicy::every_number())
-}
-
-fn strict(entries: Vec<(String, String)>) -> Vec<Property> {
-    vec![Property::text("DevicePolicy", "strict"), Property::new("DeviceAllow", Value::Devices(entries))]
 }
 
 /// The path of the unit's cgroup, as it is printed: in the hierarchy in which systemd keeps its units.

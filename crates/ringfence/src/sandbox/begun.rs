@@ -2,7 +2,6 @@
 //! take it back.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -15,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::interface::holds;
 use crate::path::Subpath;
-use crate::plan::{Action, Dir, Plan, Undo, properties_of};
+use crate::plan::{Action, Dir, Plan, Undo, Unsupported, properties_of};
 use crate::report::Report;
 use crate::systemd::property::tell;
 
@@ -142,7 +141,7 @@ impl Sandbox {
                     report.note("pid", origin.pid, why);
                 }
             }
-            self.write_back(cgroup, &before, &begun.values)?;
+            self.write_back(cgroup, &before, &begun.values, &mut report)?;
         }
         if begun.devices && cgroup.is_some() {
             report.append(self.put_back_devices(&before)?);
@@ -170,7 +169,7 @@ impl Sandbox {
         *self.locked() = before;
     }
 
-    fn write_back(&self, cgroup: &Arc<Cgroup>, state: &State, values: &[Held]) -> Result<()> {
+    fn write_back(&self, cgroup: &Cgroup, state: &State, values: &[Held], report: &mut Report) -> Result<()> {
         let host = &self.host;
         let dir_of = |held: &Held| {
             let known = host.hierarchies.iter().position(|known| known.is_called(&held.hierarchy));
@@ -192,6 +191,7 @@ impl Sandbox {
             let manager = host.manager()?;
             properties.retain(|property| !manager.lacks(property.name));
             if !properties.is_empty() {
+                let _stopped = cgroup.stop_for_systemd(Unsupported::Report, report)?;
                 manager.set(&unit.unit(), &properties)?;
                 manager.settle()?;
             }

@@ -236,6 +236,7 @@ impl<'c> Changed<'c> {
         want.oom_group_by_default = state.profile != Profile::None;
         want.force = options.force;
         want.unsupported = options.unsupported;
+        want.devices_now = Some(&state.devices);
         if let Some(devices) = &self.devices {
             let overriding = Override::from_allowed(state.override_device_programs);
             let (before, policy) = (Some(&state.devices), &devices.policy);

@@ -2,6 +2,7 @@ use serde_json::{Value as Json, json};
 
 use super::properties::from_bfq;
 use super::*;
+use crate::devices::DevicePolicy;
 use crate::devices::filter::Override;
 use crate::devices::runtime_defaults;
 use crate::host::{DeviceNode, Mode};
