@@ -120,7 +120,7 @@ impl Begun {
 impl Sandbox {
     /// Whether a process died while it changed the sandbox: [`Sandbox::settle`] takes back what it had done by then.
     pub fn is_unsettled(&self) -> bool {
-        self.locked().begun.is_some()
+        self.known().begun.is_some()
     }
 
     /// Takes back what a process had done of a change at which it died. Whoever holds the lock of the sandbox calls this
@@ -133,7 +133,7 @@ impl Sandbox {
         let Some(begun) = before.begun.clone() else { return Ok(Report::default()) };
         let mut report = Report::default();
         // A scope that has ended has taken everything along.
-        let cgroup = self.present(&self.locked())?;
+        let cgroup = self.present(&self.known())?;
         if let Some(cgroup) = &cgroup {
             for origin in &begun.processes {
                 if let Err(errno) = origin.put_back(&self.host) {

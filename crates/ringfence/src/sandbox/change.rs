@@ -39,7 +39,7 @@ impl Sandbox {
     /// The steps of [`Sandbox::change`], without doing them.
     pub fn plan_change(&self, change: &Resources, options: ChangeOptions) -> Result<Plan> {
         let (options, theirs) = self.shared_out(change, options)?;
-        let state = self.locked();
+        let state = self.known();
         let planned = Changed::of(&state, change, &options, &self.host)?;
         let mut plan = self.think(&state, planned, &options)?;
         if let (Some(apart), Some((change, options))) = (&self.apart, theirs) {

@@ -65,7 +65,7 @@ impl Sandbox {
 
     /// The steps of [`Sandbox::change_claim`], without doing them.
     pub fn plan_claim(&self, name: &str, claim: Claim<'_>, options: ChangeOptions) -> Result<Plan> {
-        let state = self.locked();
+        let state = self.known();
         let planned = of_claim(&state, name, claim, &options)?;
         let mut plan = self.think(&state, planned, &options)?;
         if let Some(apart) = &self.apart {
@@ -92,7 +92,7 @@ impl Sandbox {
 
     /// The claims: what each of them allows.
     pub fn claims(&self) -> BTreeMap<String, Vec<DeviceRule>> {
-        self.locked().claims.clone()
+        self.known().claims.clone()
     }
 }
 

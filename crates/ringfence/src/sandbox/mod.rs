@@ -11,6 +11,7 @@ mod leftovers;
 mod lifecycle;
 mod pinning;
 mod processes;
+mod record;
 mod repair;
 mod separate;
 mod state;
@@ -21,7 +22,7 @@ mod threads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,7 @@ pub use leftovers::Leftover;
 pub use pinning::{Pin, TakenCpus};
 pub use processes::Hold;
 use processes::part_path;
+use record::{Record, Turn};
 use separate::Second;
 pub use state::{Inodes, Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
@@ -96,7 +98,7 @@ pub struct Sandbox {
     host: Host,
     /// None where systemd carries it and no process has started it, or the last one has ended.
     cgroup: Mutex<Option<Arc<Cgroup>>>,
-    state: Mutex<State>,
+    state: Record,
     /// What is done about what only shows when a unit starts.
     unsupported: Unsupported,
     /// The overhead where it is separate; its state is here alone.
@@ -227,10 +229,10 @@ impl Sandbox {
         };
         state.phase = Phase::Ready;
         let (host, unsupported, apart) = (host.clone(), config.unsupported, second.made);
-        let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
+        let (cgroup, state) = (Mutex::new(cgroup), Record::new(state));
         let made = Self { host, cgroup, state, unsupported, apart, hearers: Hearers::default() };
-        let mut report = made.locked().report.clone();
-        made.apart.iter().for_each(|apart| report.add_new(&apart.locked().report));
+        let mut report = made.known().report.clone();
+        made.apart.iter().for_each(|apart| report.add_new(&apart.known().report));
         Ok((made, report))
     }
 
@@ -244,7 +246,7 @@ impl Sandbox {
         let mut found = Self::opened(host, state)?;
         // What is left of one of the two can still be removed.
         if found.is_gone() && apart.as_ref().is_none_or(|apart| apart.held().is_none()) {
-            return Err(gone(&found.locked()));
+            return Err(gone(&found.known()));
         }
         found.apart = apart.map(Box::new);
         Ok(found)
@@ -257,7 +259,7 @@ impl Sandbox {
         state.path = host.with_slice(&state.path);
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = open(host, &state)?;
-        let (cgroup, state) = (Mutex::new(cgroup), Mutex::new(state));
+        let (cgroup, state) = (Mutex::new(cgroup), Record::new(state));
         let (unsupported, hearers) = (Unsupported::Report, Hearers::default());
         Ok(Self { host: host.clone(), cgroup, state, unsupported, apart: None, hearers })
     }
@@ -268,7 +270,7 @@ impl Sandbox {
 
     /// Whether its cgroup was removed. A scope of systemd starts again.
     fn is_gone(&self) -> bool {
-        self.held().is_none() && !self.locked().path.is_systemd()
+        self.held().is_none() && !self.known().path.is_systemd()
     }
 
     /// Its cgroup as it is now, if it has one.
@@ -311,7 +313,7 @@ impl Sandbox {
 
     /// What another process needs to restore it.
     pub fn state(&self) -> State {
-        self.snapshot(&self.locked())
+        self.snapshot(&self.known())
     }
 
     fn snapshot(&self, state: &State) -> State {
@@ -322,8 +324,14 @@ impl Sandbox {
         state
     }
 
-    fn locked(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// For an operation, which waits for the one before it.
+    fn locked(&self) -> Turn<'_> {
+        self.state.lock()
+    }
+
+    /// For who only looks, and waits for nobody.
+    fn known(&self) -> Arc<State> {
+        self.state.known()
     }
 
     /// The process that answers for the sandbox; `None` for one that stays without.
@@ -333,13 +341,13 @@ impl Sandbox {
 
     /// Controller → directory; the v2 tree is `unified`.
     pub fn paths(&self) -> BTreeMap<String, PathBuf> {
-        let present = self.present(&self.locked());
+        let present = self.present(&self.known());
         present.ok().flatten().map(|cgroup| cgroup.paths()).unwrap_or_default()
     }
 
     fn own_status(&self) -> Result<Status> {
         let absent = || if self.is_gone() { Status::Gone } else { Status::Planned };
-        let Some(cgroup) = self.present(&self.locked())? else { return Ok(absent()) };
+        let Some(cgroup) = self.present(&self.known())? else { return Ok(absent()) };
         let present = || match cgroup.is_frozen()? {
             _ if !self.damage(&cgroup).is_empty() => Ok(Status::Damaged),
             true => Ok(Status::Frozen),
@@ -355,13 +363,13 @@ impl Sandbox {
 
     /// The missing directories of the sandbox and of its parts, each in one hierarchy.
     fn damage(&self, cgroup: &Cgroup) -> Vec<Dir> {
-        let parts = self.locked().parts.values().cloned().collect::<Vec<_>>();
+        let parts = self.known().parts.values().cloned().collect::<Vec<_>>();
         cgroup.damage(parts.iter().map(String::as_str))
     }
 
     /// The device policy in force.
     pub fn devices(&self) -> DevicePolicy {
-        self.locked().devices.clone()
+        self.known().devices.clone()
     }
 
     /// A reader of statistics that keeps its descriptors between samples.
@@ -378,14 +386,14 @@ impl Sandbox {
             return place.stats_reader();
         }
         let whole = self.cgroup()?;
-        Cgroup::open_at(&whole.host, part_path(&self.locked(), part)?)?.stats_reader()
+        Cgroup::open_at(&whole.host, part_path(&self.known(), part)?)?.stats_reader()
     }
 
     /// The value in effect, and which ancestor decides it: of CPU time and CPUs for the vCPUs, where these are a part. See
     /// [`Cgroup::explain`].
     pub fn explain(&self, key: &Key) -> Result<Explanation> {
         let whole = self.cgroup()?;
-        let vcpus = self.locked().parts.get(&Part::Vcpu).filter(|_| layout::is_by_part(key)).cloned();
+        let vcpus = self.known().parts.get(&Part::Vcpu).filter(|_| layout::is_by_part(key)).cloned();
         match vcpus.map(|path| Cgroup::open_at(&whole.host, &path)).transpose()? {
             Some(part) if part.has_place_of(key.controller()) => part.explain(key),
             _ => whole.explain(key),
@@ -402,7 +410,7 @@ impl Sandbox {
             return Err(Error::invalid("key", key, why));
         }
         let whole = self.cgroup()?;
-        Cgroup::open_at(&whole.host, part_path(&self.locked(), part)?)?.explain(key)
+        Cgroup::open_at(&whole.host, part_path(&self.known(), part)?)?.explain(key)
     }
 
     /// The host, as it is seen where the sandbox is.
@@ -457,7 +465,7 @@ impl Sandbox {
     /// says to refuse.
     pub(crate) fn allows_removal(&self, remaining: Remaining) -> Result<()> {
         for one in std::iter::once(self).chain(self.apart.as_deref()) {
-            let state = one.locked();
+            let state = one.known();
             if let Some(cgroup) = one.present(&state)? {
                 cgroup.refuse_nested()?;
                 let held = state.held_by();
@@ -524,7 +532,7 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a scope of systemd in which nothing runs.
     pub fn cgroup(&self) -> Result<Arc<Cgroup>> {
-        self.present_or_not_found(&self.locked())
+        self.present_or_not_found(&self.known())
     }
 }
 

@@ -137,12 +137,12 @@ impl Sandbox {
 
     /// Whether vCPUs are to be pinned.
     pub(super) fn is_pinned(&self) -> bool {
-        self.locked().pin.is_some()
+        self.known().pin.is_some()
     }
 
     /// The CPUs to which vCPUs that run are pinned.
     pub fn pinned_cpus(&self) -> Result<CpuSet> {
-        let state = self.locked();
+        let state = self.known();
         let Some(cgroup) = self.present(&state)?.filter(|_| !state.pinned.is_empty()) else {
             return Ok(CpuSet::new());
         };

@@ -21,7 +21,7 @@ impl Sandbox {
     }
 
     pub(super) fn own_processes(&self) -> Result<BTreeSet<u32>> {
-        match self.present(&self.locked())? {
+        match self.present(&self.known())? {
             Some(cgroup) => cgroup.processes(),
             None => Ok(BTreeSet::new()),
         }
@@ -38,7 +38,7 @@ impl Sandbox {
         if self.apart.is_some() {
             return Some(Part::Overhead);
         }
-        self.locked().parts.contains_key(&Part::Overhead).then_some(Part::Overhead)
+        self.known().parts.contains_key(&Part::Overhead).then_some(Part::Overhead)
     }
 
     /// The same, into a part.
@@ -90,7 +90,7 @@ impl Sandbox {
     /// Starts a command inside; it never runs outside, not for an instant. Where the sandbox has parts, it is born among the
     /// vCPUs, limited as they are, until [`Sandbox::place_vcpus`] tells its threads apart.
     pub fn spawn(&self, command: &Command) -> Result<Child> {
-        let part = self.locked().parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
+        let part = self.known().parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
         self.spawn_in(part, command)
     }
 
@@ -161,7 +161,7 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a scope of systemd in which nothing runs.
     pub fn join_hook(&self) -> Result<impl FnMut() -> std::io::Result<()> + Send + Sync + 'static + use<>> {
-        let state = self.locked();
+        let state = self.known();
         let part = state.parts.contains_key(&Part::Vcpu).then_some(Part::Vcpu);
         seat(&self.present_or_not_found(&state)?, &state, part)?.join_hook()
     }

@@ -156,7 +156,7 @@ impl Sandbox {
         if self.apart.is_none() {
             return Ok((options, None));
         }
-        self.locked().overhead.allows(&options.overhead)?;
+        self.known().overhead.allows(&options.overhead)?;
         let theirs = Resources { devices: change.devices.clone(), ..options.overhead.clone() };
         let their_options = ChangeOptions {
             overhead: Resources::default(),
@@ -198,7 +198,7 @@ impl Sandbox {
 
     /// The same, or what a scope of systemd that has ended left: directories with threads of the VMM.
     fn present_or_left(&self) -> Result<Option<Arc<Cgroup>>> {
-        let state = self.locked();
+        let state = self.known();
         match self.present(&state)? {
             None => open_leftover(&self.host, &state),
             present => Ok(present),
@@ -214,7 +214,7 @@ impl Sandbox {
     fn both_present(&self) -> Result<Vec<&Self>> {
         let mut present = Vec::new();
         for one in self.both() {
-            if one.present(&one.locked())?.is_some() {
+            if one.present(&one.known())?.is_some() {
                 present.push(one);
             }
         }
@@ -329,7 +329,7 @@ impl Sandbox {
 
     /// Nothing is removed of both while there are processes in one, but for those that only hold it.
     fn refuse_living(&self) -> Result<()> {
-        let state = self.locked();
+        let state = self.known();
         let Some(cgroup) = self.present(&state)? else { return Ok(()) };
         let held = state.placeholder.as_ref().map(|held| BTreeSet::from([held.pid]));
         if held.is_some_and(|held| cgroup.processes().is_ok_and(|pids| pids == held)) {

@@ -112,7 +112,7 @@ impl Sandbox {
     pub fn find_vcpus(&self, hints: &VcpuHints, within: Duration) -> Result<VmmThreads> {
         let deadline = Deadline::after(within);
         let (finder, count, placeholder) = {
-            let state = self.locked();
+            let state = self.known();
             let hints = hints.or(&state.vcpu_hints);
             (hints.finder(state.profile), hints.count, state.placeholder.clone())
         };
@@ -184,7 +184,7 @@ impl Sandbox {
 
     /// The same with the threads that are known.
     pub(super) fn place_again(&self) -> Result<Report> {
-        let state = self.locked();
+        let state = self.known();
         let known = |threads: &BTreeMap<u32, u32>| -> Vec<_> { threads.iter().map(own).collect() };
         let (vcpus, iothreads) = (known(&state.vcpus), known(&state.iothreads));
         drop(state);
@@ -345,7 +345,7 @@ impl Sandbox {
         if let Some(apart) = &self.apart {
             return self.tasks_apart(apart, threads);
         }
-        let state = self.locked();
+        let state = self.known();
         let Some(cgroup) = self.present(&state)? else { return Ok(Vec::new()) };
         let mut tasks = cgroup.tasks(threads)?;
         let first = if state.parts.is_empty() { None } else { parts_of(&cgroup, &state)?.into_iter().next() };

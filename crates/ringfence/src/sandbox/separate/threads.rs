@@ -157,7 +157,7 @@ impl Sandbox {
     /// [`Sandbox::tasks`] where the overhead is separate. A process is where its memory is charged; its threads may be
     /// outside.
     pub(in crate::sandbox) fn tasks_apart(&self, apart: &Self, threads: bool) -> Result<Vec<Task>> {
-        let state = self.locked();
+        let state = self.known();
         let (own, outside) = (self.present(&state)?, apart.present_or_left()?);
         let mut tasks = own.as_ref().map(|own| own.tasks(threads)).transpose()?.unwrap_or_default();
         if let Some(outside) = &outside {
