@@ -29,6 +29,7 @@ impl Gc {
         let options = GcOptions { apply: self.apply, kill: self.kill, timeout: context.global.timeout };
         let (found, failures) = context.store(&host).gc(&host, options)?;
         failures.iter().for_each(|error| context.output.error(error));
+        found.iter().for_each(|one| context.output.report(&one.report));
         context.output.list(&found, || table(&found))?;
         Ok(if failures.is_empty() { Exit::Done } else { Exit::Failed })
     }
@@ -36,7 +37,7 @@ impl Gc {
 
 fn table(found: &[Collected]) -> Table {
     let mut table = Table::new(["ID", "WHY", "ACTION"]);
-    for Collected { id, why, action } in found {
+    for Collected { id, why, action, .. } in found {
         let action = match action {
             GcAction::Forget => "forget",
             GcAction::Remove => "remove",

@@ -275,6 +275,7 @@ impl Run {
         }
         drop(sandbox);
         let outcome = entry.remove_recorded(host, state, Remaining::Kill, context.global.timeout)?;
+        context.output.report_always(&outcome.report);
         Ok(outcome.events.oom_kill)
     }
 

@@ -97,6 +97,31 @@ fn full_state_file_system_does_not_keep_gc_from_killing() {
 }
 
 #[test]
+fn read_only_state_file_system_keeps_nothing_from_being_killed_and_removed() {
+    let sandbox = Sandbox::named("read-only-rm");
+    let alive = "pid=$(rf run \"$ID\" --detach -- sleep 1000)";
+    let orphaned = "rf run \"$ID\" --detach -- sh -c 'sleep 1000 & sleep 0.2'; pid=; sleep 1";
+    for (start, removal, status) in
+        [(alive, "rm \"$ID\" --kill", 0), (orphaned, "gc --apply --kill", 0), (alive, "rm \"$ID\"", 5)]
+    {
+        let script = format!(
+            "{start}; mount -o remount,ro \"$STATE\"; set +e
+             rf show \"$ID\" > /dev/null && rf ps \"$ID\" > /dev/null || exit 21
+             rf set \"$ID\" --pids 77 && exit 22
+             rf -o json diff \"$ID\" | grep -q '^\\[\\]$' || exit 23
+             rf show no-such; test $? -eq 3 || exit 24
+             rf {removal}; status=$?
+             test \"$pid\" && test -e /proc/$pid/exe && kill $pid
+             test -e \"$STATE/$ID.json\" || exit 25
+             mount -o remount,rw \"$STATE\"; rf rm \"$ID\" --kill || exit 26; exit $status"
+        );
+        let done = on_a_small_file_system(&sandbox, &script).exits(status);
+        assert!(done.stderr.contains("Read-only"), "{removal}: {}", done.stderr);
+        sandbox.is_gone();
+    }
+}
+
+#[test]
 fn run_returns_the_status_of_its_command_when_the_state_file_system_is_full() {
     let sandbox = Sandbox::named("run-full");
     let script = "set +e; export STATE; rf run \"$ID\" -- sh -c '

@@ -9,6 +9,7 @@ use crate::cgroup::Remaining;
 use crate::error::{Error, ErrorKind, Result, unless_gone};
 use crate::host::Host;
 use crate::path::SandboxId;
+use crate::report::Report;
 
 /// How garbage is collected.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +31,9 @@ pub struct Collected {
     pub why: String,
     /// What is done about it.
     pub action: GcAction,
+    /// What could not be done, or recorded.
+    #[serde(skip_serializing_if = "Report::is_empty")]
+    pub report: Report,
 }
 
 /// What is done about what was found.
@@ -78,7 +82,8 @@ impl Store {
             if options.apply {
                 unless_gone(leftover.remove(host, remaining, options.timeout))?;
             }
-            found.push(Collected { id: format!("/{}", leftover.path), why: leftover.why.to_owned(), action });
+            let (id, why) = (format!("/{}", leftover.path), leftover.why.to_owned());
+            found.push(Collected { id, why, action, report: Report::default() });
         }
         if options.apply {
             self.sweep()?;
@@ -98,15 +103,13 @@ impl Store {
         };
         let Some(state) = entry.load()? else { return Ok(None) };
         let sandbox = unless_gone(Sandbox::restore(host, state.clone()))?;
-        let found = |why: String, action| Some(Collected { id: id.to_string(), why, action });
+        let found = |why: String, action, report| Some(Collected { id: id.to_string(), why, action, report });
         let Some(why) = why(&state, sandbox.as_ref()) else {
             return match sandbox.filter(Sandbox::is_unsettled) {
                 None => Ok(None),
                 Some(sandbox) => {
-                    if options.apply {
-                        entry.settle(&sandbox)?;
-                    }
-                    Ok(found("a change of it was interrupted".to_owned(), GcAction::Settle))
+                    let report = if options.apply { entry.settle(&sandbox)? } else { Report::default() };
+                    Ok(found("a change of it was interrupted".to_owned(), GcAction::Settle, report))
                 }
             };
         };
@@ -120,13 +123,14 @@ impl Store {
                 Some(_) if options.kill => GcAction::Kill,
                 Some(_) => return Ok(None),
             };
+        let mut report = Report::default();
         if options.apply && action == GcAction::Settle {
             entry.save(&State { phase: Phase::Ready, ..state })?;
         } else if options.apply && action != GcAction::Keep {
             let remaining = if action == GcAction::Kill { Remaining::Kill } else { Remaining::Refuse };
-            entry.remove_recorded(host, state, remaining, options.timeout)?;
+            report = entry.remove_recorded(host, state, remaining, options.timeout)?.report;
         }
-        Ok(found(why, action))
+        Ok(found(why, action, report))
     }
 }
 

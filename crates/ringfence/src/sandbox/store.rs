@@ -63,14 +63,15 @@ impl Store {
     /// [`ErrorKind::Locked`] when another process holds it for longer than `timeout`; [`ErrorKind::State`] if somebody else
     /// could exchange the directory.
     pub fn lock(&self, id: &SandboxId, timeout: Duration) -> Result<Entry> {
-        let name = format!("{id}.lock");
         let (deadline, mut pause) = (Deadline::after(timeout), Duration::from_millis(2));
         loop {
             let directory = StateDir::make(&self.directory)?;
-            let file = match open_lock(&directory, &name) {
+            let (file, name) = match open_lock(&directory, id) {
                 // The last entry's process has just removed the lock, or the directory.
                 Err(Errno::NOENT | Errno::EXIST) if !deadline.is_over() => continue,
-                opened => opened.map_err(|errno| directory.failed("cannot open the lock", &name, errno))?,
+                opened => {
+                    opened.map_err(|errno| directory.failed("cannot open the lock", &lock_name(id), errno))?
+                }
             };
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if is_still(&file, &directory, &name) => {
@@ -85,7 +86,7 @@ impl Store {
             }
             if deadline.is_over() {
                 let why = format!("another process is at work on this sandbox; not free within {timeout:?}");
-                let path = self.directory.join(&name);
+                let path = self.directory.join(&*name);
                 return Err(Error::new(ErrorKind::Locked, why).with_value(id).with_path(path));
             }
             deadline.sleep(pause);
@@ -196,7 +197,7 @@ impl StateDir {
 fn has_unit(directory: &StateDir, owner: &str, unit: &str) -> Result<bool> {
     let Ok(id) = owner.parse::<SandboxId>() else { return Ok(false) };
     // The claim comes before the record.
-    if let Ok(lock) = directory.open_file(&format!("{id}.lock"), OFlags::WRONLY)
+    if let Ok(lock) = directory.open_file(&lock_name(&id), OFlags::WRONLY)
         && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err()
     {
         return Ok(true);
@@ -213,12 +214,26 @@ fn remove_claim(directory: &StateDir, unit: &str, owner: &str) -> Result<(), Err
     Ok(())
 }
 
-/// Opens the lock of a sandbox, or makes it.
-fn open_lock(directory: &StateDir, name: &str) -> Result<File, Errno> {
-    match directory.open_file(name, OFlags::WRONLY) {
-        Err(Errno::NOENT) => directory.make_file(name),
+/// Opens the lock of a sandbox, or makes it. On a file system that is read-only nobody makes one, and what there is takes its
+/// place: the record, or without one the directory.
+fn open_lock(directory: &StateDir, id: &SandboxId) -> Result<(File, String), Errno> {
+    let name = lock_name(id);
+    let opened = match directory.open_file(&name, OFlags::WRONLY) {
+        Err(Errno::NOENT) => directory.make_file(&name),
         opened => opened,
+    };
+    if !matches!(opened, Err(Errno::ROFS)) {
+        return opened.map(|file| (file, name));
     }
+    let record = format!("{id}.json");
+    match directory.read(&record) {
+        Err(Errno::NOENT) => directory.to_lock().map(|file| (file, ".".to_owned())),
+        opened => opened.map(|file| (file, record)),
+    }
+}
+
+fn lock_name(id: &SandboxId) -> String {
+    format!("{id}.lock")
 }
 
 /// The IDs of which there is a file with this suffix.
@@ -475,7 +490,7 @@ impl Entry {
 /// An entry without a state leaves no lock behind, and the last one no directory.
 impl Drop for Entry {
     fn drop(&mut self) {
-        let lock = self.named("lock");
+        let lock = lock_name(&self.id);
         let has_none = self.directory.stat(&self.named("json")).is_err_and(|errno| errno == Errno::NOENT);
         if has_none && is_still(&self.lock, &self.directory, &lock) {
             // One that was killed while it wrote its first state leaves the temporary file.
