@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::Write as _;
 
-use crate::support::{self, Sandbox, by_systemd, hierarchies, hold, is_on_v1, mode, skip};
+use crate::support::{self, Sandbox, by_systemd, hierarchies, hold, is_on_v1, mode, skip, until};
 use serde_json::Value;
 
 testbed! {
@@ -378,4 +378,104 @@ fn partition_that_the_kernel_makes_invalid_is_an_error() {
         assert!(is_refused || error["message"].as_str().unwrap().contains("invalid"), "{error}");
         sandbox.is_gone();
     }
+}
+
+/// The settings of which a change reports something, with the words.
+#[track_caller]
+fn told(sandbox: &Sandbox, options: &[&str]) -> Vec<(String, String)> {
+    let changed = sandbox.json("set", options);
+    let lines = changed["report"].as_array().cloned().unwrap_or_default();
+    let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    lines.iter().map(|line| (text(line, "setting"), text(line, "why"))).collect()
+}
+
+#[test]
+fn burst_that_is_lowered_with_the_quota_is_told_and_comes_back_with_it() {
+    let sandbox = Sandbox::named("burst");
+    sandbox.create(&["--profile", "none", "--cpus", "0.5", "--cpu-burst", "40000"]);
+    let file = if is_on_v1("cpu") { "cpu.cfs_burst_us" } else { "cpu.max.burst" };
+    if sandbox.file(file).is_none() {
+        return skip("this kernel knows no bursts");
+    }
+    for (cpus, burst, is_lowered) in
+        [("0.2", "20000", true), ("0.3", "30000", true), ("0.6", "40000", false), ("0.5", "40000", false)]
+    {
+        let told = told(&sandbox, &["--cpus", cpus]);
+        assert_eq!(told.iter().any(|(setting, _)| setting == "cpu.burst"), is_lowered, "{cpus}: {told:?}");
+        assert_eq!(sandbox.file(file).as_deref(), Some(burst), "{cpus}");
+        assert_eq!(sandbox.json("diff", &[]), serde_json::json!([]), "{cpus}");
+    }
+    sandbox.does("set", &["--cpus", "0.2"]);
+    // What is asked for anew is what comes back.
+    sandbox.does("set", &["--cpu-burst", "5000"]);
+    sandbox.does("set", &["--cpus", "0.9"]);
+    assert_eq!(sandbox.file(file).as_deref(), Some("5000"));
+}
+
+#[test]
+fn change_tells_of_what_stays_for_now_and_of_nothing_else() {
+    let sandbox = Sandbox::named("for-now");
+    let sleep = "sleep 1000 & sleep 1000 & wait";
+    sandbox
+        .detached(&["--profile", "none", "--pids", "50", "--memory", "64M", "--memory-swap", "128M"], sleep);
+    until("all of it runs", || sandbox.processes().len() + 1 >= 3);
+    let told_of = |options: &[&str], wanted: &str| {
+        let told = told(&sandbox, options);
+        told.into_iter().find(|(setting, _)| setting == wanted).map(|(_, why)| why)
+    };
+    assert_eq!(told_of(&["--pids", "20"], "pids.limit"), None, "that many do not run");
+    let why = told_of(&["--pids", "1"], "pids.limit").expect("more run");
+    assert!(why.contains("tasks run"), "{why}");
+    assert_eq!(told_of(&["--memory-swap", "96M"], "memory.swap"), None, "nothing is in swap");
+}
+
+#[test]
+fn errors_name_what_was_given() {
+    let sandbox = Sandbox::named("given");
+    for (options, setting, value, expected) in [
+        (
+            &["--overhead", "nested", "--overhead-memory", "64M"][..],
+            "overhead.memory.limit",
+            "67108864",
+            "separate",
+        ),
+        (
+            &["--overhead", "together", "--overhead-memory", "64M"],
+            "overhead.memory.limit",
+            "67108864",
+            "separate",
+        ),
+        (&["--overhead", "together", "--overhead-cpus", "0.5"], "overhead.cpu.quota", "50000", "nested"),
+        (&["--overhead", "together", "--cpus-per-vcpu", "0.5"], "each_vcpu.cpu.quota", "50000", "nested"),
+        (&["--overhead", "separate=/other", "--pin"], "pin", "matching", "beside a separate one"),
+        (&["--overhead", "together", "--pin"], "pin", "matching", "together"),
+    ] {
+        let options = [&["--host", "v2"], options].concat();
+        let error = sandbox.attempt_json("plan", &options).exits(2).error();
+        let says = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+        assert_eq!(
+            (says("setting").as_str(), says("value").as_str()),
+            (setting, value),
+            "{options:?}: {error}"
+        );
+        assert!(says("message").contains(expected), "{options:?}: {error}");
+    }
+}
+
+#[test]
+fn freezer_whose_directory_is_gone_is_said_to_be_gone() {
+    if !is_on_v1("freezer") {
+        return skip("the freezer of cgroup v2 is no controller of its own");
+    }
+    let sandbox = Sandbox::named("no-freezer");
+    sandbox.create(&["--profile", "none"]);
+    fs::remove_dir(sandbox.dir("freezer")).unwrap();
+    for verb in ["freeze", "thaw"] {
+        let done = sandbox.attempt(verb, &[]);
+        assert_ne!(done.code, 0, "{verb}");
+        assert!(done.stderr.contains("missing") && done.stderr.contains("repair"), "{verb}: {}", done.stderr);
+    }
+    sandbox.does("repair", &[]);
+    sandbox.does("freeze", &[]);
+    sandbox.does("thaw", &[]);
 }

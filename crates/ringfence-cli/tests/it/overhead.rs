@@ -185,13 +185,14 @@ fn an_overhead_that_cannot_be_made_takes_the_sandbox_along() {
 #[test]
 fn what_cannot_be_asked_for_is_refused_in_words() {
     let both = Both::named("refused");
-    let refused = |options: &[&str], value: &str| {
+    let refused = |options: &[&str], setting: &str, value: &str| {
         let error = both.sandbox.attempt_json("create", options).exits(2).error();
-        assert_eq!((&error["setting"], &error["value"]), (&"overhead".into(), &value.into()), "{error}");
+        assert_eq!((&error["setting"], &error["value"]), (&setting.into(), &value.into()), "{error}");
         error["message"].as_str().unwrap().to_owned()
     };
     for kind in ["nested", "together"] {
-        let why = refused(&["--overhead", kind, "--overhead-memory", "1M"], kind);
+        let why =
+            refused(&["--overhead", kind, "--overhead-memory", "1M"], "overhead.memory.limit", "1048576");
         assert!(why.contains("separate"), "{why}");
     }
     let text = both.sandbox.attempt("create", &["--overhead", "apart"]).exits(2).stderr;
@@ -201,7 +202,7 @@ fn what_cannot_be_asked_for_is_refused_in_words() {
     } else {
         both.sandbox.id.clone()
     };
-    let why = refused(&["--overhead", &format!("separate={own}")], &format!("separate={own}"));
+    let why = refused(&["--overhead", &format!("separate={own}")], "overhead", &format!("separate={own}"));
     assert!(why.contains("of its own"), "{why}");
     // What it is does not change.
     both.sandbox.create(&["--overhead", "nested"]);

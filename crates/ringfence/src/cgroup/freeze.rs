@@ -1,17 +1,20 @@
 //! Freezing and thawing: v1's freezer, or `cgroup.freeze` of v2 (Linux 5.2). Always confirmed, always with a deadline.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use crate::cgroup::ownership::damaged;
 use crate::cgroup::{Cgroup, descend};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Controller, Version};
 use crate::kernel::dir::{CgroupDir, read_all};
 use crate::kernel::poll::{Deadline, wait_for_change};
 use crate::kernel::proc;
+use crate::plan::Dir;
 use crate::report::Report;
 
 /// v1 has nothing to wait on.
@@ -92,6 +95,9 @@ impl Cgroup {
         }
         if let Some((Version::V1, dir)) = self.dir_of(Controller::Freezer) {
             return Ok((Version::V1, dir));
+        }
+        if let Some((index, _)) = self.host.hierarchy_of(Controller::Freezer) {
+            return Err(damaged(&Dir::new(index, Arc::clone(&self.path)), &self.host));
         }
         let unified =
             self.unified().ok_or_else(|| Error::new(ErrorKind::Unsupported, "this host has no freezer"))?;

@@ -55,7 +55,8 @@ impl Run<'_, '_> {
             let mut all = properties.to_vec();
             told.iter().for_each(|told| tell(&mut all, told.properties.iter().cloned()));
             all.retain(|property| !manager.lacks(property.name));
-            match manager.start(unit, description.unwrap_or_default(), &all, pids)? {
+            let started = manager.start(unit, description.unwrap_or_default(), &all, pids);
+            match started.map_err(|error| of_setting(error, told))? {
                 Started::Anew => break,
                 Started::Lacks(_) => {}
                 Started::Already => {
@@ -82,7 +83,7 @@ impl Run<'_, '_> {
             if all.is_empty() {
                 break;
             }
-            if let Outcome::All = manager.set(unit, &all)? {
+            if let Outcome::All = manager.set(unit, &all).map_err(|error| of_setting(error, told))? {
                 self.log.told(unit, back, told);
                 break;
             }
@@ -191,9 +192,33 @@ impl Run<'_, '_> {
             self.report.append(report);
             return Ok(());
         }
-        let why = format!("systemd took it, and the kernel has {found:?} instead");
+        let why = match &step.verify {
+            Verify::Within { .. } => {
+                format!("the kernel has {found:?}: the others are offline, or the parent does not have them")
+            }
+            _ => format!("systemd took it, and the kernel has {found:?} instead"),
+        };
         let path = dir.full(self.dirs.host).join(file.as_ref());
         Err(Error::new(ErrorKind::Kernel, why).with_path(path).with_setting(setting).with_value(value.trim()))
+    }
+}
+
+/// What systemd refuses it calls by its own names: the setting and the value that became the property.
+fn of_setting(error: Error, told: &[Told]) -> Error {
+    let is_named = |told: &&Told| {
+        told.properties
+            .iter()
+            .any(|property| error.message().contains(property.name) && told.step.setting.is_some())
+    };
+    match told.iter().find(is_named) {
+        Some(Told { step, .. }) => {
+            let error = error.with_setting(step.setting.clone().unwrap_or_default());
+            match &step.action {
+                Action::Write { value, .. } => error.with_value(value.trim()),
+                _ => error,
+            }
+        }
+        None => error,
     }
 }
 
@@ -211,4 +236,28 @@ fn in_force<'a>(step: &Step, later: impl Iterator<Item = &'a Told>) -> Option<St
         }
     }
     Some(step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_systemd_refuses_is_called_by_the_name_of_the_setting() {
+        let write = |file: &'static str, value: &str| {
+            let dir = Dir::new(0, "x");
+            Step::new(Action::Write { dir, file: file.into(), value: value.to_owned() })
+        };
+        let told = [("TasksMax", "pids.limit", "9"), ("MemoryMax", "memory.limit", "0")].map(
+            |(name, setting, value)| {
+                let mut step = write("f", value);
+                step.setting = Some(setting.into());
+                Told { step, properties: vec![Property::number(name, 0)], back: Vec::new() }
+            },
+        );
+        let says = |words: &str| of_setting(Error::new(ErrorKind::Systemd, words.to_owned()), &told);
+        let error = says("cannot change x.scope: systemd says: MemoryMax= is out of range");
+        assert_eq!((error.setting(), error.value()), (Some("memory.limit"), Some("0")));
+        assert_eq!(says("systemd says: no such interface").setting(), None);
+    }
 }

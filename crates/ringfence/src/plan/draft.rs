@@ -104,6 +104,11 @@ impl<'a> Draft<'a> {
         self.now_to_write(hierarchy, file)?.parse().ok()
     }
 
+    /// What a file that is only read holds.
+    pub(super) fn number(&self, hierarchy: usize, file: &str) -> Option<u64> {
+        self.now(hierarchy, file)?.trim().parse().ok()
+    }
+
     /// Whether a file of the cgroup was looked at, and is there.
     pub(super) fn has(&self, hierarchy: usize, file: &str) -> bool {
         self.observed.has(&FileAt { hierarchy, path: self.want.path, name: file, to_write: false })

@@ -12,6 +12,17 @@ pub(super) fn plan(draft: &mut Draft<'_>) {
         // The file and its words are the same in both versions.
         Some((index, _)) => {
             let verify = lowered(draft.want, limit, "a number or \"max\"");
+            let before = draft.want.base.pids.limit.unwrap_or(Limit::Max);
+            if !draft.want.create
+                && limit < before
+                && let Some(running) = draft.number(index, "pids.current")
+                && limit < Limit::Value(running)
+            {
+                let why = format!(
+                    "in force from now on; {running} tasks run, and no other one starts before they are fewer"
+                );
+                draft.report.note("pids.limit", limit, why);
+            }
             draft.write(index, "pids.limit", "pids.max", limit).verify(verify);
         }
         None => draft.report_without(Controller::Pids, "pids", &draft.want.change.pids),

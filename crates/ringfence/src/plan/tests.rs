@@ -386,8 +386,9 @@ fn a_plan_reads_only_what_ordering_and_undo_require() {
     let own = |files: &[&str]| files.iter().map(|file| format!("ringfence/a/{file}")).collect::<Vec<_>>();
     let pids = Resources::new().pids_limit(5);
     assert_eq!(needed(&v2(), &pids, true), [""; 0]);
-    assert_eq!(needed(&v2(), &pids, false), own(&["pids.max"]));
-    assert_eq!(needed(&v1(), &pids, false), own(&["pids.max"]));
+    // How many run is told, where the limit is lowered.
+    assert_eq!(needed(&v2(), &pids, false), own(&["pids.current", "pids.max"]));
+    assert_eq!(needed(&v1(), &pids, false), own(&["pids.current", "pids.max"]));
     assert_eq!(needed(&v2(), &nothing, false), [""; 0]);
     let quota = Resources::new().cpu_quota(5000);
     assert_eq!(needed(&v2(), &quota, false), own(&["cpu.max", "cpu.max.burst"]));

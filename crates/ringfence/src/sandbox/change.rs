@@ -1,5 +1,6 @@
 //! Changing a sandbox: what it leaves as the state, and what is planned for it.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use super::begun::{Ahead, UNRECORDED};
@@ -16,7 +17,7 @@ use crate::host::{Controller, Host, Version};
 use crate::plan::convert::swap_to_v2;
 use crate::plan::{self, DeviceWant, PartWant, Plan, Unsupported, Want};
 use crate::report::Report;
-use crate::resources::{Limit, Resources};
+use crate::resources::{Limit, Resources, most_burst};
 
 /// How a change is to be made.
 #[derive(Debug, Clone, Default)]
@@ -142,6 +143,8 @@ impl Sandbox {
 /// What a change leaves as the state.
 pub(super) struct Changed<'a> {
     pub(super) resources: Resources,
+    /// As in [`State`].
+    pub(super) burst_asked: Option<u64>,
     /// Unless it stays as it was.
     pub(super) overhead_resources: Option<Resources>,
     pub(super) each: Option<EachThread>,
@@ -154,12 +157,13 @@ pub(super) struct Changed<'a> {
 }
 
 impl<'c> Changed<'c> {
-    fn of(state: &State, change: &'c Resources, options: &ChangeOptions, host: &Host) -> Result<Self> {
+    fn of(state: &State, change: &Resources, options: &ChangeOptions, host: &Host) -> Result<Self> {
         change.validate()?;
+        let (change, burst_asked) = state.with_burst(change);
         let version =
             host.hierarchy_of(Controller::Memory).map_or(Version::V2, |(_, hierarchy)| hierarchy.version);
         let mut resources = state.resources.clone();
-        resources.merge(change, version);
+        resources.merge(&change, version);
         // A half that is given may contradict the half that stays.
         resources.validate()?;
         let mut overhead_resources = None;
@@ -175,12 +179,16 @@ impl<'c> Changed<'c> {
             each.iothread.merge(&options.each.iothread, version);
             state.overhead.allows_each(each)?;
         }
-        let shares = state.shares_of(change, &options.overhead, &options.each);
+        let shares = state.shares_of(&change, &options.overhead, &options.each).into_owned();
         let parts = layout::changed_parts(state, &shares);
         if let Some(swap) = resources.memory.swap {
             swap_to_v2(resources.memory.limit.unwrap_or(Limit::Max), swap)?;
         }
         let (mut devices, mut report) = (None, options.unread.clone());
+        if let (Some(asked), Some(burst)) = (burst_asked, change.cpu.burst) {
+            let why = format!("{burst} µs as long as the quota is no higher: a burst above it is refused");
+            report.add("cpu.burst", asked, why);
+        }
         // Applied once more, a leading "deny all" would be reported for each claim and follow what the host has today. A list
         // without it may be one rule that was refused because of a claim, and is asked for again.
         let is_whole_list = change.devices.iter().any(|rule| rule.kind == RuleKind::All);
@@ -194,14 +202,15 @@ impl<'c> Changed<'c> {
             devices = Some(changed);
             report = joined(report, about);
         }
-        Ok(Self { resources, overhead_resources, each, shares, parts, devices, report })
+        Ok(Self { resources, burst_asked, overhead_resources, each, shares, parts, devices, report })
     }
 
     /// Of what may be opened, and of nothing else.
     pub(super) fn of_devices(state: &State, devices: Devices, report: Report) -> Self {
         let (resources, devices) = (state.resources.clone(), Some(devices));
         let (overhead_resources, each, shares, parts) = Default::default();
-        Self { resources, overhead_resources, each, shares, parts, devices, report }
+        let burst_asked = state.burst_asked;
+        Self { resources, burst_asked, overhead_resources, each, shares, parts, devices, report }
     }
 
     /// All of it, in a unit that is yet to be started.
@@ -217,6 +226,7 @@ impl<'c> Changed<'c> {
 
     fn keep_in(self, state: &mut State) {
         state.resources = self.resources;
+        state.burst_asked = self.burst_asked;
         if let Some(overhead_resources) = self.overhead_resources {
             state.overhead_resources = overhead_resources;
         }
@@ -243,6 +253,28 @@ impl<'c> Changed<'c> {
             want.devices = Some(DeviceWant { before, policy, overriding });
         }
         want
+    }
+}
+
+impl State {
+    /// A change of the quota, with the burst that the caller asked for as far as the new quota allows it; and that burst,
+    /// where it is not in force.
+    fn with_burst<'c>(&self, change: &'c Resources) -> (Cow<'c, Resources>, Option<u64>) {
+        let (named, _) = change.with_named_fields();
+        let named = &named.cpu;
+        let asked = self.burst_asked.or(self.resources.cpu.burst);
+        let (Some(quota), None, Some(asked)) = (named.quota, named.burst, asked) else {
+            return (Cow::Borrowed(change), self.burst_asked.filter(|_| named.burst.is_none()));
+        };
+        let fits = match quota {
+            Limit::Max => asked,
+            Limit::Value(quota) => asked.min(most_burst(quota)),
+        };
+        let mut change = Cow::Borrowed(change);
+        if self.resources.cpu.burst != Some(fits) {
+            change.to_mut().cpu.burst = Some(fits);
+        }
+        (change, (fits < asked).then_some(asked))
     }
 }
 

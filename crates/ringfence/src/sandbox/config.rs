@@ -60,28 +60,27 @@ impl Overhead {
         if limits.is_empty() {
             return Ok(());
         }
-        let refused = |why: &'static str| {
-            Err(Error::new(ErrorKind::InvalidInput, why).with_setting("overhead").with_value(self))
-        };
         match self {
-            Self::Together => {
-                return refused(
-                    "the overhead has limits of its own where it is nested (CPU bandwidth and CPUs) or separate (all)",
-                );
-            }
+            Self::Together => refused(
+                "overhead",
+                limits,
+                "takes the overhead nested (CPU bandwidth and CPUs) or separate (all limits)",
+            ),
             Self::Separate(_) if !limits.devices.is_empty() => {
-                return refused("the overhead may open what the sandbox may: its devices are not its own");
+                let devices = Resources { devices: limits.devices.clone(), ..Resources::default() };
+                refused(
+                    "overhead",
+                    &devices,
+                    "the overhead may open what the sandbox may: it has no devices of its own",
+                )
             }
-            Self::Separate(_) => return limits.validate(),
-            Self::Nested => {}
+            Self::Nested if !is_by_thread(limits) => refused(
+                "overhead",
+                &not_by_thread(limits),
+                "takes the overhead separate: of a nested one, which has threads alone, CPU bandwidth and CPUs can be limited",
+            ),
+            _ => limits.validate(),
         }
-        if !is_by_thread(limits) {
-            return refused(
-                "of threads only CPU bandwidth and CPUs can be limited: memory and the rest, which are charged to processes, \
-                 where the overhead is separate",
-            );
-        }
-        limits.validate()
     }
 
     /// The same, of those that each thread has by itself.
@@ -90,14 +89,19 @@ impl Overhead {
             if limits.is_empty() {
                 continue;
             }
-            let refused = |why: &'static str| {
-                Err(Error::new(ErrorKind::InvalidInput, why).with_setting(whose).with_value(self))
-            };
             if *self != Self::Nested {
-                return refused("threads have limits of their own where the overhead is nested");
+                return refused(
+                    whose,
+                    limits,
+                    "takes the overhead nested: threads have limits of their own there",
+                );
             }
             if !is_by_thread(limits) {
-                return refused("of threads only CPU bandwidth and CPUs can be limited");
+                return refused(
+                    whose,
+                    &not_by_thread(limits),
+                    "of threads only CPU bandwidth and CPUs can be limited",
+                );
             }
             limits.validate()?;
         }
@@ -105,11 +109,28 @@ impl Overhead {
     }
 }
 
+/// The error for limits that cannot be had: it names one of them, below `whose`.
+fn refused(whose: &str, limits: &Resources, why: &'static str) -> Result<()> {
+    let (mut name, mut value) = (whose.to_owned(), serde_json::to_value(limits).unwrap_or_default());
+    while let serde_json::Value::Object(fields) = &value
+        && let Some((field, inner)) = fields.iter().next_back()
+    {
+        name = format!("{name}.{field}");
+        value = inner.clone();
+    }
+    let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Err(Error::new(ErrorKind::InvalidInput, why).with_setting(name).with_value(value))
+}
+
+/// What of these limits no part of a process can have.
+fn not_by_thread(limits: &Resources) -> Resources {
+    let cpu = Cpu { quota: None, period: None, burst: None, cpus: None, ..limits.cpu.clone() };
+    Resources { cpu, ..limits.clone() }
+}
+
 /// Whether these are limits that a part of a process can have.
 fn is_by_thread(limits: &Resources) -> bool {
-    let Cpu { quota, period, burst, cpus, .. } = limits.cpu.clone();
-    let cpu = Cpu { quota, period, burst, cpus, ..Cpu::default() };
-    *limits == Resources { cpu, ..Resources::default() }
+    not_by_thread(limits) == Resources::default()
 }
 
 /// How the vCPU threads of a VMM are found: what is not said is taken from the profile.

@@ -157,6 +157,10 @@ impl EachThread {
 }
 
 impl<'a> Shares<'a> {
+    pub(super) fn into_owned(self) -> Shares<'static> {
+        Shares { whole: Cow::Owned(self.whole.into_owned()), by_part: self.by_part }
+    }
+
     /// All of it is the whole's where there are no parts.
     ///
     /// With an owner, the bandwidth and the CPUs of the vCPUs hold for the whole as well: the owner can move processes from the

@@ -141,8 +141,8 @@ impl Sandbox {
             report.add("overhead", "nested", why);
         }
         if let Some(pin) = config.pin.filter(|_| parts.is_empty()) {
-            if overhead == Overhead::Together {
-                return Err(pinning::without_vcpus(pin));
+            if overhead != Overhead::Nested {
+                return Err(pinning::without_vcpus(pin, &overhead));
             }
             report.add("pin", pin, "not pinned: vCPUs are not told from other threads");
         }
@@ -160,6 +160,7 @@ impl Sandbox {
             profile: config.profile,
             // Without it, a quota with which all vCPUs can be busy at once stops them all at once.
             burst_by_default: config.profile != Profile::None,
+            burst_asked: None,
             devices,
             device_program: None,
             override_device_programs: config.override_device_programs,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustix::io::Errno;
 
 use super::threads::{Threads, parts_of};
-use super::{Part, Sandbox, State};
+use super::{Overhead, Part, Sandbox, State};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::host::{Controller, Topology, Version};
@@ -155,7 +155,7 @@ impl Sandbox {
 impl State {
     /// vCPUs can only be pinned where they are told from other threads.
     pub(super) fn allows_pin(&self, pin: Pin) -> Result<()> {
-        if self.parts.is_empty() { Err(without_vcpus(pin)) } else { Ok(()) }
+        if self.parts.is_empty() { Err(without_vcpus(pin, &self.overhead)) } else { Ok(()) }
     }
 }
 
@@ -253,8 +253,13 @@ fn mask_of_others(vcpus: &BTreeMap<u32, u32>) -> Option<CpuSet> {
     others.filter_map(|tid| affinity::get(tid).ok()).find(|mask| !mask.is_empty())
 }
 
-pub(super) fn without_vcpus(pin: Pin) -> Error {
-    let why = "takes overhead nested: where it is together, vCPUs are not told from other threads";
+pub(super) fn without_vcpus(pin: Pin, overhead: &Overhead) -> Error {
+    let why = match overhead {
+        Overhead::Separate(_) => {
+            "takes overhead nested: beside a separate one, vCPUs have no part of their own"
+        }
+        _ => "takes overhead nested: where it is together, vCPUs are not told from other threads",
+    };
     Error::invalid(PIN, pin, why)
 }
 

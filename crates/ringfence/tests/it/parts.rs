@@ -188,9 +188,10 @@ fn threads_have_limits_of_their_own_where_they_are_told_apart_alone() {
     let host = Host::detect().unwrap();
     let each = EachThread { vcpu: Resources::new().cpu_quota(1000), ..EachThread::default() };
     let memory = EachThread { iothread: Resources::new().memory_limit(MIB), ..EachThread::default() };
-    for (overhead, each, setting) in
-        [(Overhead::Together, each, "each_vcpu"), (Overhead::Nested, memory, "each_iothread")]
-    {
+    for (overhead, each, setting) in [
+        (Overhead::Together, each, "each_vcpu.cpu.quota"),
+        (Overhead::Nested, memory, "each_iothread.memory.limit"),
+    ] {
         let config = SandboxConfig::new(path("refused")).overhead(overhead).each_thread(each);
         let error = Sandbox::create(&host, &config).map(drop).unwrap_err();
         assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some(setting)), "{error}");

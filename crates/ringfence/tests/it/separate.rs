@@ -252,7 +252,7 @@ fn what_is_changed_of_one_of_both_is_changed_with_the_other_or_not_at_all() {
     vm.release_devices("tap").unwrap();
     assert_eq!((apart.claims(), vm.diff().unwrap()), (BTreeMap::new(), vec![]));
     let own = options(Resources { devices: vec![rule], ..Resources::default() });
-    assert_eq!(vm.change_with(&Resources::new(), own).unwrap_err().setting(), Some("overhead"));
+    assert_eq!(vm.change_with(&Resources::new(), own).unwrap_err().setting(), Some("overhead.devices"));
     vm.kill(SOON).unwrap();
     helper.wait().unwrap();
 }
@@ -282,9 +282,9 @@ fn either_both_are_made_or_neither() {
 #[test]
 fn a_path_within_the_other_s_and_limits_that_have_no_place_are_refused() {
     let host = Host::detect().unwrap();
-    let refused = |config: SandboxConfig, value: &str| {
+    let refused = |config: SandboxConfig, setting: &str, value: &str| {
         let error = Sandbox::create(&host, &config).map(drop).unwrap_err();
-        assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some("overhead")), "{error}");
+        assert_eq!((error.kind(), error.setting()), (ErrorKind::InvalidInput, Some(setting)), "{error}");
         assert_eq!(error.value(), Some(value), "{error}");
         assert_eq!(Sandbox::plan(&host, &config).map(drop).unwrap_err().to_string(), error.to_string());
     };
@@ -292,17 +292,18 @@ fn a_path_within_the_other_s_and_limits_that_have_no_place_are_refused() {
         SandboxConfig::new("/rf-a/b".parse().unwrap()).overhead(Overhead::Separate(path.parse().unwrap()))
     };
     for path in ["/rf-a/b", "/rf-a/b/overhead", "/rf-a"] {
-        refused(at(path), &format!("separate={path}"));
+        refused(at(path), "overhead", &format!("separate={path}"));
     }
     let memory = Resources::new().memory_limit(MIB);
     let config = |overhead| {
         SandboxConfig::new("/rf-a/b".parse().unwrap()).overhead(overhead).overhead_resources(memory.clone())
     };
-    refused(config(Overhead::Together), "together");
-    refused(config(Overhead::Nested), "nested");
+    refused(config(Overhead::Together), "overhead.memory.limit", &MIB.to_string());
+    refused(config(Overhead::Nested), "overhead.memory.limit", &MIB.to_string());
     let slice: CgroupPath = "rf.slice::rf-sub.slice".parse().unwrap();
     refused(
         SandboxConfig::new("/rf-a/b".parse().unwrap()).overhead(Overhead::Separate(slice.clone())),
+        "overhead",
         &format!("separate={slice}"),
     );
 }
