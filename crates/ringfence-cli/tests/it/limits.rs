@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::Write as _;
 
-use crate::support::{self, Sandbox, by_systemd, hierarchies, hold, is_on_v1, mode, skip, until};
+use crate::support::{self, Sandbox, by_systemd, hierarchies, hold, is_alive, is_on_v1, mode, skip, until};
 use serde_json::Value;
 
 testbed! {
@@ -380,6 +380,25 @@ fn partition_that_the_kernel_makes_invalid_is_an_error() {
     }
 }
 
+#[test]
+fn vm_of_which_one_process_is_killed_for_memory_goes_as_a_whole() {
+    if is_on_v1("memory") {
+        return skip("cgroup v1 kills one process at a time");
+    }
+    for (profile, stays) in [("qemu", false), ("none", true)] {
+        let sandbox = Sandbox::named("oom-group");
+        let options = ["--profile", profile, "--memory", "64M", "--memory-swap", "64M"];
+        let vmm = sandbox.detached(&options, "exec sleep 1000");
+        sandbox.probe("exec", &[], "touch 300").exits(KILLED);
+        if stays {
+            assert!(is_alive(vmm), "{profile}");
+        } else {
+            until("the VMM is killed with its helper", || !is_alive(vmm));
+        }
+        sandbox.does("rm", &["--kill"]);
+    }
+}
+
 /// The settings of which a change reports something, with the words.
 #[track_caller]
 fn told(sandbox: &Sandbox, options: &[&str]) -> Vec<(String, String)> {
@@ -432,6 +451,7 @@ fn change_tells_of_what_stays_for_now_and_of_nothing_else() {
 #[test]
 fn errors_name_what_was_given() {
     let sandbox = Sandbox::named("given");
+    let separate = if by_systemd() { "separate=ringfence.slice:ringfence:other" } else { "separate=/other" };
     for (options, setting, value, expected) in [
         (
             &["--overhead", "nested", "--overhead-memory", "64M"][..],
@@ -447,7 +467,7 @@ fn errors_name_what_was_given() {
         ),
         (&["--overhead", "together", "--overhead-cpus", "0.5"], "overhead.cpu.quota", "50000", "nested"),
         (&["--overhead", "together", "--cpus-per-vcpu", "0.5"], "each_vcpu.cpu.quota", "50000", "nested"),
-        (&["--overhead", "separate=/other", "--pin"], "pin", "matching", "beside a separate one"),
+        (&["--overhead", separate, "--pin"], "pin", "matching", "beside a separate one"),
         (&["--overhead", "together", "--pin"], "pin", "matching", "together"),
     ] {
         let options = [&["--host", "v2"], options].concat();

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // clippy.toml frees only #[test] functions.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt as _;
@@ -272,6 +273,43 @@ fn a_state_directory_that_others_can_write_to_is_refused_by_every_command() {
     chown(&state, Some(0), Some(0)).unwrap();
     sandbox.create(&[]);
     sandbox.does("rm", &["--kill"]);
+}
+
+#[test]
+fn state_directory_that_a_user_exchanges_all_the_time_is_never_obeyed() {
+    let victim = Sandbox::named("exchanged-victim");
+    let pid = victim.detached(&["--profile", "none"], "exec sleep 1000");
+    let open = victim.scratch.path().join("open");
+    fs::create_dir(&open).unwrap();
+    for (directory, mode) in [(victim.scratch.path(), 0o711), (&open, 0o1777)] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let (open, state) = (open.display(), open.join("state"));
+    let real = victim.state_dir();
+    let mut copy = Command::new("sh");
+    copy.args([
+        "-ec",
+        &format!("cp -r {} {open}/forged; chown -R {USER}:{USER} {open}/forged", real.display()),
+    ]);
+    finish(copy).exits(0);
+    // A forged record, a link to the true one, and nothing, in turn.
+    let script = format!(
+        "cd {open}; while :; do cp -r forged state; rm -rf state; ln -s {} state; rm -f state; done 2> /dev/null",
+        real.display()
+    );
+    let attacker = Background(as_user("sh").args(["-c", &script]).spawn().unwrap());
+    let mut seen = BTreeSet::new();
+    for _ in 0..60 {
+        let mut command = support::ringfence();
+        command.args(["-o", "json", "--state-dir"]).arg(&state).args(["rm", &victim.id, "--kill"]);
+        let done = finish(command);
+        seen.insert(done.error()["kind"].as_str().unwrap_or_default().to_owned());
+        assert_ne!(done.code, 0, "the user decides what root removes");
+    }
+    drop(attacker);
+    assert!(is_alive(pid), "killed: {seen:?}");
+    assert!(seen.contains("state"), "the exchange was never met: {seen:?}");
+    victim.does("rm", &["--kill"]);
 }
 
 #[test]
