@@ -296,21 +296,25 @@ fn lowered_bandwidth(
             cpu::V1_BANDWIDTH.contains(&file) && host.version_of(dir.hierarchy) == Version::V1
         })
     };
-    let writes = of_whole.iter().flat_map(Step::and_told).filter(|step| is_bandwidth(step));
-    let (mut now, mut then) = ([None; 2], [None; 2]);
-    for (dir, file, value) in writes.filter_map(write_of) {
-        for (index, name) in cpu::V1_BANDWIDTH.into_iter().enumerate() {
-            let held = observed.look(FileAt::to_write(dir, name));
-            now[index] = held.and_then(|held| held.trim().parse::<i64>().ok());
-            then[index] = if name == file { value.trim().parse().ok() } else { then[index].or(now[index]) };
-        }
-    }
+    let writes: Vec<_> = of_whole
+        .iter()
+        .flat_map(Step::and_told)
+        .filter(|step| is_bandwidth(step))
+        .filter_map(write_of)
+        .collect();
+    let Some((dir, ..)) = writes.first() else { return Vec::new() };
+    let number = |text: &str| text.trim().parse::<i64>().ok();
+    let now = |name: &str| observed.look(FileAt::to_write(dir, name)).and_then(|text| number(&text));
+    let then = |name: &str| {
+        let written = writes.iter().rev().find(|(_, file, _)| *file == name);
+        written.map_or_else(|| now(name), |(.., value)| number(value))
+    };
     // Time per period; a quota of -1 is none.
     let share = |[quota, period]: [Option<i64>; 2]| match (quota, period) {
         (Some(quota), Some(period)) if quota >= 0 => quota as f64 / period as f64,
         _ => f64::INFINITY,
     };
-    if share(then) >= share(now) {
+    if share(cpu::V1_BANDWIDTH.map(then)) >= share(cpu::V1_BANDWIDTH.map(now)) {
         return Vec::new();
     }
     let (first, rest) = std::mem::take(of_parts).into_iter().partition(is_bandwidth);

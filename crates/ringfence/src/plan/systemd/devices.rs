@@ -94,9 +94,9 @@ fn in_words(policy: &DevicePolicy) -> DevicePolicy {
             }
             Verdict::Allow => {
                 let mut allow = |major: Option<u32>| {
-                    let of_it =
+                    let mut of_it =
                         exceptions.iter().filter(|one| one.numbers.major.is_none_or(|of| Some(of) == major));
-                    let left = of_it.fold(Some(Access::ALL), |left, denied| left?.minus(denied.access));
+                    let left = of_it.try_fold(Access::ALL, |left, denied| left.minus(denied.access));
                     if let Some(access) = left {
                         told.insert(Exception { kind, numbers: Numbers { major, minor: None }, access });
                     }
