@@ -487,6 +487,9 @@ fn freezer_whose_directory_is_gone_is_said_to_be_gone() {
     if !is_on_v1("freezer") {
         return skip("the freezer of cgroup v2 is no controller of its own");
     }
+    if by_systemd() {
+        return skip("a scope is held by a process, which is in the directory");
+    }
     let sandbox = Sandbox::named("no-freezer");
     sandbox.create(&["--profile", "none"]);
     fs::remove_dir(sandbox.dir("freezer")).unwrap();
