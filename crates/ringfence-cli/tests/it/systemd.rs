@@ -350,6 +350,8 @@ fn a_slice_carries_limits_and_takes_units_alone() {
     systemctl(&["stop", &format!("{}.slice", parts[0])]);
     until("gone", || units_like(parts[0]).is_empty());
     nothing_is_left(&scope);
+    let top = format!("{}.slice", parts[0]);
+    until("no directory on the way", || directories_named(&top).is_empty());
 }
 
 #[test]

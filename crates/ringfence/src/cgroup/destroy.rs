@@ -290,8 +290,8 @@ impl Cgroup {
                 let own = Dir::new(0, Arc::clone(&self.path));
                 stop_default_slice(&self.host, own.above().unwrap_or_default(), &mut outcome);
             }
-            Some(_) => {}
-            None => self.remove_made_ancestors(&mut outcome),
+            // Those of systemd are its own, and the others are ours (v1).
+            _ => self.remove_made_ancestors(&mut outcome),
         }
         Failures::or_outcome(failures, outcome)
     }
