@@ -112,12 +112,7 @@ fn what_a_reload_resets_of_devices_opens_nothing() {
     }
     let _alone = SYSTEMD.lock().unwrap_or_else(PoisonError::into_inner);
     let sandbox = Sandbox::named("reload-devices");
-    let document = sandbox.scratch.path().join("devices.json");
-    let all_but_one = serde_json::json!({"devices": [
-        {"allow": true, "access": "rwm"},
-        {"allow": false, "type": "c", "major": 1, "minor": 11, "access": "rwm"},
-    ]});
-    fs::write(&document, all_but_one.to_string()).unwrap();
+    let document = sandbox.all_devices_but_kmsg();
     create(&sandbox, &["--hold", "--profile", "none", "--resources", document.to_str().unwrap()]);
     let opens = |device: &str| exec(&sandbox, &format!("exec 3<{device}")).code == 0;
     for order in ["daemon-reload", "daemon-reexec"] {

@@ -290,7 +290,7 @@ impl Cgroup {
                 let own = Dir::new(0, Arc::clone(&self.path));
                 stop_default_slice(&self.host, own.above().unwrap_or_default(), &mut outcome);
             }
-            // Those of systemd are its own, and the others are ours (v1).
+            // Slices that systemd made carry no mark. In hierarchies without systemd (v1), their directories are marked.
             _ => self.remove_made_ancestors(&mut outcome),
         }
         Failures::or_outcome(failures, outcome)

@@ -57,10 +57,10 @@ pub const STATISTICS: &[Controller] =
 /// A creation meets a vanishing parent more than once only under a storm of other creations and removals.
 const CREATE_RETRIES: u32 = 8;
 
-/// How long what runs inside may take to stop, before systemd changes its unit.
+/// How long freezing may take before systemd changes the unit.
 const FREEZE_FOR_SYSTEMD: Duration = Duration::from_secs(5);
 
-/// Said where what runs inside was not stopped while systemd changed its unit.
+/// The report line, after the reason, for a cgroup that is not frozen while systemd changes its unit.
 const NOT_FROZEN: &str = ", so that it is not frozen while systemd resets the list of devices: for a moment, devices that \
                           are allowed before and after are refused";
 
@@ -418,8 +418,8 @@ impl Cgroup {
         Ok((report, plan.writes().filter_map(|step| step.setting.clone()).collect()))
     }
 
-    /// Freezes the cgroup while systemd changes its unit and resets the list of devices (v1), unless it is frozen already,
-    /// until the answer is dropped. Where it cannot be frozen, the report says what that means.
+    /// Freezes the cgroup (v1) until the guard is dropped, unless it is frozen already: while systemd changes the unit, it resets
+    /// the device list, and allowed devices would be refused for a moment. Where the cgroup cannot be frozen, the report says so.
     pub(crate) fn stop_for_systemd(
         &self,
         unsupported: Unsupported,

@@ -56,7 +56,7 @@ impl Run<'_, '_> {
             told.iter().for_each(|told| tell(&mut all, told.properties.iter().cloned()));
             all.retain(|property| !manager.lacks(property.name));
             let started = manager.start(unit, description.unwrap_or_default(), &all, pids);
-            match started.map_err(|error| of_setting(error, told))? {
+            match started.map_err(|error| with_setting_of(error, told))? {
                 Started::Anew => break,
                 Started::Lacks(_) => {}
                 Started::Already => {
@@ -83,7 +83,7 @@ impl Run<'_, '_> {
             if all.is_empty() {
                 break;
             }
-            if let Outcome::All = manager.set(unit, &all).map_err(|error| of_setting(error, told))? {
+            if let Outcome::All = manager.set(unit, &all).map_err(|error| with_setting_of(error, told))? {
                 self.log.told(unit, back, told);
                 break;
             }
@@ -203,22 +203,15 @@ impl Run<'_, '_> {
     }
 }
 
-/// What systemd refuses it calls by its own names: the setting and the value that became the property.
-fn of_setting(error: Error, told: &[Told]) -> Error {
-    let is_named = |told: &&Told| {
-        told.properties
-            .iter()
-            .any(|property| error.message().contains(property.name) && told.step.setting.is_some())
-    };
-    match told.iter().find(is_named) {
-        Some(Told { step, .. }) => {
-            let error = error.with_setting(step.setting.clone().unwrap_or_default());
-            match &step.action {
-                Action::Write { value, .. } => error.with_value(value.trim()),
-                _ => error,
-            }
+/// Adds to an error of systemd, which names a property, the setting and the value behind that property.
+fn with_setting_of(error: Error, told: &[Told]) -> Error {
+    let is_named = |told: &&Told| told.properties.iter().any(|one| error.message().contains(one.name));
+    let Some(step) = told.iter().find(is_named).map(|told| &told.step) else { return error };
+    match (&step.setting, &step.action) {
+        (Some(setting), Action::Write { value, .. }) => {
+            error.with_setting(setting.clone()).with_value(value.trim())
         }
-        None => error,
+        _ => error,
     }
 }
 
@@ -243,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_systemd_refuses_is_called_by_the_name_of_the_setting() {
+    fn error_of_systemd_names_the_setting_behind_the_property() {
         let write = |file: &'static str, value: &str| {
             let dir = Dir::new(0, "x");
             Step::new(Action::Write { dir, file: file.into(), value: value.to_owned() })
@@ -255,7 +248,7 @@ mod tests {
                 Told { step, properties: vec![Property::number(name, 0)], back: Vec::new() }
             },
         );
-        let says = |words: &str| of_setting(Error::new(ErrorKind::Systemd, words.to_owned()), &told);
+        let says = |words: &str| with_setting_of(Error::new(ErrorKind::Systemd, words.to_owned()), &told);
         let error = says("cannot change x.scope: systemd says: MemoryMax= is out of range");
         assert_eq!((error.setting(), error.value()), (Some("memory.limit"), Some("0")));
         assert_eq!(says("systemd says: no such interface").setting(), None);

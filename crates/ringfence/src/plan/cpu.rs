@@ -95,7 +95,7 @@ fn weight_and_idle(draft: &mut Draft<'_>, index: usize, version: Version, cpu: &
     }
 }
 
-/// The two halves of v1's bandwidth, each a file of its own.
+/// The two files of CPU bandwidth on v1: quota and period.
 pub(super) const V1_BANDWIDTH: [&str; 2] = ["cpu.cfs_quota_us", "cpu.cfs_period_us"];
 
 /// The CPU bandwidth that is in force or will be: quota, period and burst, in microseconds.

@@ -79,7 +79,7 @@ fn is_running(draft: &Draft<'_>, index: usize) -> bool {
     draft.want.unit.is_none() && !is_empty && !is_frozen()
 }
 
-/// The writes that make one policy of another, while nothing runs inside.
+/// The writes that replace policy `from` by policy `to` while no process inside runs.
 pub(super) fn writes_between(
     from: &DevicePolicy,
     to: &DevicePolicy,

@@ -104,7 +104,7 @@ impl<'a> Draft<'a> {
         self.now_to_write(hierarchy, file)?.parse().ok()
     }
 
-    /// What a file that is only read holds.
+    /// The number in a file of the cgroup that the plan does not write.
     pub(super) fn number(&self, hierarchy: usize, file: &str) -> Option<u64> {
         self.now(hierarchy, file)?.trim().parse().ok()
     }

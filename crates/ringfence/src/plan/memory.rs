@@ -163,10 +163,11 @@ fn v2_limit_and_swap(draft: &mut Draft<'_>, index: usize) -> Result<()> {
     match swap {
         Some(swap) if draft.host.capabilities.swap => {
             let now = draft.number_to_write(index, "memory.swap.max").map_or(Limit::Max, Limit::Value);
-            let is_used = |draft: &Draft<'_>| {
-                draft.number(index, "memory.swap.current").is_some_and(|used| swap < Limit::Value(used))
-            };
-            if !draft.want.create && swap < now && is_used(draft) {
+            if !draft.want.create
+                && swap < now
+                && let Some(used) = draft.number(index, "memory.swap.current")
+                && swap < Limit::Value(used)
+            {
                 let why =
                     "in force from now on; what is in swap already stays there (v2 does not reclaim swap)";
                 draft.report.note("memory.swap", change.swap.unwrap_or(swap), why);

@@ -109,7 +109,7 @@ pub(crate) struct Want<'a> {
     /// What is to become different.
     pub(crate) change: &'a Resources,
     pub(crate) devices: Option<DeviceWant<'a>>,
-    /// The policy that is in force before the change, for a systemd that resets it.
+    /// The policy in force before the change: systemd on v1 resets the list of devices with every change of a unit.
     pub(crate) devices_now: Option<&'a DevicePolicy>,
     /// A quota of CPU time brings a burst of the same size with it, unless the caller says something about bursts.
     pub(crate) burst_by_default: bool,
@@ -277,31 +277,21 @@ fn follow_parent(host: &Host, part: &PartWant, planned: &[&[Step]], steps: &mut 
     }
 }
 
-/// Bandwidth of v1: nothing can have more than what is above it, so that where the whole gets less, its parts get it
-/// first. Takes these steps out of those of the parts.
+/// Takes the bandwidth writes out of the parts' steps where the whole's bandwidth decreases (v1): they have to come first,
+/// because the kernel refuses (EINVAL) a child with more bandwidth than its parent at every moment.
 fn lowered_bandwidth(
     host: &Host,
     observed: &Observed<'_>,
     of_whole: &[Step],
     of_parts: &mut Vec<Step>,
 ) -> Vec<Step> {
-    fn write_of(step: &Step) -> Option<(&Dir, &str, &str)> {
-        match &step.action {
-            Action::Write { dir, file, value } => Some((dir, file, value)),
-            _ => None,
-        }
-    }
     let is_bandwidth = |step: &Step| {
-        write_of(step).is_some_and(|(dir, file, _)| {
+        step.as_write().is_some_and(|(dir, file, _)| {
             cpu::V1_BANDWIDTH.contains(&file) && host.version_of(dir.hierarchy) == Version::V1
         })
     };
-    let writes: Vec<_> = of_whole
-        .iter()
-        .flat_map(Step::and_told)
-        .filter(|step| is_bandwidth(step))
-        .filter_map(write_of)
-        .collect();
+    let of_whole = of_whole.iter().flat_map(Step::and_told);
+    let writes: Vec<_> = of_whole.filter(|step| is_bandwidth(step)).filter_map(Step::as_write).collect();
     let Some((dir, ..)) = writes.first() else { return Vec::new() };
     let number = |text: &str| text.trim().parse::<i64>().ok();
     let now = |name: &str| observed.look(FileAt::to_write(dir, name)).and_then(|text| number(&text));
@@ -309,7 +299,7 @@ fn lowered_bandwidth(
         let written = writes.iter().rev().find(|(_, file, _)| *file == name);
         written.map_or_else(|| now(name), |(.., value)| number(value))
     };
-    // Time per period; a quota of -1 is none.
+    // CPU time per period; a quota of -1 is no limit.
     let share = |[quota, period]: [Option<i64>; 2]| match (quota, period) {
         (Some(quota), Some(period)) if quota >= 0 => quota as f64 / period as f64,
         _ => f64::INFINITY,

@@ -176,7 +176,15 @@ impl Step {
         }
     }
 
-    /// The step, and those that it stands for: what a unit of systemd is told.
+    /// The directory, file and value of a write.
+    pub(super) fn as_write(&self) -> Option<(&Dir, &str, &str)> {
+        match &self.action {
+            Action::Write { dir, file, value } => Some((dir, file, value)),
+            _ => None,
+        }
+    }
+
+    /// The step itself, then the writes that systemd makes for the properties that the step sets.
     pub(super) fn and_told(&self) -> impl Iterator<Item = &Self> {
         let told = match &self.action {
             Action::StartUnit { told, .. } | Action::SetProperties { told, .. } => told.as_slice(),
@@ -257,13 +265,7 @@ impl Plan {
 
     /// Every write to a file, those too that systemd is told.
     pub(crate) fn writes(&self) -> impl Iterator<Item = &Step> {
-        self.steps.iter().flat_map(|step| {
-            let told = match &step.action {
-                Action::StartUnit { told, .. } | Action::SetProperties { told, .. } => told.as_slice(),
-                _ => &[],
-            };
-            std::iter::once(step).chain(told.iter().map(|told| &told.step))
-        })
+        self.steps.iter().flat_map(Step::and_told)
     }
 
     /// What the interface files of the cgroup at `path` are told, all writes to one file together; without devices.

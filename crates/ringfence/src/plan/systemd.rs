@@ -90,8 +90,8 @@ pub(super) fn translate(draft: &mut Draft<'_>, unit: UnitWant<'_>) -> Result<()>
                     draft.report.add(setting, asked, why);
                 }
             }
-            // systemd writes the period before the quota, and on the way between the two there may be more than the parent
-            // has, or less than a child.
+            // systemd writes the period before the quota. In between, the cgroup may have more bandwidth than its parent or
+            // less than a child, which the kernel refuses: with the right values there already, systemd changes nothing.
             if changes_both_halves && file_of(&step).is_some_and(|file| V1_BANDWIDTH.contains(&file)) {
                 before.push(one.step.clone());
             }
@@ -188,10 +188,7 @@ fn report_what_users_cannot(draft: &mut Draft<'_>, steps: &mut Vec<Step>) {
 }
 
 fn file_of(step: &Step) -> Option<&str> {
-    match &step.action {
-        Action::Write { file, .. } => Some(file),
-        _ => None,
-    }
+    step.as_write().map(|(_, file, _)| file)
 }
 
 fn is_device_write(step: &Step) -> bool {

@@ -49,7 +49,7 @@ impl Sandbox {
         Ok(plan)
     }
 
-    pub(super) fn think(&self, state: &State, planned: Changed<'_>, options: &ChangeOptions) -> Result<Plan> {
+    pub(super) fn think(&self, state: &State, planned: Changed, options: &ChangeOptions) -> Result<Plan> {
         let mut plan = match self.present_or_planned(state)? {
             Some(cgroup) => {
                 let before = state.as_it_is();
@@ -107,7 +107,7 @@ impl Sandbox {
     pub(super) fn carry_out(
         &self,
         state: &mut State,
-        mut planned: Changed<'_>,
+        mut planned: Changed,
         options: &ChangeOptions,
         ahead: Ahead<'_>,
         also: &mut dyn FnMut() -> Result<()>,
@@ -141,7 +141,7 @@ impl Sandbox {
 }
 
 /// What a change leaves as the state.
-pub(super) struct Changed<'a> {
+pub(super) struct Changed {
     pub(super) resources: Resources,
     /// As in [`State`].
     pub(super) burst_asked: Option<u64>,
@@ -149,14 +149,14 @@ pub(super) struct Changed<'a> {
     pub(super) overhead_resources: Option<Resources>,
     pub(super) each: Option<EachThread>,
     /// What is to become different, as it lies on the whole and its parts.
-    pub(super) shares: Shares<'a>,
+    pub(super) shares: Shares<'static>,
     pub(super) parts: Vec<PartWant>,
     /// Unless nothing is said of them.
     pub(super) devices: Option<Devices>,
     pub(super) report: Report,
 }
 
-impl<'c> Changed<'c> {
+impl Changed {
     fn of(state: &State, change: &Resources, options: &ChangeOptions, host: &Host) -> Result<Self> {
         change.validate()?;
         let (change, burst_asked) = state.with_burst(change);
@@ -257,8 +257,8 @@ impl<'c> Changed<'c> {
 }
 
 impl State {
-    /// A change of the quota, with the burst that the caller asked for as far as the new quota allows it; and that burst,
-    /// where it is not in force.
+    /// Adds to a change of the quota the burst that the caller asked for before, lowered to what the new quota allows. Also
+    /// returns the burst that was asked for, if it is lowered.
     fn with_burst<'c>(&self, change: &'c Resources) -> (Cow<'c, Resources>, Option<u64>) {
         let (named, _) = change.with_named_fields();
         let named = &named.cpu;

@@ -96,12 +96,7 @@ impl Sandbox {
     }
 }
 
-fn of_claim(
-    state: &State,
-    name: &str,
-    claim: Claim<'_>,
-    options: &ChangeOptions,
-) -> Result<Changed<'static>> {
+fn of_claim(state: &State, name: &str, claim: Claim<'_>, options: &ChangeOptions) -> Result<Changed> {
     let (devices, report) = Devices::of(state).claimed(name, claim)?;
     let report = joined(options.unread.clone(), report);
     Ok(Changed::of_devices(state, devices, report))

@@ -109,9 +109,10 @@ impl Overhead {
     }
 }
 
-/// The error for limits that cannot be had: it names one of them, below `whose`.
+/// An error that names one of the limits, with `whose` before its name.
 fn refused(whose: &str, limits: &Resources, why: &'static str) -> Result<()> {
     let (mut name, mut value) = (whose.to_owned(), serde_json::to_value(limits).unwrap_or_default());
+    // The last one: a quota comes after its period, which may be the default.
     while let serde_json::Value::Object(fields) = &value
         && let Some((field, inner)) = fields.iter().next_back()
     {
@@ -122,7 +123,7 @@ fn refused(whose: &str, limits: &Resources, why: &'static str) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidInput, why).with_setting(name).with_value(value))
 }
 
-/// What of these limits no part of a process can have.
+/// The limits that cannot be set for a part, which is made of threads.
 fn not_by_thread(limits: &Resources) -> Resources {
     let cpu = Cpu { quota: None, period: None, burst: None, cpus: None, ..limits.cpu.clone() };
     Resources { cpu, ..limits.clone() }

@@ -31,7 +31,7 @@ pub struct Collected {
     pub why: String,
     /// What is done about it.
     pub action: GcAction,
-    /// What could not be done, or recorded.
+    /// The steps of the removal that failed, and changes of the record that could not be written.
     #[serde(skip_serializing_if = "Report::is_empty")]
     pub report: Report,
 }

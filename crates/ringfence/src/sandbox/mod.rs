@@ -11,9 +11,9 @@ mod leftovers;
 mod lifecycle;
 mod pinning;
 mod processes;
-mod record;
 mod repair;
 mod separate;
+mod shared_state;
 mod state;
 mod state_dir;
 mod store;
@@ -38,8 +38,8 @@ pub use leftovers::Leftover;
 pub use pinning::{Pin, TakenCpus};
 pub use processes::Hold;
 use processes::part_path;
-use record::{Record, Turn};
 use separate::Second;
+use shared_state::{SharedState, StateGuard};
 pub use state::{Inodes, Phase, STATE_VERSION, State};
 pub use store::{Entry, Store};
 pub use threads::Placed;
@@ -98,7 +98,7 @@ pub struct Sandbox {
     host: Host,
     /// None where systemd carries it and no process has started it, or the last one has ended.
     cgroup: Mutex<Option<Arc<Cgroup>>>,
-    state: Record,
+    state: SharedState,
     /// What is done about what only shows when a unit starts.
     unsupported: Unsupported,
     /// The overhead where it is separate; its state is here alone.
@@ -230,7 +230,7 @@ impl Sandbox {
         };
         state.phase = Phase::Ready;
         let (host, unsupported, apart) = (host.clone(), config.unsupported, second.made);
-        let (cgroup, state) = (Mutex::new(cgroup), Record::new(state));
+        let (cgroup, state) = (Mutex::new(cgroup), SharedState::new(state));
         let made = Self { host, cgroup, state, unsupported, apart, hearers: Hearers::default() };
         let mut report = made.known().report.clone();
         made.apart.iter().for_each(|apart| report.add_new(&apart.known().report));
@@ -260,7 +260,7 @@ impl Sandbox {
         state.path = host.with_slice(&state.path);
         let host = &host.as_seen_at(&state.cgroup);
         let cgroup = open(host, &state)?;
-        let (cgroup, state) = (Mutex::new(cgroup), Record::new(state));
+        let (cgroup, state) = (Mutex::new(cgroup), SharedState::new(state));
         let (unsupported, hearers) = (Unsupported::Report, Hearers::default());
         Ok(Self { host: host.clone(), cgroup, state, unsupported, apart: None, hearers })
     }
@@ -325,14 +325,14 @@ impl Sandbox {
         state
     }
 
-    /// For an operation, which waits for the one before it.
-    fn locked(&self) -> Turn<'_> {
+    /// The state for an operation; waits for the running one.
+    fn locked(&self) -> StateGuard<'_> {
         self.state.lock()
     }
 
-    /// For who only looks, and waits for nobody.
+    /// The state for a reader; does not wait for a running operation.
     fn known(&self) -> Arc<State> {
-        self.state.known()
+        self.state.snapshot()
     }
 
     /// The process that answers for the sandbox; `None` for one that stays without.

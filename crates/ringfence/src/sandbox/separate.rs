@@ -171,7 +171,7 @@ impl Sandbox {
     pub(super) fn carry_out_both(
         &self,
         state: &mut State,
-        planned: Changed<'_>,
+        planned: Changed,
         options: &ChangeOptions,
         ahead: Ahead<'_>,
         theirs: impl Fn(&Self) -> Result<Report>,

@@ -57,8 +57,8 @@ pub struct State {
     /// A quota of CPU time brings a burst of the same size with it, unless `resources` say something about bursts.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub burst_by_default: bool,
-    /// The burst that the caller asked for, in microseconds, while a lower quota keeps it from being in force: it comes back
-    /// with the quota.
+    /// The burst in microseconds that the caller asked for, if the present quota allows only a shorter one. A higher quota
+    /// brings it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst_asked: Option<u64>,
     /// The device policy in force: the profile, the caller's rules and the claims together.

@@ -214,8 +214,8 @@ fn remove_claim(directory: &StateDir, unit: &str, owner: &str) -> Result<(), Err
     Ok(())
 }
 
-/// Opens the lock of a sandbox, or makes it. On a file system that is read-only nobody makes one, and what there is takes its
-/// place: the record, or without one the directory.
+/// Opens the file to lock for a sandbox, and creates it if needed. On a read-only file system, where nobody can create one,
+/// the record is locked instead, or the directory if there is no record.
 fn open_lock(directory: &StateDir, id: &SandboxId) -> Result<(File, String), Errno> {
     let name = lock_name(id);
     let opened = match directory.open_file(&name, OFlags::WRONLY) {
@@ -225,11 +225,15 @@ fn open_lock(directory: &StateDir, id: &SandboxId) -> Result<(File, String), Err
     if !matches!(opened, Err(Errno::ROFS)) {
         return opened.map(|file| (file, name));
     }
-    let record = format!("{id}.json");
+    let record = record_name(id);
     match directory.read(&record) {
         Err(Errno::NOENT) => directory.to_lock().map(|file| (file, ".".to_owned())),
         opened => opened.map(|file| (file, record)),
     }
+}
+
+fn record_name(id: &SandboxId) -> String {
+    format!("{id}.json")
 }
 
 fn lock_name(id: &SandboxId) -> String {
@@ -270,7 +274,7 @@ impl Entry {
 
     /// Writes the state: to a temporary file, synced, then renamed over the old one.
     pub fn save(&self, state: &State) -> Result<()> {
-        let name = self.named("json");
+        let name = record_name(&self.id);
         let failed = |error: std::io::Error| {
             io_error("cannot write the state", &self.directory.path().join(&name), error)
         };
@@ -474,8 +478,8 @@ impl Entry {
         // What cannot be read claims nothing that can be known.
         let units = self.load().ok().flatten().map(|state| state.units()).unwrap_or_default();
         // First: a process that dies in between leaves the record, by which all of this is done again.
-        self.directory.forget_identity(&self.named("json"));
-        for name in [self.named("json"), self.temporary()] {
+        self.directory.forget_identity(&record_name(&self.id));
+        for name in [record_name(&self.id), self.temporary()] {
             match self.directory.remove(&name) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(errno) => return Err(self.directory.failed("cannot remove the state", &name, errno)),
@@ -491,7 +495,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let lock = lock_name(&self.id);
-        let has_none = self.directory.stat(&self.named("json")).is_err_and(|errno| errno == Errno::NOENT);
+        let has_none = self.directory.stat(&record_name(&self.id)).is_err_and(|errno| errno == Errno::NOENT);
         if has_none && is_still(&self.lock, &self.directory, &lock) {
             // One that was killed while it wrote its first state leaves the temporary file.
             _ = self.directory.remove(&self.temporary());
@@ -510,7 +514,7 @@ fn is_still(file: &File, directory: &StateDir, name: &str) -> bool {
 }
 
 fn load(directory: &StateDir, id: &SandboxId) -> Result<Option<State>> {
-    let name = format!("{id}.json");
+    let name = record_name(id);
     let path = directory.path().join(&name);
     let text = match directory.read(&name) {
         Ok(file) => read_document(file).map_err(|error| {

@@ -418,6 +418,17 @@ impl Sandbox {
         }
     }
 
+    /// A file with OCI resources that allow every device but `/dev/kmsg` (1:11).
+    pub fn all_devices_but_kmsg(&self) -> PathBuf {
+        let file = self.scratch.path().join("devices.json");
+        let resources = serde_json::json!({"devices": [
+            {"allow": true, "access": "rwm"},
+            {"allow": false, "type": "c", "major": 1, "minor": 11, "access": "rwm"},
+        ]});
+        fs::write(&file, resources.to_string()).unwrap();
+        file
+    }
+
     /// Waits until a command that was started in the background runs inside. A child that has not executed it yet still
     /// shares the lock of its parent.
     #[track_caller]

@@ -1,5 +1,5 @@
-//! v1: the device policy in systemd's words. What systemd is told it writes again with every change of the unit and with every
-//! reload, so that it is never told of more than the policy allows.
+//! The device policy as systemd's `DeviceAllow` (v1). systemd writes `DeviceAllow` to the kernel again with every change of the
+//! unit and with every reload, so that it must never allow more than the policy does.
 
 use std::borrow::Cow;
 
@@ -12,21 +12,21 @@ use crate::error::Result;
 use crate::host::{Controller, Host, Version};
 use crate::systemd::property::{Property, Value};
 
-/// The kernel gives out no others (`CHRDEV_MAJOR_MAX`, `BLKDEV_MAJOR_MAX`).
+/// All major numbers that the kernel hands out (`CHRDEV_MAJOR_MAX`, `BLKDEV_MAJOR_MAX`).
 const MAJORS: std::ops::Range<u32> = 0..512;
 
-/// Said of a policy that systemd cannot express.
+/// The report line for a policy that `DeviceAllow` cannot express.
 const STRICTER: &str = "systemd cannot express this device policy and is told the closest stricter one: that one is in force \
                         from a reload of systemd until the next change of the sandbox";
 
-/// Whether systemd resets the list of devices of its units, with whatever it is told of them.
+/// Whether systemd resets the device list of a unit with every change of the unit: the devices controller is on v1.
 pub(crate) fn resets_devices(host: &Host) -> bool {
-    let on_v1 = |(_, hierarchy): (_, &crate::host::Hierarchy)| hierarchy.version == Version::V1;
-    !host.rootless && host.hierarchy_of(Controller::Devices).is_some_and(on_v1)
+    let devices = host.hierarchy_of(Controller::Devices);
+    !host.rootless && devices.is_some_and(|(_, hierarchy)| hierarchy.version == Version::V1)
 }
 
-/// What systemd is told of devices, and in `after` what it cannot express and is written to the files behind it. With every
-/// change, systemd writes once more what it was told (`is_told` of anything).
+/// Plans `DevicePolicy` and `DeviceAllow`. Where they cannot express the policy, adds the writes of the whole policy to `after`,
+/// also for a change of other properties (`is_told`), with which systemd resets the device list.
 pub(super) fn rules(draft: &mut Draft<'_>, is_told: bool, after: &mut Vec<Step>) -> Result<Option<Told>> {
     let Some((index, _)) = draft.place_of(Controller::Devices) else { return Ok(None) };
     let is_changed = draft.want.devices.is_some();
@@ -40,7 +40,7 @@ pub(super) fn rules(draft: &mut Draft<'_>, is_told: bool, after: &mut Vec<Step>)
         }
         return Ok(None);
     }
-    let shown = in_words(wanted.policy);
+    let shown = expressible(wanted.policy);
     if !is_same(&shown, wanted.policy) {
         if is_changed {
             draft.report.add("devices", wanted.policy.to_string(), STRICTER);
@@ -59,7 +59,7 @@ pub(super) fn rules(draft: &mut Draft<'_>, is_told: bool, after: &mut Vec<Step>)
         properties = strict(&shown);
     }
     if let Some(before) = wanted.before {
-        let told_before = in_words(before);
+        let told_before = expressible(before);
         if is_changed {
             back = strict(&told_before);
         }
@@ -71,9 +71,9 @@ pub(super) fn rules(draft: &mut Draft<'_>, is_told: bool, after: &mut Vec<Step>)
     Ok(Some(Told { step, properties, back }))
 }
 
-/// The closest policy that systemd can express and that allows nothing more. It knows all devices of a kind, those of a
-/// major number, and single ones; it has no word for what is denied.
-fn in_words(policy: &DevicePolicy) -> DevicePolicy {
+/// The closest policy that `DeviceAllow` can express and that allows nothing more. `DeviceAllow` takes a kind, a major number
+/// and a single device, and cannot deny.
+fn expressible(policy: &DevicePolicy) -> DevicePolicy {
     let mut told = DevicePolicy::deny_all();
     for kind in [DeviceKind::Char, DeviceKind::Block] {
         let exceptions: Vec<_> = policy.exceptions().filter(|exception| exception.kind == kind).collect();
@@ -112,12 +112,12 @@ fn in_words(policy: &DevicePolicy) -> DevicePolicy {
     told
 }
 
-/// systemd has no default that allows, and every device has a number.
+/// Whether `DeviceAllow` has the same effect: it has no default that allows, and lists all devices instead.
 fn is_same(told: &DevicePolicy, policy: &DevicePolicy) -> bool {
     told == policy || *policy == DevicePolicy::allow_all()
 }
 
-/// With the policy `auto` there would be no cgroup for devices.
+/// The two properties. With `DevicePolicy=auto` systemd would make no cgroup for devices.
 fn strict(told: &DevicePolicy) -> Vec<Property> {
     let entry = |exception: Exception| {
         let kind = match exception.kind {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_systemd_is_told_allows_nothing_that_the_policy_denies() {
+    fn device_allow_never_allows_what_the_policy_denies() {
         for (rules, is_exact) in [
             (&["a"][..], true),
             (&["a", "-c 1:3 w"], false),
@@ -165,7 +165,7 @@ mod tests {
             (&["c 7:* rw", "b 8:1 r"], true),
         ] {
             let policy = policy(rules);
-            let told = in_words(&policy);
+            let told = expressible(&policy);
             assert_eq!(told.default_verdict(), Verdict::Deny);
             let (mut allowed, mut lost) = (0, 0);
             for kind in [DeviceKind::Char, DeviceKind::Block] {

@@ -1,45 +1,44 @@
-//! What is known of a sandbox, behind two locks: one for the operation that is at work on it, which may take long, and one for
-//! what readers are told, which is held for no system call.
+//! The state of a sandbox in memory, with two locks: operations take the first one for as long as they need, and readers
+//! only the second one, which is never held during a system call.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::State;
 
-/// The state of a sandbox.
+/// The state of a sandbox, shared by one operation at a time and any number of readers.
 #[derive(Debug)]
-pub(super) struct Record {
-    /// One operation at a time.
-    turn: Mutex<()>,
-    known: Mutex<Arc<State>>,
+pub(super) struct SharedState {
+    /// Held by the operation that is running.
+    operation: Mutex<()>,
+    snapshot: Mutex<Arc<State>>,
 }
 
-impl Record {
+impl SharedState {
     pub(super) fn new(state: State) -> Self {
-        Self { turn: Mutex::new(()), known: Mutex::new(Arc::new(state)) }
+        Self { operation: Mutex::new(()), snapshot: Mutex::new(Arc::new(state)) }
     }
 
-    /// The state as the last operation has left it. Waits for none that is at work.
-    pub(super) fn known(&self) -> Arc<State> {
-        Arc::clone(&self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Returns the state that the last finished operation left. Does not wait for a running operation.
+    pub(super) fn snapshot(&self) -> Arc<State> {
+        Arc::clone(&self.snapshot.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The state for an operation, which waits for the one before it.
-    pub(super) fn lock(&self) -> Turn<'_> {
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        Turn { record: self, state: self.known(), is_changed: false, _turn: turn }
+    /// Waits for the running operation to finish and starts the next one.
+    pub(super) fn lock(&self) -> StateGuard<'_> {
+        let operation = self.operation.lock().unwrap_or_else(PoisonError::into_inner);
+        StateGuard { shared: self, state: self.snapshot(), _operation: operation }
     }
 }
 
-/// An operation's turn. What it changes of the state is known when it ends.
-pub(super) struct Turn<'a> {
-    record: &'a Record,
+/// The state during an operation. Readers see the changes when the guard is dropped.
+pub(super) struct StateGuard<'a> {
+    shared: &'a SharedState,
     state: Arc<State>,
-    is_changed: bool,
-    _turn: MutexGuard<'a, ()>,
+    _operation: MutexGuard<'a, ()>,
 }
 
-impl Deref for Turn<'_> {
+impl Deref for StateGuard<'_> {
     type Target = State;
 
     fn deref(&self) -> &State {
@@ -47,19 +46,16 @@ impl Deref for Turn<'_> {
     }
 }
 
-impl DerefMut for Turn<'_> {
+impl DerefMut for StateGuard<'_> {
     fn deref_mut(&mut self) -> &mut State {
-        self.is_changed = true;
         Arc::make_mut(&mut self.state)
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for StateGuard<'_> {
     fn drop(&mut self) {
-        if self.is_changed {
-            let mut known = self.record.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.clone_from(&self.state);
-        }
+        let mut snapshot = self.shared.snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        snapshot.clone_from(&self.state);
     }
 }
 
@@ -74,7 +70,7 @@ mod tests {
     use crate::{ProcessIdentity, Remaining, Status};
 
     #[test]
-    fn readers_wait_for_no_operation_and_see_what_the_last_one_left() {
+    fn readers_do_not_wait_for_a_running_operation() {
         let host = Host::detect().unwrap();
         let name = format!("/rf-t-{}-readers", std::process::id());
         let config = SandboxConfig::new(name.parse().unwrap());
@@ -83,8 +79,8 @@ mod tests {
             _ => return skip("no cgroup can be made here"),
         };
         let holder = ProcessIdentity::of(std::process::id());
-        let mut turn = sandbox.locked();
-        turn.holder.clone_from(&holder);
+        let mut guard = sandbox.locked();
+        guard.holder.clone_from(&holder);
         let (told, hear) = mpsc::channel();
         let found = std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -96,7 +92,7 @@ mod tests {
                 told.send((status, sandbox.state().holder))
             });
             let found = hear.recv_timeout(Duration::from_secs(20));
-            drop(turn);
+            drop(guard);
             found
         });
         let (status, before) = found.expect("a reader waits for the operation");
